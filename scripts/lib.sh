@@ -1,0 +1,140 @@
+# shellcheck shell=bash disable=SC2034
+# SPDX-License-Identifier: GPL-2.0
+# What the scripts share: where things are, messages, steps with progress, the toolroot.
+# Sourced after `set -euo pipefail`.
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/rnull_loop
+# The kernel series this module is written for.
+series=7.3
+
+say() { printf '%s\n' "$*"; }
+warn() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
+die() {
+	warn "$@"
+	exit 1
+}
+
+# The comment at the head of a script is its help.
+show_help() { sed -n '3,/^[^#]/{/^#/{s/^# \{0,1\}//;p}}' "$0"; }
+
+# need_argument OPTION COUNT: COUNT arguments are left, the option itself included.
+need_argument() { (($2 > 1)) || die "$1 needs an argument; see ${0##*/} --help"; }
+
+# need_packages WHY PACKAGE...: installs what is missing on this machine.
+need_packages() {
+	local why=$1 package missing=()
+	shift
+	for package; do
+		[[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] ||
+			missing+=("$package")
+	done
+	if ((!${#missing[@]})); then
+		skip "packages on this machine"
+		return
+	fi
+	((EUID == 0)) || die "$why needs packages that are missing here; as root run:" \
+		"apt-get install --no-install-recommends ${missing[*]}"
+	step "install ${missing[*]} on this machine ($why)" install_packages "${missing[@]}"
+}
+
+install_packages() {
+	local install=(apt-get install -y -q --no-install-recommends "$@")
+	export DEBIAN_FRONTEND=noninteractive
+	"${install[@]}" || { apt-get update -q && "${install[@]}"; }
+}
+
+# need_space MIB DIRECTORY: DIRECTORY's file system must have so much left.
+need_space() {
+	local free
+	free=$(df --output=avail -BM "$2" | tail -n 1 | tr -dc 0-9)
+	((free >= $1)) || die "$2 has $free MiB left, $1 MiB are needed:" \
+		"make room, or set XDG_CACHE_HOME to a directory on a larger disk"
+}
+
+# only_one: waits until no other run of this script works on the cache.
+only_one() {
+	mkdir -p "$cache/log"
+	exec {lock}>"$cache/${0##*/}.lock"
+	! flock -n "$lock" || return 0
+	warn "another run is at work in $cache; waiting for it"
+	flock "$lock"
+}
+
+step_number=0 step_count='' step_job=''
+
+# skip TITLE: the step's result is there already.
+skip() {
+	step_number=$((step_number + 1))
+	[[ -z $step_count ]] || say "[$step_number/$step_count] $1: there already"
+}
+
+trap 'stop_step' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+stop_step() { [[ -z $step_job ]] || kill -- "-$step_job" 2>/dev/null || :; }
+
+# step TITLE COMMAND...: runs COMMAND, with its output in a log, and shows how long it has been at it
+# and the last line it wrote: on a terminal every second, else every 15 seconds.
+step() {
+	local title=$1 start=$SECONDS log status=0 prefix='' tick=0 every=15
+	shift
+	step_number=$((step_number + 1))
+	[[ -z $step_count ]] || prefix="[$step_number/$step_count] "
+	log=$cache/log/${0##*/}-$1.log
+	mkdir -p "$cache/log"
+	say "$prefix$title"
+	[[ ! -t 1 ]] || every=1
+	set -m
+	"$@" >"$log" 2>&1 </dev/null &
+	step_job=$!
+	set +m
+	while kill -0 "$step_job" 2>/dev/null; do
+		sleep 0.2
+		tick=$((tick + 1))
+		((tick % (5 * every))) || show_progress "$prefix" "$((SECONDS - start))" "$log"
+	done
+	wait "$step_job" || status=$?
+	step_job=''
+	[[ ! -t 1 ]] || printf '\r\e[K'
+	if ((status)); then
+		# A line of our own says it all.
+		! tail -n 1 "$log" | grep -E '^(lab|kdir): ' >&2 || exit 1
+		tail -n 20 "$log" | sed 's/^/    /' >&2
+		die "failed after $((SECONDS - start)) s: $title; the whole log is $log"
+	fi
+	say "$prefix  done in $((SECONDS - start)) s"
+}
+
+show_progress() {
+	local last width=100
+	last=$(tail -c 400 "$3" | tr '\r' '\n' | grep -v '^[[:space:]]*$' | tail -n 1 || :)
+	if [[ -t 1 ]]; then
+		printf '\r\e[K%s  %d s: %.*s' "$1" "$2" "$width" "$last"
+	else
+		printf '%s  %d s: %.*s\n' "$1" "$2" "$width" "$last"
+	fi
+}
+
+# in_root ROOT COMMAND...: runs COMMAND in ROOT in the present directory, with the repository, the
+# cache, /dev and /proc at the same paths as outside. What is mounted goes away with the command.
+in_root() {
+	local variables=(HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8
+		DEBIAN_FRONTEND=noninteractive) name
+	for name in TERM http_proxy https_proxy no_proxy XDG_CACHE_HOME SOURCE_DATE_EPOCH; do
+		[[ -z ${!name-} ]] || variables+=("$name=${!name}")
+	done
+	# shellcheck disable=SC2016  # expanded by the inner shell
+	env -i "${variables[@]}" XDG_CACHE_HOME="${cache%/*}" \
+		unshare --mount --propagation private bash -euc '
+		root=$1 here=$PWD
+		for tree in /proc /dev "$2" "$3"; do
+			mkdir -p "$root$tree"
+			mount --rbind "$tree" "$root$tree"
+		done
+		[[ ! -e /etc/resolv.conf ]] || cat /etc/resolv.conf >"$root/etc/resolv.conf"
+		shift 3
+		exec chroot "$root" bash -c '\''cd "$1" 2>/dev/null || cd /; shift; exec "$@"'\'' - "$here" "$@"
+		' - "$1" "$repo" "$cache" "${@:2}"
+}
