@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Asynchronous I/O to files from inside the kernel.
+//!
+//! Whoever has memory described by bio_vecs and wants it read from or written to an open file gives
+//! a [`Transfer`] to [`Iocb::submit`] and is called back when it is over: at once, when the file
+//! could do it at once, or later, from whatever context the file's device completes it in. Nothing
+//! is copied and nothing is allocated: the memory goes to the file's `read_iter` or `write_iter` as
+//! an `iov_iter`, the state of the operation lies in an [`Iocb`] that the caller provides.
+//!
+//! This file knows neither requests nor loop devices. [`request`] binds it to the block layer.
+//!
+//! C headers: [`include/linux/fs.h`](srctree/include/linux/fs.h) (`struct kiocb`),
+//! [`include/linux/uio.h`](srctree/include/linux/uio.h)
+
+pub(crate) mod request;
+
+use crate::kern::ffi;
+use kernel::{
+    bindings,
+    fs::File,
+    prelude::*,
+    types::Opaque, //
+};
+
+/// Which way the data goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// From the file to memory.
+    Read,
+    /// From memory to the file.
+    Write,
+}
+
+/// How the file is to do it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Caching {
+    /// Through the page cache, before the call returns.
+    Buffered,
+    /// Past the page cache, asynchronously where the file can.
+    Direct,
+}
+
+/// What to transfer.
+#[derive(Clone, Copy)]
+pub(crate) struct Transfer {
+    /// Which way.
+    pub(crate) direction: Direction,
+    /// How.
+    pub(crate) caching: Caching,
+    /// Where in the file, in bytes.
+    pub(crate) position: i64,
+    /// With which I/O priority.
+    pub(crate) ioprio: u16,
+}
+
+/// Memory to transfer: `count` bytes from `offset` on in `segments` bio_vecs.
+pub(crate) struct Memory {
+    bvecs: *const bindings::bio_vec,
+    segments: usize,
+    offset: usize,
+    count: usize,
+}
+
+/// What is told of the end of an operation.
+pub(crate) trait Completion {
+    /// The operation of `iocb` is over: `result` is the number of bytes done or a negative errno.
+    ///
+    /// Called once for every submission, before or after [`Iocb::submit`] returns, from any
+    /// context, hard interrupts included.
+    ///
+    /// # Safety
+    ///
+    /// `iocb` must have been submitted with this `Completion`, and its operation must be over.
+    unsafe fn complete(iocb: *mut Iocb, result: isize);
+}
+
+/// The state of one operation: `struct kiocb`.
+#[repr(transparent)]
+pub(crate) struct Iocb(Opaque<bindings::kiocb>);
+
+impl Iocb {
+    /// An operation that is not under way.
+    pub(crate) fn new() -> Self {
+        Self(Opaque::zeroed())
+    }
+
+    /// Begins the transfer of `memory` between itself and `file`, and sees to it that
+    /// [`Completion::complete`] is called when it is over.
+    ///
+    /// May sleep. Counts as a write to the file's file system, so freezing that waits for it.
+    ///
+    /// # Safety
+    ///
+    /// - `this` is pinned, valid until `C::complete` is called for it and until this function
+    ///   returns, and has no other operation under way.
+    /// - `file` has the operation asked for, and stays open for as long.
+    /// - `memory` describes valid memory, and the bio_vecs and that memory stay for as long.
+    pub(crate) unsafe fn submit<C: Completion>(
+        this: *mut Self,
+        file: &File,
+        transfer: Transfer,
+        memory: &Memory,
+    ) {
+        let kiocb = this.cast::<bindings::kiocb>();
+        let direct = transfer.caching == Caching::Direct;
+        // SAFETY: By the function's requirements `this` is valid and has no operation under way.
+        unsafe {
+            kiocb.write(bindings::kiocb {
+                ki_filp: file.as_ptr(),
+                ki_pos: transfer.position,
+                ki_complete: direct.then_some(callback::<C>),
+                ki_flags: if direct {
+                    bindings::IOCB_DIRECT as c_int
+                } else {
+                    0
+                },
+                ki_ioprio: transfer.ioprio,
+                ..pin_init::zeroed()
+            })
+        };
+        let ret = match transfer.direction {
+            // SAFETY: `kiocb` is set up, the rest is by the function's requirements.
+            Direction::Read => unsafe { read(file, kiocb, memory) },
+            // SAFETY: As above.
+            Direction::Write => unsafe { write(file, kiocb, memory) },
+        };
+        if ret != -(bindings::EIOCBQUEUED as isize) {
+            // SAFETY: The operation is over, and nobody else was told or will be.
+            unsafe { finish::<C>(kiocb, ret) };
+        }
+    }
+}
+
+/// # Safety
+///
+/// As of [`Iocb::submit`]; `kiocb` is set up.
+unsafe fn read(file: &File, kiocb: *mut bindings::kiocb, memory: &Memory) -> isize {
+    // SAFETY: The file is open, so it has operations.
+    let Some(read_iter) = (unsafe { (*(*file.as_ptr()).f_op).read_iter }) else {
+        return EINVAL.to_errno() as isize;
+    };
+    let iter = memory.iter(bindings::ITER_DEST);
+    // SAFETY: By the function's requirements.
+    unsafe { read_iter(kiocb, iter.get()) }
+}
+
+/// # Safety
+///
+/// As of [`Iocb::submit`]; `kiocb` is set up.
+unsafe fn write(file: &File, kiocb: *mut bindings::kiocb, memory: &Memory) -> isize {
+    // SAFETY: By the function's requirements. This waits while the file system is frozen, and
+    // holds off freezing until `finish`.
+    unsafe { ffi::rnull_loop_kiocb_start_write(kiocb) };
+    // SAFETY: `kiocb` is ours until `write_iter` is called. The flag tells `finish` of the above.
+    unsafe { (*kiocb).ki_flags |= bindings::IOCB_WRITE as c_int };
+    // SAFETY: The file is open, so it has operations.
+    let Some(write_iter) = (unsafe { (*(*file.as_ptr()).f_op).write_iter }) else {
+        return EINVAL.to_errno() as isize;
+    };
+    let iter = memory.iter(bindings::ITER_SOURCE);
+    // SAFETY: By the function's requirements.
+    unsafe { write_iter(kiocb, iter.get()) }
+}
+
+/// `->ki_complete`: the operation went on when `submit` returned, and is over now.
+///
+/// # Safety
+///
+/// Called once by the file, for a kiocb that [`Iocb::submit`] gave it with the same `C`.
+unsafe extern "C" fn callback<C: Completion>(kiocb: *mut bindings::kiocb, ret: c_long) {
+    // SAFETY: By the function's requirements the operation is over, and `submit` got `EIOCBQUEUED`,
+    // so it told nobody.
+    unsafe { finish::<C>(kiocb, ret as isize) };
+}
+
+/// # Safety
+///
+/// The operation of `kiocb`, which [`Iocb::submit`] set up for `C`, must be over, and `C` not told.
+unsafe fn finish<C: Completion>(kiocb: *mut bindings::kiocb, ret: isize) {
+    // SAFETY: By the function's requirements `kiocb` is valid, and nobody else uses it.
+    if unsafe { (*kiocb).ki_flags } & bindings::IOCB_WRITE as c_int != 0 {
+        // SAFETY: `write` called `kiocb_start_write()` when it set the flag.
+        unsafe { ffi::rnull_loop_kiocb_end_write(kiocb) };
+    }
+    // SAFETY: By the function's requirements; an `Iocb` is a `struct kiocb`.
+    unsafe { C::complete(kiocb.cast(), ret) };
+}
+
+impl Memory {
+    /// The same as a `struct iov_iter`, for `ITER_SOURCE` or `ITER_DEST`.
+    fn iter(&self, direction: c_uint) -> Opaque<bindings::iov_iter> {
+        let iter = Opaque::<bindings::iov_iter>::uninit();
+        // SAFETY: `iter` is valid for writes; the bio_vecs are only noted here.
+        unsafe {
+            bindings::iov_iter_bvec(
+                iter.get(),
+                direction,
+                self.bvecs,
+                self.segments,
+                self.count,
+            )
+        };
+        // SAFETY: Initialized by the call above.
+        unsafe { (*iter.get()).iov_offset = self.offset };
+        iter
+    }
+}

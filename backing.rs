@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The file behind a loop device: what it may be, how large it is, what it can do.
+
+#![forbid(unsafe_code)]
+
+use crate::{
+    aio::Caching,
+    blk_mq::LimitsUpdate,
+    command::{
+        HoleSupport,
+        Target, //
+    },
+    device::LoopDevice,
+    flags::Flags,
+    geometry::{
+        self,
+        SECTOR_SIZE, //
+    },
+    kern::file::{
+        self,
+        BackingFile,
+        DirectAlignment,
+        Kind,
+        NoIoMapping, //
+    },
+    registry::Registry,
+    settings::Settings, //
+};
+use kernel::{
+    fs::File,
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::aref::ARef, //
+};
+
+/// The file that LOOP_CONFIGURE was given, not attached yet.
+///
+/// Fails with `EBADF` for a descriptor that is not open, and with `EINVAL` for a file that cannot
+/// be read, or not written though it is open for writing: `loop_check_backing_file()`.
+pub(crate) fn candidate(fd: u32) -> Result<ARef<File>> {
+    let file = file::from_fd(fd)?;
+    if !file.has_read() || (file.is_writable() && !file.has_write()) {
+        return Err(EINVAL);
+    }
+    Ok(file)
+}
+
+/// Whether `file` is a loop device, or a partition of one.
+pub(crate) fn is_loop(file: &File, registry: &Registry) -> bool {
+    matches!(file.kind(), Kind::Block(bdev) if registry.find(bdev).is_some())
+}
+
+/// Checks that `file` may be the backing file of `device`: `loop_validate_file()`.
+///
+/// A device must not be its own backing file, through however many loop devices in between
+/// (`EBADF`), nor stand on one that has none (`EINVAL`); and the file must have blocks (`EINVAL`).
+/// When `file` is a loop device, the caller holds [`Registry::validation_killable`], so that the
+/// devices in between stay as they are.
+pub(crate) fn validate(file: &ARef<File>, device: &LoopDevice, registry: &Registry) -> Result {
+    let mut below = file.clone();
+    while let Kind::Block(bdev) = below.kind() {
+        let Some(other) = registry.find(bdev) else {
+            break;
+        };
+        if core::ptr::eq(&*other, device) {
+            return Err(EBADF);
+        }
+        let next = other.backing_file().ok_or(EINVAL)?;
+        below = next;
+    }
+    match file.kind() {
+        Kind::Regular | Kind::Block(_) => Ok(()),
+        Kind::Other => Err(EINVAL),
+    }
+}
+
+/// What can be known of a file before it is used: nothing here changes while it is attached.
+pub(crate) struct Traits {
+    /// What direct I/O to it must keep to.
+    direct: DirectAlignment,
+    /// The most sectors of 512 bytes to discard or zero at once; 0 when there are no holes.
+    max_discard_sectors: u32,
+    /// The granularity of holes, in bytes.
+    discard_granularity: u32,
+    /// Whether the disk below seeks.
+    rotational: bool,
+}
+
+impl Traits {
+    /// Asks a file. May sleep, and calls into its file system: no lock that I/O may need is held.
+    pub(crate) fn of(file: &File) -> Self {
+        let device = match file.kind() {
+            Kind::Block(bdev) => Some(bdev),
+            _ => file.fs_device(),
+        };
+        let (max_discard_sectors, discard_granularity) = discard_limits(file);
+        Self {
+            direct: direct_alignment(file),
+            max_discard_sectors,
+            discard_granularity,
+            rotational: device.is_some_and(|bdev| bdev.is_rotational()),
+        }
+    }
+
+    /// The logical block size, in bytes, where none is asked for: `loop_default_blocksize()`.
+    pub(crate) fn default_block_size(&self, flags: Flags) -> u32 {
+        if flags.contains(Flags::DIRECT_IO) {
+            self.direct.block
+        } else {
+            SECTOR_SIZE
+        }
+    }
+
+    /// Whether I/O to `file` can go past its page cache: `lo_can_use_dio()`.
+    pub(crate) fn can_direct(&self, file: &File, block_size: u32, offset: u64) -> bool {
+        file.can_direct() && geometry::fits_direct(block_size, offset, self.direct.block)
+    }
+
+    /// Sets what the file can do as the limits of its device: `loop_update_limits()`.
+    pub(crate) fn apply(
+        &self,
+        limits: &mut LimitsUpdate<'_, LoopDevice>,
+        file: &File,
+        flags: Flags,
+        block_size: u32,
+    ) {
+        limits.set_block_size(block_size);
+        limits.set_dma_alignment(self.dma_alignment(flags));
+        limits.set_write_cache(file.has_sync() && !flags.contains(Flags::READ_ONLY));
+        limits.set_rotational(self.rotational);
+        limits.set_discard(self.max_discard_sectors, self.discard_granularity);
+        limits.set_write_zeroes(self.max_discard_sectors);
+    }
+
+    /// The alignment of memory, as a mask: direct I/O gets the memory of requests as it is.
+    fn dma_alignment(&self, flags: Flags) -> u32 {
+        if flags.contains(Flags::DIRECT_IO) {
+            self.direct.memory.max(SECTOR_SIZE - 1)
+        } else {
+            SECTOR_SIZE - 1
+        }
+    }
+
+    /// What requests need to be served from `file` with `settings`.
+    pub(crate) fn target(&self, file: ARef<File>, settings: &Settings) -> Target {
+        Target {
+            file,
+            offset: settings.offset,
+            caching: caching(settings.flags),
+            read_only: settings.flags.contains(Flags::READ_ONLY),
+            holes: HoleSupport::new(self.max_discard_sectors != 0),
+        }
+    }
+}
+
+/// How reads and writes go to the file of a device with `flags`.
+pub(crate) fn caching(flags: Flags) -> Caching {
+    if flags.contains(Flags::DIRECT_IO) {
+        Caching::Direct
+    } else {
+        Caching::Buffered
+    }
+}
+
+/// The size of a device on `file`, in sectors of 512 bytes; 0 when the file does not say.
+pub(crate) fn capacity(file: &File, settings: &Settings) -> u64 {
+    file.size().map_or(0, |size| {
+        geometry::capacity(size, settings.offset, settings.sizelimit)
+    })
+}
+
+/// What direct I/O must keep to: what the file system says, or else what its disk needs.
+fn direct_alignment(file: &File) -> DirectAlignment {
+    if let Some(alignment) = file.direct_alignment() {
+        return DirectAlignment {
+            memory: alignment.memory.min(const { PAGE_SIZE as u32 - 1 }),
+            ..alignment
+        };
+    }
+    match file.fs_device() {
+        Some(bdev) => DirectAlignment {
+            block: bdev.logical_block_size(),
+            memory: bdev.dma_alignment(),
+        },
+        None => DirectAlignment {
+            block: SECTOR_SIZE,
+            memory: SECTOR_SIZE - 1,
+        },
+    }
+}
+
+/// How much can be discarded at once, in sectors of 512 bytes, and with which granularity in bytes:
+/// `loop_get_discard_config()`.
+///
+/// Discards punch holes, which read as zeroes; on a block device that takes writes of zeroes.
+fn discard_limits(file: &File) -> (u32, u32) {
+    match file.kind() {
+        Kind::Block(bdev) => (bdev.max_write_zeroes_sectors(), bdev.discard_granularity()),
+        _ if !file.has_fallocate() => (0, 0),
+        _ => file
+            .fs_block_size()
+            .map_or((0, 0), |size| (u32::MAX / SECTOR_SIZE, size)),
+    }
+}
+
+/// A file that is attached, and what it takes to keep it so.
+pub(crate) struct Backing {
+    /// What is known of the file.
+    pub(crate) traits: Traits,
+    // Dropped before the file.
+    _no_io: NoIoMapping,
+    /// The file.
+    pub(crate) file: ARef<File>,
+}
+
+impl Backing {
+    /// Attaches `file`.
+    pub(crate) fn new(file: ARef<File>, traits: Traits) -> Self {
+        Self {
+            traits,
+            _no_io: NoIoMapping::new(file.clone()),
+            file,
+        }
+    }
+}

@@ -1,0 +1,525 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Disks: set up first, visible then.
+//!
+//! C headers: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h),
+//! [`block/genhd.c`](srctree/block/genhd.c)
+
+use super::{
+    limits::IoCell,
+    Operations,
+    TagSet, //
+};
+use crate::kern::{
+    bdev::BlockDevice,
+    ffi, //
+};
+use core::{
+    marker::PhantomData,
+    mem::ManuallyDrop,
+    ops::Deref,
+    ptr::NonNull, //
+};
+use kernel::{
+    bindings,
+    device::Device,
+    error::{
+        from_err_ptr,
+        from_result,
+        to_result, //
+    },
+    fmt,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        Arc, //
+    },
+    types::Opaque,
+};
+
+/// How a block device is open: `blk_mode_t`.
+#[derive(Clone, Copy)]
+pub(crate) struct Mode(bindings::blk_mode_t);
+
+impl Mode {
+    /// Whether it is open for writing: `BLK_OPEN_WRITE`.
+    pub(crate) fn is_write(self) -> bool {
+        self.0 & ffi::BLK_OPEN_WRITE != 0
+    }
+
+    /// Whether the opener holds it exclusively: `BLK_OPEN_EXCL`.
+    pub(crate) fn is_exclusive(self) -> bool {
+        self.0 & ffi::BLK_OPEN_EXCL != 0
+    }
+}
+
+/// What a driver does with its disks; mirrors `struct block_device_operations`.
+pub(crate) trait DiskOperations: Operations {
+    /// Somebody opens the disk or a partition. May sleep; called under the disk's `open_mutex`.
+    fn open(disk: &GenDisk<Self>, mode: Mode) -> Result;
+
+    /// Somebody closes the disk or its last partition. May sleep; `disk` proves `open_mutex`.
+    fn release(disk: &OpenMutex<'_, Self>);
+
+    /// An ioctl that the block layer does not know, on the disk or (`bdev`) on a partition of it.
+    /// May sleep; no locks held.
+    fn ioctl(
+        disk: &GenDisk<Self>,
+        bdev: &BlockDevice,
+        mode: Mode,
+        cmd: u32,
+        arg: usize,
+    ) -> Result<c_int>;
+
+    /// The same, from a 32-bit program.
+    fn compat_ioctl(
+        disk: &GenDisk<Self>,
+        bdev: &BlockDevice,
+        mode: Mode,
+        cmd: u32,
+        arg: usize,
+    ) -> Result<c_int>;
+}
+
+/// What a queue and its disk carry for the driver: `queuedata` and `private_data`.
+pub(super) struct QueueContext<T: Operations> {
+    pub(super) device: Arc<T>,
+    pub(super) io: Pin<KBox<IoCell<T::Io>>>,
+}
+
+/// What is to be known of a disk when it is made.
+pub(crate) struct DiskOptions<'a> {
+    /// The major number.
+    pub(crate) major: u32,
+    /// The minor number of the whole disk.
+    pub(crate) first_minor: u32,
+    /// How many minors the disk and its partitions have; with 1, partitions get numbers elsewhere.
+    pub(crate) minors: u32,
+    /// The name, at most 31 bytes.
+    pub(crate) name: fmt::Arguments<'a>,
+    /// Whether the kernel looks for partitions by itself.
+    pub(crate) scan_partitions: bool,
+    /// The longest request, in sectors of 512 bytes.
+    pub(crate) max_hw_sectors: u32,
+}
+
+/// A disk that is not registered: nobody but its maker knows of it.
+///
+/// # Invariants
+///
+/// The disk and its queue were made by `__blk_mq_alloc_disk()` for `tags`; it was not added.
+/// `queuedata` and `private_data` are one `QueueContext<T>` made by `KBox::into_raw()`.
+pub(crate) struct Disk<T: DiskOperations> {
+    raw: NonNull<bindings::gendisk>,
+    tags: ManuallyDrop<Pin<KBox<TagSet<T>>>>,
+}
+
+impl<T: DiskOperations> Disk<T> {
+    /// Makes the disk of `device`, which serves the requests of `tags`.
+    ///
+    /// May sleep. Fails with `EINVAL` for a name that is too long, and with `ENOMEM`.
+    pub(crate) fn new(
+        tags: Pin<KBox<TagSet<T>>>,
+        device: Arc<T>,
+        options: DiskOptions<'_>,
+    ) -> Result<Self> {
+        let io = KBox::pin_init(IoCell::new(), GFP_KERNEL)?;
+        let context = KBox::new(QueueContext { device, io }, GFP_KERNEL)?;
+        let mut limits = bindings::queue_limits {
+            max_hw_sectors: options.max_hw_sectors,
+            ..pin_init::zeroed()
+        };
+        let context = KBox::into_raw(context);
+        // SAFETY: The tag set is set up and outlives the disk (`drop` and `RegisteredDisk::drop`
+        // see to it), the limits are valid for the call, and the lock class is static.
+        let raw = from_err_ptr(unsafe {
+            bindings::__blk_mq_alloc_disk(
+                tags.raw(),
+                &mut limits,
+                context.cast(),
+                kernel::static_lock_class!().as_ptr(),
+            )
+        })
+        .inspect_err(|_| {
+            // SAFETY: `context` comes from `into_raw` above, and no disk has it.
+            drop(unsafe { KBox::from_raw(context) });
+        })?;
+        // SAFETY: `__blk_mq_alloc_disk()` returns an error or a disk.
+        let raw = unsafe { NonNull::new_unchecked(raw) };
+        // INVARIANT: As above; `private_data` is set below, before anything can fail.
+        let mut this = Self {
+            raw,
+            tags: ManuallyDrop::new(tags),
+        };
+        // SAFETY: The disk is new, and nobody else knows of it.
+        let disk = unsafe { this.raw.as_mut() };
+        disk.private_data = context.cast();
+        disk.fops = const { &Fops::<T>::FOPS };
+        disk.major = options.major.try_into()?;
+        disk.first_minor = options.first_minor.try_into()?;
+        disk.minors = options.minors.try_into()?;
+        disk.events = bindings::DISK_EVENT_MEDIA_CHANGE as u16;
+        disk.event_flags = bindings::DISK_EVENT_FLAG_UEVENT as u16;
+        let mut name = kernel::str::NullTerminatedFormatter::new(&mut disk.disk_name)
+            .ok_or(EINVAL)?;
+        fmt::Write::write_fmt(&mut name, options.name).map_err(|_| EINVAL)?;
+        this.suppress_partition_scan(!options.scan_partitions);
+        Ok(this)
+    }
+
+    /// Registers the disk: from here on everybody can open it.
+    ///
+    /// May sleep; `T::open` may be called before this returns. Fails with what
+    /// `device_add_disk()` returns, `EEXIST` or `EBUSY` for numbers or a name that are taken.
+    pub(crate) fn add(self) -> Result<RegisteredDisk<T>> {
+        // SAFETY: By the type invariant the disk is set up and not added.
+        to_result(unsafe {
+            bindings::device_add_disk(
+                core::ptr::null_mut(),
+                self.raw.as_ptr(),
+                core::ptr::null_mut(),
+            )
+        })?;
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: `this` is not dropped, so this takes the tag set out of it once.
+        let tags = unsafe { ManuallyDrop::take(&mut this.tags) };
+        // INVARIANT: It is added now.
+        Ok(RegisteredDisk {
+            raw: this.raw,
+            tags: ManuallyDrop::new(tags),
+        })
+    }
+}
+
+impl<T: DiskOperations> Drop for Disk<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant `private_data` comes from `KBox::into_raw()`; for a disk
+        // that was never added, `free_disk` is not called, so it is ours to free, below.
+        let context = unsafe { (*self.raw.as_ptr()).private_data }.cast::<QueueContext<T>>();
+        // SAFETY: The disk was not added; this drops its only reference, and the queue with it.
+        unsafe { bindings::put_disk(self.raw.as_ptr()) };
+        // SAFETY: The queue, which needed the tag set, is gone, and `self` ends here.
+        unsafe { ManuallyDrop::drop(&mut self.tags) };
+        // SAFETY: As said above; the queue that used it is gone.
+        drop(unsafe { KBox::from_raw(context) });
+    }
+}
+
+impl<T: DiskOperations> Deref for Disk<T> {
+    type Target = GenDisk<T>;
+
+    fn deref(&self) -> &GenDisk<T> {
+        // SAFETY: By the type invariant the disk satisfies the invariants of `GenDisk`.
+        unsafe { GenDisk::from_raw(self.raw.as_ptr()) }
+    }
+}
+
+/// A disk that everybody can see. Dropping it takes it away, whoever has it open.
+///
+/// # Invariants
+///
+/// As of [`Disk`], but the disk was added, and not deleted yet.
+pub(crate) struct RegisteredDisk<T: DiskOperations> {
+    raw: NonNull<bindings::gendisk>,
+    tags: ManuallyDrop<Pin<KBox<TagSet<T>>>>,
+}
+
+// SAFETY: A disk may be used and deleted by any thread; what it owns is `Send + Sync`.
+unsafe impl<T: DiskOperations> Send for RegisteredDisk<T> {}
+// SAFETY: All methods that take `&self` are those of `GenDisk`, which is `Sync`.
+unsafe impl<T: DiskOperations> Sync for RegisteredDisk<T> {}
+
+impl<T: DiskOperations> Drop for RegisteredDisk<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the disk is added and not deleted.
+        unsafe { bindings::del_gendisk(self.raw.as_ptr()) };
+        // SAFETY: `del_gendisk()` took the queue's hardware contexts down, so nothing needs the
+        // tag set any more, and `self` ends here.
+        unsafe { ManuallyDrop::drop(&mut self.tags) };
+        // SAFETY: This drops the reference that `__blk_mq_alloc_disk()` gave; the last one calls
+        // `free_disk`, which frees the context.
+        unsafe { bindings::put_disk(self.raw.as_ptr()) };
+    }
+}
+
+impl<T: DiskOperations> Deref for RegisteredDisk<T> {
+    type Target = GenDisk<T>;
+
+    fn deref(&self) -> &GenDisk<T> {
+        // SAFETY: By the type invariant the disk satisfies the invariants of `GenDisk`.
+        unsafe { GenDisk::from_raw(self.raw.as_ptr()) }
+    }
+}
+
+/// A disk of driver `T`, registered or not.
+///
+/// # Invariants
+///
+/// A reference points at a disk made by [`Disk::new`] that is not freed, so its `private_data` and
+/// the `queuedata` of its queue are one `QueueContext<T>`.
+#[repr(transparent)]
+pub(crate) struct GenDisk<T: DiskOperations>(Opaque<bindings::gendisk>, PhantomData<T>);
+
+// SAFETY: The methods below may be called by any thread at any time.
+unsafe impl<T: DiskOperations> Sync for GenDisk<T> {}
+
+impl<T: DiskOperations> GenDisk<T> {
+    /// # Safety
+    ///
+    /// `raw` must satisfy the invariants of [`GenDisk`] for `'a`.
+    pub(crate) unsafe fn from_raw<'a>(raw: *mut bindings::gendisk) -> &'a Self {
+        // SAFETY: By the function's requirements; `GenDisk` is transparent.
+        unsafe { &*raw.cast::<Self>() }
+    }
+
+    pub(super) fn raw(&self) -> *mut bindings::gendisk {
+        self.0.get()
+    }
+
+    pub(super) fn queue(&self) -> *mut bindings::request_queue {
+        // SAFETY: By the type invariant the disk is valid; its queue does not change.
+        unsafe { (*self.raw()).queue }
+    }
+
+    pub(super) fn context(&self) -> &QueueContext<T> {
+        // SAFETY: By the type invariant.
+        unsafe { &*(*self.raw()).private_data.cast::<QueueContext<T>>() }
+    }
+
+    /// The device that the disk stands for.
+    pub(crate) fn device(&self) -> &Arc<T> {
+        &self.context().device
+    }
+
+    /// The disk as a block device: `part0`.
+    pub(crate) fn part0(&self) -> &BlockDevice {
+        // SAFETY: By the type invariant the disk is valid, and `part0` lives as long.
+        unsafe { BlockDevice::from_raw((*self.raw()).part0) }
+    }
+
+    /// The disk in the device model: `disk_to_dev()`.
+    pub(crate) fn dev(&self) -> ARef<Device> {
+        // SAFETY: By the type invariant the disk is valid, and its device has been initialized.
+        unsafe { Device::get_device(ffi::rnull_loop_disk_to_dev(self.raw())) }
+    }
+
+    /// How many openers the disk has: `disk_openers()`.
+    pub(crate) fn openers(&self) -> u32 {
+        // SAFETY: By the type invariant the disk is valid.
+        unsafe { ffi::rnull_loop_disk_openers(self.raw()) }
+    }
+
+    /// The logical block size of the disk, in bytes.
+    pub(crate) fn logical_block_size(&self) -> u32 {
+        // SAFETY: By the type invariant the queue is valid; a change that comes at the same time
+        // is seen or not.
+        unsafe { core::ptr::read_volatile(&raw const (*self.queue()).limits.logical_block_size) }
+    }
+
+    /// Sets the size, in sectors of 512 bytes, and tells user space of it by a `RESIZE` event, or
+    /// says false where no such event was due. May sleep.
+    pub(crate) fn set_capacity_and_notify(&self, sectors: u64) -> bool {
+        // SAFETY: By the type invariant the disk is valid.
+        unsafe { bindings::set_capacity_and_notify(self.raw(), sectors) }
+    }
+
+    /// Makes the disk read-only, or not, for its openers to come.
+    pub(crate) fn set_read_only(&self, read_only: bool) {
+        // SAFETY: By the type invariant the disk is valid.
+        unsafe { bindings::set_disk_ro(self.raw(), read_only) };
+    }
+
+    /// Says that the disk has other content now: a uevent, a new `diskseq`, and no cached data.
+    /// May sleep.
+    pub(crate) fn force_media_change(&self) {
+        // SAFETY: By the type invariant the disk is valid.
+        unsafe { bindings::disk_force_media_change(self.raw()) };
+    }
+
+    /// Sets the size to 0 and drops what is cached: `invalidate_disk()`. May sleep.
+    pub(crate) fn invalidate(&self) {
+        // SAFETY: By the type invariant the disk is valid.
+        unsafe { bindings::invalidate_disk(self.raw()) };
+    }
+
+    /// Sends a `KOBJ_CHANGE` event, unless events are suppressed. May sleep.
+    pub(crate) fn notify_change(&self) {
+        // SAFETY: By the type invariant the disk is valid, and so is its device's kobject. An
+        // event that cannot be sent is lost, as in C.
+        unsafe {
+            bindings::kobject_uevent(
+                &raw mut (*ffi::rnull_loop_disk_to_dev(self.raw())).kobj,
+                bindings::kobject_action_KOBJ_CHANGE,
+            )
+        };
+    }
+
+    /// Keeps uevents of the disk back until the guard is dropped. One guard at a time.
+    pub(crate) fn suppress_uevents(&self) -> UeventsSuppressed<'_, T> {
+        // SAFETY: By the type invariant the disk is valid.
+        unsafe { ffi::rnull_loop_set_uevent_suppress(self.raw(), true) };
+        UeventsSuppressed(self)
+    }
+
+    /// Switches looking for partitions by the kernel off or on: `GD_SUPPRESS_PART_SCAN`.
+    pub(crate) fn suppress_partition_scan(&self, on: bool) {
+        // SAFETY: By the type invariant the disk is valid; `state` is changed by atomic bit
+        // operations alone.
+        unsafe {
+            let state = &raw mut (*self.raw()).state;
+            let bit = bindings::GD_SUPPRESS_PART_SCAN as c_ulong;
+            if on {
+                bindings::set_bit(bit, state);
+            } else {
+                bindings::clear_bit(bit, state);
+            }
+        }
+    }
+
+    /// Takes the lock under which the disk is opened and closed. May sleep.
+    ///
+    /// Must come before all locks of the driver; see [`DiskOperations::open`].
+    pub(crate) fn lock_open(&self) -> OpenMutex<'_, T> {
+        // SAFETY: By the type invariant the disk is valid.
+        unsafe { bindings::mutex_lock(&raw mut (*self.raw()).open_mutex) };
+        // INVARIANT: Taken by this value.
+        OpenMutex {
+            disk: self,
+            ours: true,
+        }
+    }
+}
+
+/// Uevents of a disk are kept back while this lives.
+#[must_use = "events come again at once when this is dropped"]
+pub(crate) struct UeventsSuppressed<'a, T: DiskOperations>(&'a GenDisk<T>);
+
+impl<T: DiskOperations> Drop for UeventsSuppressed<'_, T> {
+    fn drop(&mut self) {
+        // SAFETY: The disk of a reference is valid.
+        unsafe { ffi::rnull_loop_set_uevent_suppress(self.0.raw(), false) };
+    }
+}
+
+/// Proof that the `open_mutex` of a disk is held.
+///
+/// # Invariants
+///
+/// This thread holds the lock while the value lives; with `ours` the value has to release it.
+pub(crate) struct OpenMutex<'a, T: DiskOperations> {
+    disk: &'a GenDisk<T>,
+    ours: bool,
+}
+
+impl<T: DiskOperations> OpenMutex<'_, T> {
+    /// Reads the partition table again, and drops partitions that are gone:
+    /// `bdev_disk_changed()`. May sleep. Fails with `EBUSY` while a partition is open.
+    pub(crate) fn reread_partitions(&self) -> Result {
+        // SAFETY: The disk of a reference is valid, and by the type invariant the lock is held.
+        to_result(unsafe { bindings::bdev_disk_changed(self.disk.raw(), false) })
+    }
+}
+
+impl<T: DiskOperations> Deref for OpenMutex<'_, T> {
+    type Target = GenDisk<T>;
+
+    fn deref(&self) -> &GenDisk<T> {
+        self.disk
+    }
+}
+
+impl<T: DiskOperations> Drop for OpenMutex<'_, T> {
+    fn drop(&mut self) {
+        if self.ours {
+            // SAFETY: By the type invariant the lock is held, and ours to release.
+            unsafe { bindings::mutex_unlock(&raw mut (*self.disk.raw()).open_mutex) };
+        }
+    }
+}
+
+/// `struct block_device_operations` of a driver `T`.
+struct Fops<T>(PhantomData<T>);
+
+impl<T: DiskOperations> Fops<T> {
+    /// # Safety
+    ///
+    /// Called by the block layer alone, for a disk whose `fops` are these, under its `open_mutex`.
+    unsafe extern "C" fn open(disk: *mut bindings::gendisk, mode: bindings::blk_mode_t) -> c_int {
+        // SAFETY: By the function's requirements; only `Disk::new` hands these `fops` out.
+        let disk = unsafe { GenDisk::<T>::from_raw(disk) };
+        from_result(|| T::open(disk, Mode(mode)).map(|()| 0))
+    }
+
+    /// # Safety
+    ///
+    /// As of `open`.
+    unsafe extern "C" fn release(disk: *mut bindings::gendisk) {
+        // SAFETY: As in `open`.
+        let disk = unsafe { GenDisk::<T>::from_raw(disk) };
+        // INVARIANT: By the function's requirements the lock is held; the caller releases it.
+        T::release(&OpenMutex { disk, ours: false });
+    }
+
+    /// # Safety
+    ///
+    /// Called by the block layer alone, for an open block device of a disk whose `fops` are these.
+    unsafe extern "C" fn ioctl(
+        bdev: *mut bindings::block_device,
+        mode: bindings::blk_mode_t,
+        cmd: c_uint,
+        arg: c_ulong,
+    ) -> c_int {
+        // SAFETY: By the function's requirements.
+        let (disk, bdev) = unsafe { Self::from_bdev(bdev) };
+        from_result(|| T::ioctl(disk, bdev, Mode(mode), cmd, arg as usize))
+    }
+
+    /// # Safety
+    ///
+    /// As of `ioctl`.
+    unsafe extern "C" fn compat_ioctl(
+        bdev: *mut bindings::block_device,
+        mode: bindings::blk_mode_t,
+        cmd: c_uint,
+        arg: c_ulong,
+    ) -> c_int {
+        // SAFETY: By the function's requirements.
+        let (disk, bdev) = unsafe { Self::from_bdev(bdev) };
+        from_result(|| T::compat_ioctl(disk, bdev, Mode(mode), cmd, arg as usize))
+    }
+
+    /// # Safety
+    ///
+    /// As of `ioctl`; `'a` must end with the call.
+    unsafe fn from_bdev<'a>(
+        bdev: *mut bindings::block_device,
+    ) -> (&'a GenDisk<T>, &'a BlockDevice) {
+        // SAFETY: The block device is open, so it and its disk are valid; the disk's `fops` are
+        // these, which only `Disk::new` hands out.
+        unsafe {
+            (
+                GenDisk::from_raw((*bdev).bd_disk),
+                BlockDevice::from_raw(bdev),
+            )
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Called by the block layer alone, once, when the last reference to an added disk whose
+    /// `fops` are these is gone.
+    unsafe extern "C" fn free_disk(disk: *mut bindings::gendisk) {
+        // SAFETY: By the invariants of `RegisteredDisk`; nobody uses the disk any more.
+        drop(unsafe { KBox::from_raw((*disk).private_data.cast::<QueueContext<T>>()) });
+    }
+
+    const FOPS: bindings::block_device_operations = bindings::block_device_operations {
+        owner: <crate::LocalModule as kernel::ModuleMetadata>::THIS_MODULE.as_ptr(),
+        open: Some(Self::open),
+        release: Some(Self::release),
+        ioctl: Some(Self::ioctl),
+        compat_ioctl: Some(Self::compat_ioctl),
+        free_disk: Some(Self::free_disk),
+        ..pin_init::zeroed()
+    };
+}

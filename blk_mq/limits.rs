@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Queue limits, frozen queues, and what may change only while a queue is frozen.
+//!
+//! Lock order: limits ([`GenDisk::update_limits`]), then frozen ([`GenDisk::freeze`]). While a
+//! queue is frozen nothing may enter a file system, send a uevent or wait for I/O of that queue;
+//! allocations do no I/O (`memalloc_noio_save()` is in force).
+//!
+//! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
+
+use super::{
+    disk::{
+        DiskOperations,
+        GenDisk, //
+    },
+    Request, //
+};
+use crate::kern::ffi;
+use core::{
+    cell::UnsafeCell,
+    mem::ManuallyDrop, //
+};
+use kernel::{
+    bindings,
+    error::to_result,
+    new_mutex,
+    prelude::*,
+    sync::{
+        atomic::{
+            ordering::{
+                Acquire,
+                Relaxed,
+                Release, //
+            },
+            Atomic, //
+        },
+        Mutex,
+        MutexGuard, //
+    },
+};
+
+/// A value that requests read without a lock and that changes only while there are no requests.
+///
+/// # Invariants
+///
+/// - `value` is written by the holder of `writer` alone, and only while `present` is false and was
+///   so since the queue was last frozen, or while the queue is frozen.
+/// - While `present` is true, `value` is `Some`.
+#[pin_data]
+pub(super) struct IoCell<V> {
+    present: Atomic<bool>,
+    value: UnsafeCell<Option<V>>,
+    #[pin]
+    writer: Mutex<()>,
+}
+
+// SAFETY: Readers get `&V` on any CPU, writers move `V` between CPUs; the type's invariants keep
+// them apart.
+unsafe impl<V: Send + Sync> Sync for IoCell<V> {}
+
+impl<V> IoCell<V> {
+    pub(super) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            present: Atomic::new(false),
+            value: UnsafeCell::new(None),
+            writer <- new_mutex!((), "IoCell::writer"),
+        })
+    }
+
+    /// # Safety
+    ///
+    /// For as long as the reference lives there must be a request on the queue of this cell.
+    pub(super) unsafe fn get(&self) -> Option<&V> {
+        // ORDERING: Pairs with the release store that follows the write of `value`.
+        if !self.present.load(Acquire) {
+            return None;
+        }
+        // SAFETY: `present` is true. By the type invariant nobody writes before the queue is
+        // frozen, for which the request would have to be gone.
+        unsafe { &*self.value.get() }.as_ref()
+    }
+}
+
+impl<T: DiskOperations> GenDisk<T> {
+    /// Gives requests something to be served from, where they had nothing.
+    ///
+    /// Needs no frozen queue, as no request can be looking at it. May sleep. Hands `io` back when
+    /// there is something already.
+    pub(crate) fn publish(&self, io: T::Io) -> Result<(), T::Io> {
+        let cell = &self.context().io;
+        let _writer = cell.writer.lock();
+        if cell.present.load(Relaxed) {
+            return Err(io);
+        }
+        // SAFETY: `writer` is held. `present` is false, and was set so while the queue was frozen
+        // or when the cell was made, so no request has a reference to `value`.
+        // INVARIANT: `value` is `Some` before `present` is true.
+        unsafe { *cell.value.get() = Some(io) };
+        cell.present.store(true, Release);
+        Ok(())
+    }
+
+    /// Waits until no request is left and keeps new ones out until the guard is dropped:
+    /// `blk_mq_freeze_queue()`. May sleep.
+    pub(crate) fn freeze(&self) -> FrozenQueue<'_, T> {
+        let writer = self.context().io.writer.lock();
+        // SAFETY: The queue of a `GenDisk` is valid.
+        let memflags = unsafe { ffi::rnull_loop_freeze_queue(self.queue()) };
+        // INVARIANT: It is frozen now.
+        FrozenQueue {
+            disk: self,
+            memflags,
+            _writer: writer,
+        }
+    }
+
+    /// Begins a change of the queue's limits. May sleep.
+    pub(crate) fn update_limits(&self) -> LimitsUpdate<'_, T> {
+        // SAFETY: The queue of a `GenDisk` is valid.
+        let limits = unsafe { ffi::rnull_loop_limits_start_update(self.queue()) };
+        // INVARIANT: The call above took the lock.
+        LimitsUpdate { disk: self, limits }
+    }
+}
+
+/// A queue without requests, and without new ones until this is dropped.
+///
+/// # Invariants
+///
+/// The queue is frozen by this thread, which holds the cell's `writer`.
+pub(crate) struct FrozenQueue<'a, T: DiskOperations> {
+    disk: &'a GenDisk<T>,
+    memflags: c_uint,
+    _writer: MutexGuard<'a, ()>,
+}
+
+impl<T: DiskOperations> FrozenQueue<'_, T> {
+    /// What requests are served from.
+    pub(crate) fn io(&mut self) -> Option<&mut T::Io> {
+        // SAFETY: By the type invariant there are no requests, hence no readers, and this thread is
+        // the one writer.
+        unsafe { &mut *self.disk.context().io.value.get() }.as_mut()
+    }
+
+    /// Leaves requests nothing to be served from.
+    pub(crate) fn take_io(&mut self) -> Option<T::Io> {
+        let cell = &self.disk.context().io;
+        cell.present.store(false, Relaxed);
+        // SAFETY: As in `io`.
+        // INVARIANT: `present` is false already.
+        unsafe { &mut *cell.value.get() }.take()
+    }
+}
+
+impl<T: DiskOperations> Drop for FrozenQueue<'_, T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant this undoes what `freeze` did, on the same thread.
+        unsafe { ffi::rnull_loop_unfreeze_queue(self.disk.queue(), self.memflags) };
+    }
+}
+
+/// A change of the limits of a queue that is not in force yet. Dropping it forgets the change.
+///
+/// # Invariants
+///
+/// This thread holds the queue's `limits_lock`.
+#[must_use = "a change of limits comes into force by `commit`"]
+pub(crate) struct LimitsUpdate<'a, T: DiskOperations> {
+    disk: &'a GenDisk<T>,
+    limits: bindings::queue_limits,
+}
+
+impl<T: DiskOperations> LimitsUpdate<'_, T> {
+    /// Sets the logical and physical block size and the least I/O, in bytes.
+    pub(crate) fn set_block_size(&mut self, bytes: u32) {
+        self.limits.logical_block_size = bytes;
+        self.limits.physical_block_size = bytes;
+        self.limits.io_min = bytes;
+    }
+
+    /// Sets the alignment that memory must have, as a mask.
+    pub(crate) fn set_dma_alignment(&mut self, mask: u32) {
+        self.limits.dma_alignment = mask;
+    }
+
+    /// Says whether written data needs a flush to be durable.
+    pub(crate) fn set_write_cache(&mut self, on: bool) {
+        self.set_feature(ffi::BLK_FEAT_WRITE_CACHE, on);
+    }
+
+    /// Says whether seeks are slow.
+    pub(crate) fn set_rotational(&mut self, on: bool) {
+        self.set_feature(ffi::BLK_FEAT_ROTATIONAL, on);
+    }
+
+    fn set_feature(&mut self, feature: bindings::blk_features_t, on: bool) {
+        if on {
+            self.limits.features |= feature;
+        } else {
+            self.limits.features &= !feature;
+        }
+    }
+
+    /// Sets the longest discard in sectors of 512 bytes (0: none), and its granularity in bytes.
+    pub(crate) fn set_discard(&mut self, max_sectors: u32, granularity: u32) {
+        self.limits.max_hw_discard_sectors = max_sectors;
+        self.limits.discard_granularity = if max_sectors == 0 { 0 } else { granularity };
+    }
+
+    /// Sets the longest write of zeroes, in sectors of 512 bytes (0: none).
+    pub(crate) fn set_write_zeroes(&mut self, max_sectors: u32) {
+        self.limits.max_write_zeroes_sectors = max_sectors;
+    }
+
+    /// Brings the change into force, on a queue that has no requests.
+    ///
+    /// Fails with `EINVAL` when the limits contradict each other; then nothing has changed.
+    pub(crate) fn commit(self) -> Result {
+        let mut this = ManuallyDrop::new(self);
+        let queue = this.disk.queue();
+        // SAFETY: The queue is valid and by the type invariant its lock is held, which this
+        // releases; `this` is not dropped.
+        to_result(unsafe { bindings::queue_limits_commit_update(queue, &mut this.limits) })
+    }
+}
+
+impl<T: DiskOperations> Drop for LimitsUpdate<'_, T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the lock is held; this releases it.
+        unsafe { ffi::rnull_loop_limits_cancel_update(self.disk.queue()) };
+    }
+}
+
+impl<T: DiskOperations> Request<T> {
+    /// Says that discards do not work after all. From the request path: no lock, no freeze;
+    /// `blk_queue_disable_discard()` is made for it, and the next change of limits keeps to it only
+    /// when the driver does.
+    pub(crate) fn disable_discard(&self) {
+        // SAFETY: The queue of a request is valid.
+        unsafe { ffi::rnull_loop_disable_discard(self.queue()) };
+    }
+
+    /// As [`disable_discard`](Self::disable_discard), for writes of zeroes. To be called before
+    /// the failed request ends, so that its submitter sees why.
+    pub(crate) fn disable_write_zeroes(&self) {
+        // SAFETY: The queue of a request is valid.
+        unsafe { ffi::rnull_loop_disable_write_zeroes(self.queue()) };
+    }
+}

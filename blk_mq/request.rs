@@ -1,0 +1,453 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Requests whose state is their type.
+//!
+//! ```text
+//! IdleRequest ── refuse() ──> Refused                       the block layer ends it
+//!     │ start()
+//! StartedRequest ── complete(result) ──────────────┐        sole owner
+//!     │ into_in_flight()                           │
+//! InFlight, InFlight ── the last one is dropped ───┤        submitter and callback
+//!                                                  v
+//!                                       CompletedRequest ── end(status)
+//!                                                        └─ requeue(): idle again
+//! ```
+//!
+//! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
+
+use super::{
+    disk::QueueContext,
+    Op,
+    Operations,
+    Status, //
+};
+use crate::kern::ffi;
+use core::{
+    cell::UnsafeCell,
+    marker::PhantomData,
+    mem::ManuallyDrop,
+    ops::Deref,
+    ptr::NonNull, //
+};
+use kernel::{
+    bindings,
+    prelude::*,
+    sync::atomic::{
+        ordering::{
+            Full,
+            Relaxed, //
+        },
+        Atomic, //
+    },
+    types::Opaque,
+};
+
+/// What lies behind every `struct request` of a [`TagSet`](super::TagSet).
+#[pin_data]
+pub(super) struct Pdu<T: Operations> {
+    /// How many [`InFlight`] there are.
+    owners: Atomic<u32>,
+    /// The outcome: bytes done, or a negative errno. Written by an owner of the request, read when
+    /// it is completed.
+    result: Atomic<i64>,
+    /// The next request of a [`RequestList`](super::RequestList); used by the list that owns the
+    /// request, and by nobody while none does.
+    pub(super) next: UnsafeCell<*mut bindings::request>,
+    /// The driver's part.
+    #[pin]
+    data: T::RequestData,
+}
+
+// SAFETY: `data` is `Send + Sync`, the atomics are, and `next` is touched by the one owner of the
+// request alone, who may be on any CPU.
+unsafe impl<T: Operations> Sync for Pdu<T> {}
+
+impl<T: Operations> Pdu<T> {
+    pub(super) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            owners: Atomic::new(0),
+            result: Atomic::new(0),
+            next: UnsafeCell::new(core::ptr::null_mut()),
+            data <- T::new_request_data(),
+        })
+    }
+}
+
+/// A request of a driver `T`, in whatever state.
+///
+/// # Invariants
+///
+/// A reference to a `Request<T>` points at a request that a tag set made by
+/// [`TagSet<T>`](super::TagSet) handed out and that was not ended, on a queue made by
+/// [`Disk<T>`](super::Disk); so its PDU is an initialized `Pdu<T>`, and it holds a reference to the
+/// queue's usage counter.
+#[repr(transparent)]
+pub(crate) struct Request<T: Operations>(Opaque<bindings::request>, PhantomData<T>);
+
+impl<T: Operations> Request<T> {
+    fn raw(&self) -> *mut bindings::request {
+        self.0.get()
+    }
+
+    /// The request that a PDU belongs to: `blk_mq_rq_from_pdu()`.
+    ///
+    /// # Safety
+    ///
+    /// `pdu` must be the PDU of a request.
+    unsafe fn raw_from_pdu(pdu: *mut Pdu<T>) -> NonNull<bindings::request> {
+        // SAFETY: A PDU follows its request at once (`blk_mq_rq_to_pdu()`), so stepping back by one
+        // request stays inside the allocation, and the result is not null.
+        unsafe { NonNull::new_unchecked(pdu.cast::<bindings::request>().sub(1)) }
+    }
+
+    pub(super) fn pdu(&self) -> &Pdu<T> {
+        // SAFETY: The PDU follows the request (`blk_mq_rq_to_pdu()`). By the type invariant it is
+        // an initialized `Pdu<T>`, and it is dropped only when its tag set goes, which outlives all
+        // requests in flight.
+        unsafe { &*self.raw().add(1).cast::<Pdu<T>>() }
+    }
+
+    fn context(&self) -> &QueueContext<T> {
+        // SAFETY: By the type invariant the request belongs to a queue made by `Disk<T>`, whose
+        // `queuedata` is a `QueueContext<T>` for as long as there are requests.
+        unsafe { &*(*(*self.raw()).q).queuedata.cast::<QueueContext<T>>() }
+    }
+
+    pub(super) fn queue(&self) -> *mut bindings::request_queue {
+        // SAFETY: By the type invariant the request is valid; `q` does not change.
+        unsafe { (*self.raw()).q }
+    }
+
+    fn cmd_flags(&self) -> bindings::blk_opf_t {
+        // SAFETY: By the type invariant the request is valid; in the hands of a driver nobody
+        // changes its flags but `blk_update_request()`, whose caller owns the request.
+        unsafe { (*self.raw()).cmd_flags }
+    }
+
+    /// What the request asks for.
+    pub(crate) fn op(&self) -> Op {
+        Op::from_flags(self.cmd_flags())
+    }
+
+    /// Whether a [`Op::WriteZeroes`] must keep its blocks allocated: `REQ_NOUNMAP`.
+    pub(crate) fn keeps_blocks(&self) -> bool {
+        self.cmd_flags() & ffi::REQ_NOUNMAP != 0
+    }
+
+    /// Where the request begins on the device, in bytes.
+    pub(crate) fn position(&self) -> u64 {
+        // SAFETY: As in `cmd_flags`.
+        let sector: u64 = unsafe { (*self.raw()).__sector };
+        sector << kernel::block::SECTOR_SHIFT
+    }
+
+    /// How long the request is, or what is left of it, in bytes.
+    pub(crate) fn len(&self) -> u32 {
+        // SAFETY: As in `cmd_flags`.
+        unsafe { (*self.raw()).__data_len }
+    }
+
+    /// The I/O priority of its submitter: `req_get_ioprio()`.
+    pub(crate) fn ioprio(&self) -> u16 {
+        // SAFETY: By the type invariant the request is valid, and so is its bio if it has one: bios
+        // are ended after, or by the owner of, their request.
+        unsafe { (*self.raw()).bio.as_ref() }.map_or(0, |bio| bio.bi_ioprio)
+    }
+
+    /// How many of `bytes` bytes are in whole logical blocks of the disk.
+    pub(crate) fn whole_blocks(&self, bytes: u32) -> u32 {
+        // SAFETY: By the type invariant the queue is valid; the block size changes only while it is
+        // frozen, that is while there are no requests.
+        let block = unsafe { (*self.queue()).limits.logical_block_size };
+        bytes - bytes.checked_rem(block).unwrap_or(bytes)
+    }
+
+    /// The raw request, for the abstractions that read its bios.
+    pub(crate) fn as_ptr(&self) -> *mut bindings::request {
+        self.raw()
+    }
+
+    /// The driver's part of the request.
+    pub(crate) fn data(&self) -> &T::RequestData {
+        &self.pdu().data
+    }
+
+    /// What the request needs of the device, or `None` when the device has nothing to serve it
+    /// from.
+    ///
+    /// Takes no lock: it cannot change under a request, which holds the queue's usage counter, as
+    /// changing it takes a [`FrozenQueue`](super::limits::FrozenQueue). (It can *appear*, by
+    /// [`GenDisk::publish`](super::GenDisk::publish).)
+    pub(crate) fn io(&self) -> Option<&T::Io> {
+        // SAFETY: `self` is a request of that queue, and it lives as long as the reference.
+        unsafe { self.context().io.get() }
+    }
+}
+
+/// A request that the driver was handed and has not started.
+///
+/// # Invariants
+///
+/// The request is not started, and the block layer waits for the driver to start or refuse it.
+#[must_use = "a request that is neither started nor refused is lost"]
+pub(crate) struct IdleRequest<T: Operations>(NonNull<Request<T>>);
+
+/// A request that the driver did not take.
+#[must_use = "the block layer must learn that the request was refused"]
+pub(crate) struct Refused<T: Operations>(Status, PhantomData<T>);
+
+impl<T: Operations> Refused<T> {
+    pub(super) fn status(&self) -> bindings::blk_status_t {
+        self.0 .0
+    }
+}
+
+impl<T: Operations> IdleRequest<T> {
+    /// # Safety
+    ///
+    /// `rq` must satisfy the invariants of [`Request`] and of [`IdleRequest`].
+    pub(super) unsafe fn from_raw(rq: NonNull<bindings::request>) -> Self {
+        // INVARIANT: By the function's requirements.
+        Self(rq.cast())
+    }
+
+    /// Leaves the request to the block layer, which ends it with `status`.
+    pub(crate) fn refuse(self, status: Status) -> Refused<T> {
+        Refused(status, PhantomData)
+    }
+
+    /// Starts the request: from here on its timeout runs, and the driver must end it.
+    pub(crate) fn start(self) -> StartedRequest<T> {
+        // SAFETY: By the type invariant the request is valid and not started.
+        unsafe { bindings::blk_mq_start_request(self.raw()) };
+        // INVARIANT: It is started now, and `self`, its only owner, is consumed.
+        StartedRequest(self.0)
+    }
+}
+
+/// A request in the hands of the driver, which owns it alone.
+///
+/// When dropped, it is completed with an I/O error, so that `?` and early returns cannot lose it.
+///
+/// # Invariants
+///
+/// The request is started and not completed, and this is the only value that names it.
+pub(crate) struct StartedRequest<T: Operations>(NonNull<Request<T>>);
+
+// SAFETY: The block layer lets any thread complete a request, and `T::RequestData` is `Send`.
+unsafe impl<T: Operations> Send for StartedRequest<T> {}
+
+impl<T: Operations> StartedRequest<T> {
+    /// # Safety
+    ///
+    /// `rq` must satisfy the invariants of [`Request`] and of [`StartedRequest`].
+    pub(super) unsafe fn from_raw(rq: NonNull<bindings::request>) -> Self {
+        // INVARIANT: By the function's requirements.
+        Self(rq.cast())
+    }
+
+    pub(super) fn into_raw(self) -> NonNull<bindings::request> {
+        ManuallyDrop::new(self).0.cast()
+    }
+
+    /// Completes the request with `result`: the number of bytes done, or an error.
+    ///
+    /// [`Operations::complete`] decides what that means.
+    pub(crate) fn complete(self, result: Result<u32>) {
+        self.pdu().set_result(result);
+        let rq = ManuallyDrop::new(self);
+        // SAFETY: The request is started, and its only owner was consumed.
+        unsafe { complete_raw(&rq) };
+    }
+
+    /// Splits the ownership in two, for an operation that one side submits and another completes:
+    /// the request is completed when both are gone.
+    pub(crate) fn into_in_flight(self) -> (InFlight<T>, InFlight<T>) {
+        self.pdu().owners.store(2, Relaxed);
+        self.pdu().set_result(Err(EIO));
+        let rq = self.into_raw().cast();
+        // INVARIANT: `owners` counts the two, and `self` is consumed.
+        (InFlight(rq), InFlight(rq))
+    }
+
+    /// Gives the request back to the block layer, to be queued again in `delay` milliseconds.
+    pub(crate) fn requeue_after(self, delay: usize) {
+        let q = self.queue();
+        let rq = self.into_raw();
+        // SAFETY: The request is started and not completed, and its only owner was consumed.
+        unsafe { bindings::blk_mq_requeue_request(rq.as_ptr(), false) };
+        // SAFETY: The request is still pending on the queue, which keeps the queue alive.
+        unsafe { bindings::blk_mq_delay_kick_requeue_list(q, delay) };
+    }
+}
+
+impl<T: Operations> Drop for StartedRequest<T> {
+    fn drop(&mut self) {
+        self.pdu().set_result(Err(EIO));
+        // SAFETY: The request is started, and its only owner ends here.
+        unsafe { complete_raw(self) };
+    }
+}
+
+impl<T: Operations> Pdu<T> {
+    fn set_result(&self, result: Result<u32>) {
+        let raw = match result {
+            Ok(bytes) => i64::from(bytes),
+            Err(error) => i64::from(error.to_errno()),
+        };
+        self.result.store(raw, Relaxed);
+    }
+
+    fn result(&self) -> Result<u32> {
+        let raw = self.result.load(Relaxed);
+        // `set_result` stores nothing outside these two ranges.
+        match u32::try_from(raw) {
+            Ok(bytes) => Ok(bytes),
+            Err(_) => Err(i32::try_from(raw).map_or(EIO, Error::from_errno)),
+        }
+    }
+}
+
+/// Hands a request to the completion side of the block layer.
+///
+/// # Safety
+///
+/// `rq` must be started and not completed, and nobody may use it afterwards.
+unsafe fn complete_raw<T: Operations>(rq: &Request<T>) {
+    #[cfg(CONFIG_FAIL_IO_TIMEOUT)]
+    // SAFETY: The queue of a request is valid.
+    if unsafe { ffi::rnull_loop_should_fake_timeout(rq.queue()) } {
+        return;
+    }
+    // SAFETY: By the function's requirements.
+    unsafe { bindings::blk_mq_complete_request(rq.raw()) };
+}
+
+/// One of the two owners of a request whose operation is under way.
+///
+/// # Invariants
+///
+/// The request is started and not completed; `owners` in its PDU counts the values of this type
+/// that name it, and no [`StartedRequest`] does.
+#[must_use = "the request is completed when both owners are gone"]
+pub(crate) struct InFlight<T: Operations>(NonNull<Request<T>>);
+
+// SAFETY: The block layer lets any thread complete a request, and `T::RequestData` is `Send + Sync`.
+unsafe impl<T: Operations> Send for InFlight<T> {}
+
+impl<T: Operations> InFlight<T> {
+    /// Gives up this owner with the outcome of the operation: the number of bytes done, or an
+    /// error.
+    ///
+    /// The owner that learns the outcome calls this; the other one is just dropped.
+    pub(crate) fn complete(self, result: Result<u32>) {
+        self.pdu().set_result(result);
+    }
+
+    /// Turns the owner into a pointer to the driver's part of the request, which
+    /// [`from_data`](Self::from_data) turns back.
+    pub(crate) fn into_data(self) -> *const T::RequestData {
+        let this = ManuallyDrop::new(self);
+        core::ptr::from_ref(this.data())
+    }
+
+    /// Takes back an owner.
+    ///
+    /// # Safety
+    ///
+    /// `data` must come from [`into_data`](Self::into_data), which is taken back once.
+    pub(crate) unsafe fn from_data(data: *const T::RequestData) -> Self {
+        // SAFETY: `data` is the field `data` of a `Pdu<T>`.
+        let pdu = unsafe { kernel::container_of!(data.cast_mut(), Pdu<T>, data) };
+        // SAFETY: `into_data` took it from the PDU of a request.
+        let rq = unsafe { Request::<T>::raw_from_pdu(pdu) };
+        // INVARIANT: This takes the place of the owner that `into_data` consumed.
+        Self(rq.cast())
+    }
+}
+
+impl<T: Operations> Drop for InFlight<T> {
+    fn drop(&mut self) {
+        // ORDERING: What this owner did to the request happens before what the last one does.
+        if self.pdu().owners.fetch_sub(1, Full) == 1 {
+            // SAFETY: By the type invariant the request is started, and its last owner ends here.
+            unsafe { complete_raw(self) };
+        }
+    }
+}
+
+/// A request whose operation is over.
+///
+/// When dropped, it ends with an I/O error.
+///
+/// # Invariants
+///
+/// The request is started and completed but not ended, and this is the only value that names it.
+pub(crate) struct CompletedRequest<T: Operations>(NonNull<Request<T>>);
+
+impl<T: Operations> CompletedRequest<T> {
+    /// # Safety
+    ///
+    /// `rq` must satisfy the invariants of [`Request`] and of [`CompletedRequest`].
+    pub(super) unsafe fn from_raw(rq: NonNull<bindings::request>) -> Self {
+        // INVARIANT: By the function's requirements.
+        Self(rq.cast())
+    }
+
+    pub(super) fn result(&self) -> Result<u32> {
+        self.pdu().result()
+    }
+
+    /// Ends the request: all of it that is left, with one status.
+    pub(crate) fn end(self, status: Status) {
+        let rq = ManuallyDrop::new(self);
+        // SAFETY: By the type invariant the request may be ended, and `self` was consumed.
+        unsafe { bindings::blk_mq_end_request(rq.raw(), status.0) };
+    }
+
+    /// Takes note that the first `bytes` bytes are done, and sends the rest round again.
+    ///
+    /// `bytes` must be less than [`len`](Request::len) and a multiple of the logical block size;
+    /// anything else ends the request with an I/O error.
+    pub(crate) fn requeue_rest(self, bytes: u32) {
+        if bytes >= self.len() || bytes != self.whole_blocks(bytes) {
+            return;
+        }
+        let rq = ManuallyDrop::new(self);
+        // SAFETY: By the type invariant the request is ours, and it is longer than `bytes`, so that
+        // something is left of it.
+        unsafe { bindings::blk_update_request(rq.raw(), ffi::BLK_STS_OK, bytes) };
+        // SAFETY: As above; `self` was consumed.
+        unsafe { bindings::blk_mq_requeue_request(rq.raw(), true) };
+    }
+
+    /// Fills the memory of a read with zeroes.
+    pub(crate) fn zero_fill(&mut self) {
+        // SAFETY: By the type invariant the request and its bios are ours.
+        unsafe { ffi::rnull_loop_rq_zero_fill(self.raw()) };
+    }
+}
+
+impl<T: Operations> Drop for CompletedRequest<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the request may be ended, and `self`, which names it alone,
+        // ends here.
+        unsafe { bindings::blk_mq_end_request(self.raw(), Status::IOERR.0) };
+    }
+}
+
+macro_rules! deref_to_request {
+    ($($state:ident),*) => {$(
+        impl<T: Operations> Deref for $state<T> {
+            type Target = Request<T>;
+
+            fn deref(&self) -> &Request<T> {
+                // SAFETY: By the type invariant the request is valid for as long as `self` is, and
+                // it satisfies the invariants of `Request`.
+                unsafe { self.0.as_ref() }
+            }
+        }
+    )*};
+}
+
+deref_to_request!(IdleRequest, StartedRequest, InFlight, CompletedRequest);

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Tag sets: the hardware contexts of a disk and the requests in them.
+//!
+//! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
+
+use super::{
+    disk::QueueContext,
+    request::Pdu,
+    CompletedRequest,
+    IdleRequest,
+    Operations, //
+};
+use crate::kern::ffi;
+use core::{
+    marker::PhantomData,
+    ptr::NonNull, //
+};
+use kernel::{
+    bindings,
+    error::{
+        from_result,
+        to_result, //
+    },
+    prelude::*,
+    types::{
+        ForeignOwnable,
+        Opaque, //
+    },
+};
+
+/// `struct blk_mq_ops` of a driver `T`.
+struct Vtable<T>(PhantomData<T>);
+
+impl<T: Operations> Vtable<T> {
+    /// # Safety
+    ///
+    /// Called by blk-mq alone: `init_hctx` succeeded for `hctx`, `bd` is valid, and the request in
+    /// it belongs to a queue made by `Disk<T>`, is not started, and waits for this driver.
+    unsafe extern "C" fn queue_rq(
+        hctx: *mut bindings::blk_mq_hw_ctx,
+        bd: *const bindings::blk_mq_queue_data,
+    ) -> bindings::blk_status_t {
+        // SAFETY: `driver_data` comes from `into_foreign` in `init_hctx`, and `exit_hctx` takes it
+        // back only when no request is left.
+        let hw = unsafe { T::HwData::borrow((*hctx).driver_data) };
+        // SAFETY: By the function's requirements the queue was made by `Disk<T>`, so its `queuedata`
+        // is a `QueueContext<T>`; it stays until blk-mq has seen all calls of this function return.
+        let device = unsafe { &(*(*(*hctx).queue).queuedata.cast::<QueueContext<T>>()).device };
+        // SAFETY: By the function's requirements `bd` is valid and names a request.
+        let (rq, last) = unsafe { (NonNull::new_unchecked((*bd).rq), (*bd).last) };
+        // SAFETY: By the function's requirements.
+        let rq = unsafe { IdleRequest::<T>::from_raw(rq) };
+        match T::queue_rq(device, hw, rq, last) {
+            Ok(()) => ffi::BLK_STS_OK,
+            Err(refused) => refused.status(),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Called by blk-mq alone: `rq` was given to `blk_mq_complete_request()` by its last owner.
+    unsafe extern "C" fn complete(rq: *mut bindings::request) {
+        // SAFETY: By the function's requirements `rq` is a valid request.
+        let rq = unsafe { NonNull::new_unchecked(rq) };
+        // SAFETY: By the function's requirements it is started, completed, and has no owner.
+        let rq = unsafe { CompletedRequest::<T>::from_raw(rq) };
+        let result = rq.result();
+        T::complete(rq, result);
+    }
+
+    /// # Safety
+    ///
+    /// Called by blk-mq alone: `hctx` is valid and new.
+    unsafe extern "C" fn init_hctx(
+        hctx: *mut bindings::blk_mq_hw_ctx,
+        _tag_set_data: *mut c_void,
+        _index: c_uint,
+    ) -> c_int {
+        from_result(|| {
+            let data = T::new_hw_data()?.into_foreign();
+            // SAFETY: By the function's requirements `hctx` is valid, and nobody uses it yet.
+            unsafe { (*hctx).driver_data = data };
+            Ok(0)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// Called by blk-mq alone: `init_hctx` succeeded for `hctx`, and no request uses it any more.
+    unsafe extern "C" fn exit_hctx(hctx: *mut bindings::blk_mq_hw_ctx, _index: c_uint) {
+        // SAFETY: By the function's requirements `driver_data` is what `init_hctx` stored, and this
+        // is the one call that takes it back.
+        drop(unsafe { T::HwData::from_foreign((*hctx).driver_data) });
+    }
+
+    /// # Safety
+    ///
+    /// Called by blk-mq alone: `rq` is followed by `cmd_size` bytes that nothing else uses yet.
+    unsafe extern "C" fn init_request(
+        _set: *mut bindings::blk_mq_tag_set,
+        rq: *mut bindings::request,
+        _hctx_idx: c_uint,
+        _node: c_int,
+    ) -> c_int {
+        // SAFETY: The PDU follows the request (`blk_mq_rq_to_pdu()`).
+        let pdu = unsafe { rq.add(1) }.cast::<Pdu<T>>();
+        const { assert!(align_of::<Pdu<T>>() <= align_of::<bindings::request>()) };
+        // SAFETY: There is room for a `Pdu<T>` (`cmd_size`), aligned as the assertion shows, not in
+        // use yet, and it never moves.
+        match unsafe { pin_init::raw_try_init(pdu, Pdu::<T>::new()) } {
+            Ok(()) => 0,
+            Err(never) => match never {},
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Called by blk-mq alone: `init_request` succeeded for `rq`, and `rq` is not used any more.
+    unsafe extern "C" fn exit_request(
+        _set: *mut bindings::blk_mq_tag_set,
+        rq: *mut bindings::request,
+        _hctx_idx: c_uint,
+    ) {
+        // SAFETY: `init_request` made a `Pdu<T>` behind the request, and nothing uses it after this
+        // call.
+        unsafe { core::ptr::drop_in_place(rq.add(1).cast::<Pdu<T>>()) };
+    }
+
+    const OPS: bindings::blk_mq_ops = bindings::blk_mq_ops {
+        queue_rq: Some(Self::queue_rq),
+        complete: Some(Self::complete),
+        init_hctx: Some(Self::init_hctx),
+        exit_hctx: Some(Self::exit_hctx),
+        init_request: Some(Self::init_request),
+        exit_request: Some(Self::exit_request),
+        ..pin_init::zeroed()
+    };
+}
+
+/// The requests of a disk, in one or more hardware contexts.
+///
+/// # Invariants
+///
+/// `inner` was set up by `blk_mq_alloc_tag_set()` with the operations of `T` and room for a
+/// `Pdu<T>` behind each request, and is not freed yet.
+#[pin_data(PinnedDrop)]
+pub(crate) struct TagSet<T: Operations> {
+    #[pin]
+    inner: Opaque<bindings::blk_mq_tag_set>,
+    _driver: PhantomData<T>,
+}
+
+// SAFETY: A tag set may be used and freed by any thread.
+unsafe impl<T: Operations> Send for TagSet<T> {}
+// SAFETY: There is no method that changes it through a shared reference.
+unsafe impl<T: Operations> Sync for TagSet<T> {}
+
+impl<T: Operations> TagSet<T> {
+    /// Makes a tag set with `nr_hw_queues` hardware contexts (at most one per possible CPU) of
+    /// `depth` requests each (fewer when memory is short).
+    ///
+    /// For a disk that passes requests on to other disks, and schedules nothing unless told to.
+    /// May sleep. Fails with `EINVAL` for a depth of 0 or over 10240, and with `ENOMEM`.
+    pub(crate) fn new(nr_hw_queues: u32, depth: u32) -> impl PinInit<Self, Error> {
+        // INVARIANT: `inner` is set up by `blk_mq_alloc_tag_set()`, or `new` fails.
+        try_pin_init!(Self {
+            inner <- Opaque::try_ffi_init(move |slot: *mut bindings::blk_mq_tag_set| {
+                // SAFETY: `slot` is valid for writes.
+                unsafe {
+                    slot.write(bindings::blk_mq_tag_set {
+                        ops: &Vtable::<T>::OPS,
+                        nr_hw_queues,
+                        queue_depth: depth,
+                        numa_node: bindings::NUMA_NO_NODE,
+                        cmd_size: const { size_of::<Pdu<T>>() as u32 },
+                        flags: bindings::BLK_MQ_F_STACKING
+                            | bindings::BLK_MQ_F_NO_SCHED_BY_DEFAULT,
+                        ..pin_init::zeroed()
+                    })
+                };
+                // SAFETY: `slot` was filled in above, is pinned, and lives until `drop` frees it.
+                to_result(unsafe { bindings::blk_mq_alloc_tag_set(slot) })
+            }),
+            _driver: PhantomData,
+        })
+    }
+
+    pub(super) fn raw(&self) -> *mut bindings::blk_mq_tag_set {
+        self.inner.get()
+    }
+}
+
+#[pinned_drop]
+impl<T: Operations> PinnedDrop for TagSet<T> {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: By the type invariant the tag set is set up. Its disk, which owns it, drops it
+        // when no request can be made any more.
+        unsafe { bindings::blk_mq_free_tag_set(self.inner.get()) };
+    }
+}

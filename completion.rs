@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Step 4 of a request: the result goes back.
+//!
+//! Files may do less than they are asked to. The C driver sends the rest of a short read round
+//! again but takes a short write for a success; here both are continued until they are done or
+//! come to nothing, which is an error that the submitter sees.
+
+#![forbid(unsafe_code)]
+
+use crate::{
+    aio::request,
+    blk_mq::{
+        CompletedRequest,
+        Op,
+        Status, //
+    },
+    device::LoopDevice, //
+};
+use kernel::prelude::*;
+
+/// Ends a request with what its operation came to, or sends the rest of it round again.
+///
+/// Any context, hard interrupts included.
+pub(crate) fn complete(mut rq: CompletedRequest<LoopDevice>, result: Result<u32>) {
+    request::finish(&mut rq);
+    match (rq.op(), result) {
+        (_, Err(error)) => rq.end(Status::from(error)),
+        (Op::Read | Op::Write, Ok(done)) if done < rq.len() => short(rq, done),
+        (_, Ok(_)) => rq.end(Status::OK),
+    }
+}
+
+/// Continues a transfer of which `done` bytes are done, at the next whole block: what direct I/O
+/// may continue with. Without a whole block there is nothing to go on with, as at the end of a file
+/// that was cut off; what a read did not find is zeroes, not what was in the memory before.
+fn short(mut rq: CompletedRequest<LoopDevice>, done: u32) {
+    let whole = rq.whole_blocks(done);
+    if whole != 0 {
+        return rq.requeue_rest(whole);
+    }
+    if rq.op() == Op::Read {
+        rq.zero_fill();
+    }
+    rq.end(Status::IOERR);
+}

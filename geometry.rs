@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Sizes, alignments and numbers of a loop device: arithmetic alone, without a kernel.
+
+#![forbid(unsafe_code)]
+
+use kernel::prelude::*;
+
+/// The unit of disk sizes, in bytes.
+pub(crate) const SECTOR_SIZE: u32 = 512;
+
+/// The most minors a disk can have: `DISK_MAX_PARTS`.
+const DISK_MAX_PARTS: u32 = 256;
+
+/// How many bits of a device number are its minor: `MINORBITS`.
+const MINORBITS: u32 = 20;
+
+/// The size of the device, in sectors of 512 bytes: what a file of `file_size` bytes has from
+/// `offset` on, but at most `sizelimit` bytes unless that is 0. Mirrors `lo_calculate_size()`.
+pub(crate) fn capacity(file_size: u64, offset: u64, sizelimit: u64) -> u64 {
+    let available = file_size.saturating_sub(offset);
+    let bytes = if sizelimit == 0 {
+        available
+    } else {
+        available.min(sizelimit)
+    };
+    bytes / u64::from(SECTOR_SIZE)
+}
+
+/// Whether requests of a device with logical blocks of `block_size` bytes can go past the page
+/// cache of a file whose direct I/O has units of `direct_block` bytes. Mirrors `lo_can_use_dio()`.
+pub(crate) fn fits_direct(block_size: u32, offset: u64, direct_block: u32) -> bool {
+    direct_block != 0 && block_size >= direct_block && offset % u64::from(direct_block) == 0
+}
+
+/// How many bits of a minor number count the partitions when there may be `max_part` of them, and
+/// `EINVAL` when that are more than a disk can have.
+pub(crate) fn part_shift(max_part: i32) -> Result<u32> {
+    let shift = match u32::try_from(max_part) {
+        Ok(max_part) => u32::BITS - max_part.leading_zeros(),
+        Err(_) => 0,
+    };
+    if shift > DISK_MAX_PARTS.ilog2() {
+        return Err(EINVAL);
+    }
+    Ok(shift)
+}
+
+/// Checks that `max_loop` devices have minors to themselves.
+pub(crate) fn check_max_loop(max_loop: i32, part_shift: u32) -> Result {
+    if i64::from(max_loop) > 1 << (MINORBITS - part_shift) {
+        return Err(EINVAL);
+    }
+    Ok(())
+}
+
+#[cfg_attr(not(test), kernel::macros::kunit_tests(rnull_loop_geometry))]
+#[cfg_attr(test, cfg(test))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capacity_is_whole_sectors() {
+        assert_eq!(capacity(4095, 0, 0), 7);
+        assert_eq!(capacity(4096, 0, 0), 8);
+        assert_eq!(capacity(511, 0, 0), 0);
+    }
+
+    #[test]
+    fn capacity_respects_offset_and_limit() {
+        assert_eq!(capacity(1 << 20, 4096, 0), 2040);
+        assert_eq!(capacity(1 << 20, 4096, 8192), 16);
+        assert_eq!(capacity(1 << 20, 4096, u64::MAX), 2040);
+        assert_eq!(capacity(4096, 4096, 0), 0);
+        assert_eq!(capacity(4096, 1 << 40, 512), 0);
+    }
+
+    #[test]
+    fn direct_needs_blocks_and_offset_that_fit() {
+        assert!(fits_direct(512, 0, 512));
+        assert!(fits_direct(4096, 0, 512));
+        assert!(!fits_direct(512, 0, 4096));
+        assert!(fits_direct(4096, 8192, 4096));
+        assert!(!fits_direct(4096, 512, 4096));
+        assert!(!fits_direct(4096, 0, 0));
+    }
+
+    #[test]
+    fn partitions_take_bits() {
+        assert_eq!(part_shift(0).ok(), Some(0));
+        assert_eq!(part_shift(-1).ok(), Some(0));
+        assert_eq!(part_shift(1).ok(), Some(1));
+        assert_eq!(part_shift(15).ok(), Some(4));
+        assert_eq!(part_shift(16).ok(), Some(5));
+        assert_eq!(part_shift(255).ok(), Some(8));
+        assert!(part_shift(256).is_err());
+        assert!(part_shift(i32::MAX).is_err());
+    }
+
+    #[test]
+    fn devices_fit_into_minors() {
+        assert!(check_max_loop(0, 0).is_ok());
+        assert!(check_max_loop(-1, 8).is_ok());
+        assert!(check_max_loop(1 << 20, 0).is_ok());
+        assert!(check_max_loop((1 << 20) + 1, 0).is_err());
+        assert!(check_max_loop(1 << 12, 8).is_ok());
+        assert!(check_max_loop((1 << 12) + 1, 8).is_err());
+    }
+}

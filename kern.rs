@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the `kernel` crate lacks: one file per C subsystem, each written as if it were to move to
+//! `rust/kernel/`.
+
+pub(crate) mod bdev;
+pub(crate) mod cgroup;
+pub(crate) mod ffi;
+pub(crate) mod file;
+pub(crate) mod miscdevice;
+pub(crate) mod module;
+pub(crate) mod mutex;
+pub(crate) mod sysfs;
+pub(crate) mod task;
+pub(crate) mod workqueue;

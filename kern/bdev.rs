@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Block devices.
+//!
+//! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
+
+use super::ffi;
+use kernel::{
+    bindings,
+    error::to_result,
+    prelude::*,
+    types::Opaque, //
+};
+
+/// A block device: a disk or a partition.
+///
+/// # Invariants
+///
+/// A reference points at a valid `struct block_device` that is not freed.
+#[repr(transparent)]
+pub(crate) struct BlockDevice(Opaque<bindings::block_device>);
+
+impl BlockDevice {
+    /// # Safety
+    ///
+    /// `raw` must be a valid block device for `'a`.
+    pub(crate) unsafe fn from_raw<'a>(raw: *mut bindings::block_device) -> &'a Self {
+        // SAFETY: By the function's requirements; the type is transparent.
+        unsafe { &*raw.cast::<Self>() }
+    }
+
+    fn raw(&self) -> *mut bindings::block_device {
+        self.0.get()
+    }
+
+    /// Whether `self` is the disk `disk`, or a partition of it.
+    pub(crate) fn is_on(&self, disk: &BlockDevice) -> bool {
+        // SAFETY: By the type invariant both are valid; `bd_disk` does not change.
+        unsafe { (*self.raw()).bd_disk == (*disk.raw()).bd_disk }
+    }
+
+    /// Writes back what is cached: `sync_blockdev()`. May sleep.
+    pub(crate) fn sync(&self) -> Result {
+        // SAFETY: By the type invariant.
+        to_result(unsafe { bindings::sync_blockdev(self.raw()) })
+    }
+
+    /// Drops what is cached and clean: `invalidate_bdev()`. May sleep.
+    pub(crate) fn invalidate(&self) {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::invalidate_bdev(self.raw()) };
+    }
+
+    /// The longest write of zeroes, in sectors of 512 bytes; 0 when there is none.
+    pub(crate) fn max_write_zeroes_sectors(&self) -> u32 {
+        // SAFETY: By the type invariant.
+        unsafe { ffi::rnull_loop_bdev_write_zeroes_sectors(self.raw()) }
+    }
+
+    /// The granularity of discards, in bytes.
+    pub(crate) fn discard_granularity(&self) -> u32 {
+        // SAFETY: By the type invariant.
+        unsafe { ffi::rnull_loop_bdev_discard_granularity(self.raw()) }
+    }
+
+    /// Whether seeks are slow.
+    pub(crate) fn is_rotational(&self) -> bool {
+        // SAFETY: By the type invariant.
+        unsafe { ffi::rnull_loop_bdev_rot(self.raw()) }
+    }
+
+    /// The logical block size, in bytes.
+    pub(crate) fn logical_block_size(&self) -> u32 {
+        // SAFETY: By the type invariant.
+        unsafe { ffi::rnull_loop_bdev_logical_block_size(self.raw()) }
+    }
+
+    /// The alignment that memory for direct I/O must have, as a mask.
+    pub(crate) fn dma_alignment(&self) -> u32 {
+        // SAFETY: By the type invariant.
+        unsafe { ffi::rnull_loop_bdev_dma_alignment(self.raw()) }
+    }
+
+    /// Keeps exclusive openers away until the claim is dropped: `bd_prepare_to_claim()`.
+    ///
+    /// Waits for a claim under way. May sleep. Fails with `EBUSY` when somebody holds the device
+    /// exclusively.
+    pub(crate) fn claim(&self) -> Result<Claim<'_>> {
+        // SAFETY: By the type invariant; the holder is an address that only this module uses and
+        // that the block layer compares, but does not follow.
+        to_result(unsafe {
+            bindings::bd_prepare_to_claim(self.raw(), self.holder(), core::ptr::null())
+        })?;
+        // INVARIANT: The claim is ours now.
+        Ok(Claim(self))
+    }
+
+    /// Who claims: any address that is not null and no other claimer's will do.
+    fn holder(&self) -> *mut c_void {
+        static HOLDER: u8 = 0;
+        core::ptr::from_ref(&HOLDER).cast_mut().cast()
+    }
+}
+
+/// A claim to a block device.
+///
+/// # Invariants
+///
+/// `bd_prepare_to_claim()` succeeded for the device and was not undone.
+#[must_use = "the claim ends when this is dropped"]
+pub(crate) struct Claim<'a>(&'a BlockDevice);
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant, with the holder that claimed.
+        unsafe { bindings::bd_abort_claiming(self.0.raw(), self.0.holder()) };
+    }
+}

@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Open files, as a driver that does I/O to them sees them.
+//!
+//! C headers: [`include/linux/fs.h`](srctree/include/linux/fs.h),
+//! [`include/linux/pagemap.h`](srctree/include/linux/pagemap.h)
+
+use super::{
+    bdev::BlockDevice,
+    ffi, //
+};
+use kernel::{
+    bindings,
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
+    fs::{
+        File,
+        LocalFile, //
+    },
+    prelude::*,
+    sync::aref::ARef, //
+};
+
+/// What kind of file an inode stands for.
+pub(crate) enum Kind<'a> {
+    /// A regular file.
+    Regular,
+    /// A block device.
+    Block(&'a BlockDevice),
+    /// A directory, a socket, a character device, ...
+    Other,
+}
+
+/// What direct I/O to a file must keep to.
+#[derive(Clone, Copy)]
+pub(crate) struct DirectAlignment {
+    /// The unit of offsets and lengths, in bytes.
+    pub(crate) block: u32,
+    /// The alignment of memory, as a mask.
+    pub(crate) memory: u32,
+}
+
+/// What identifies a file: `st_dev`, `st_ino` and `st_rdev`, device numbers in the encoding of user
+/// space's 64-bit `dev_t`.
+pub(crate) struct Identity {
+    pub(crate) dev: u64,
+    pub(crate) ino: u64,
+    pub(crate) rdev: u64,
+}
+
+/// `huge_encode_dev()`: `new_encode_dev()` of major and minor.
+fn encode_dev(dev: bindings::dev_t) -> u64 {
+    let major = dev >> bindings::MINORBITS;
+    let minor = dev & ((1 << bindings::MINORBITS) - 1);
+    u64::from((minor & 0xff) | (major << 8) | ((minor & !0xff) << 12))
+}
+
+/// The file behind a descriptor of the current process.
+///
+/// Fails with `EBADF`. To be called by a system call that got the descriptor as an argument other
+/// than the file it is a call on, as ioctls do.
+pub(crate) fn from_fd(fd: u32) -> Result<ARef<File>> {
+    let file = LocalFile::fget(fd)?;
+    // SAFETY: The callers are ioctls, which hold no `fdget_pos()` reference to `file`; the
+    // documentation of the function names them as its users.
+    Ok(unsafe { LocalFile::assume_no_fdget_pos(file) })
+}
+
+/// Writes the absolute path of `file` to `buf`, and returns its length. Does not sleep.
+///
+/// Fails with `ENAMETOOLONG`.
+pub(crate) fn path(file: &File, buf: &mut [u8]) -> Result<usize> {
+    let size = c_int::try_from(buf.len())?;
+    // SAFETY: The file is open, and `buf` has room for `size` bytes.
+    let path = from_err_ptr(unsafe {
+        bindings::file_path(file.as_ptr(), buf.as_mut_ptr().cast(), size)
+    })?;
+    // The path was written to the end of `buf`, with a NUL behind it.
+    let at = (path as usize).wrapping_sub(buf.as_ptr() as usize);
+    let len = buf
+        .get(at..)
+        .and_then(|tail| tail.iter().position(|&byte| byte == 0))
+        .ok_or(EINVAL)?;
+    buf.copy_within(at..at + len, 0);
+    Ok(len)
+}
+
+/// What a driver that does I/O to a file asks it.
+pub(crate) trait BackingFile {
+    /// Whether the file can be read: `f_op->read_iter`.
+    fn has_read(&self) -> bool;
+    /// Whether the file's operations know writing: `f_op->write_iter`.
+    fn has_write(&self) -> bool;
+    /// Whether the file's operations know flushing: `f_op->fsync`.
+    fn has_sync(&self) -> bool;
+    /// Whether the file's operations know holes: `f_op->fallocate`.
+    fn has_fallocate(&self) -> bool;
+    /// Whether it is open for writing: `FMODE_WRITE`.
+    fn is_writable(&self) -> bool;
+    /// Whether it was opened for direct I/O: `O_DIRECT`.
+    fn is_direct(&self) -> bool;
+    /// Whether it can do direct I/O: `FMODE_CAN_ODIRECT`.
+    fn can_direct(&self) -> bool;
+    /// What kind of file it is.
+    fn kind(&self) -> Kind<'_>;
+    /// The block device that its file system lives on.
+    fn fs_device(&self) -> Option<&BlockDevice>;
+    /// Its size in bytes: a block device's from its inode, another file's from the file system.
+    /// May sleep.
+    fn size(&self) -> Result<u64>;
+    /// What direct I/O to it must keep to, if the file system says. May sleep.
+    fn direct_alignment(&self) -> Option<DirectAlignment>;
+    /// The block size of its file system, in bytes: `statfs()`. May sleep.
+    fn fs_block_size(&self) -> Result<u32>;
+    /// What identifies it: `stat()`. May sleep.
+    fn identity(&self) -> Result<Identity>;
+    /// Makes everything written durable: `vfs_fsync()`. May sleep.
+    fn sync(&self) -> Result;
+    /// Changes what is allocated in `len` bytes from `pos`: `f_op->fallocate`, with a mode of
+    /// `FALLOC_FL_*`. May sleep.
+    fn fallocate(&self, mode: Fallocate, pos: u64, len: u64) -> Result;
+}
+
+/// A mode of `fallocate()` that keeps the size of the file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fallocate {
+    /// Frees the range, which reads as zeroes then: `FALLOC_FL_PUNCH_HOLE`.
+    PunchHole,
+    /// Makes the range read as zeroes and keeps it allocated: `FALLOC_FL_ZERO_RANGE`.
+    ZeroRange,
+}
+
+/// The operations of a file.
+fn ops(file: &File) -> &bindings::file_operations {
+    // SAFETY: An open file has operations, which stay while it is open.
+    unsafe { &*(*file.as_ptr()).f_op }
+}
+
+/// The inode that the file's data belongs to: `f_mapping->host`.
+fn host(file: &File) -> *mut bindings::inode {
+    // SAFETY: An open file has a mapping with a host, which stay while it is open.
+    unsafe { (*(*file.as_ptr()).f_mapping).host }
+}
+
+fn mode_has(file: &File, flag: bindings::fmode_t) -> bool {
+    // SAFETY: The file is open; these flags are set when it is opened, and stay.
+    unsafe { (*file.as_ptr()).f_mode & flag != 0 }
+}
+
+/// Asks the file system for what `mask` (of `STATX_*`) names.
+fn stat(file: &File, mask: u32, checked: bool) -> Result<bindings::kstat> {
+    let mut stat: bindings::kstat = pin_init::zeroed();
+    // SAFETY: The file is open, so its path is valid; `stat` is valid for writes.
+    to_result(unsafe {
+        let path = ffi::rnull_loop_file_path(file.as_ptr());
+        if checked {
+            bindings::vfs_getattr(path, &mut stat, mask, bindings::AT_STATX_SYNC_AS_STAT)
+        } else {
+            bindings::vfs_getattr_nosec(path, &mut stat, mask, 0)
+        }
+    })?;
+    Ok(stat)
+}
+
+impl BackingFile for File {
+    fn has_read(&self) -> bool {
+        ops(self).read_iter.is_some()
+    }
+
+    fn has_write(&self) -> bool {
+        ops(self).write_iter.is_some()
+    }
+
+    fn has_sync(&self) -> bool {
+        ops(self).fsync.is_some()
+    }
+
+    fn has_fallocate(&self) -> bool {
+        ops(self).fallocate.is_some()
+    }
+
+    fn is_writable(&self) -> bool {
+        mode_has(self, ffi::FMODE_WRITE)
+    }
+
+    fn is_direct(&self) -> bool {
+        self.flags() & bindings::O_DIRECT != 0
+    }
+
+    fn can_direct(&self) -> bool {
+        mode_has(self, ffi::FMODE_CAN_ODIRECT)
+    }
+
+    fn kind(&self) -> Kind<'_> {
+        let inode = host(self);
+        // SAFETY: The inode of an open file is valid; its type does not change.
+        match u32::from(unsafe { (*inode).i_mode }) & bindings::S_IFMT {
+            bindings::S_IFREG => Kind::Regular,
+            // SAFETY: The inode is that of a block device, which stays while the file is open.
+            bindings::S_IFBLK => Kind::Block(unsafe {
+                BlockDevice::from_raw(bindings::I_BDEV(inode))
+            }),
+            _ => Kind::Other,
+        }
+    }
+
+    fn fs_device(&self) -> Option<&BlockDevice> {
+        // SAFETY: The inode of an open file is valid, and so is its super block.
+        let bdev = unsafe { ffi::rnull_loop_sb_bdev(self.as_ptr()) };
+        // SAFETY: The block device of a super block stays while a file of it is open.
+        (!bdev.is_null()).then(|| unsafe { BlockDevice::from_raw(bdev) })
+    }
+
+    fn size(&self) -> Result<u64> {
+        let size = match self.kind() {
+            // SAFETY: The file is open.
+            Kind::Block(_) => unsafe { ffi::rnull_loop_i_size_read(self.as_ptr()) },
+            _ => stat(self, bindings::STATX_SIZE, false)?.size,
+        };
+        Ok(u64::try_from(size)?)
+    }
+
+    fn direct_alignment(&self) -> Option<DirectAlignment> {
+        let stat = stat(self, bindings::STATX_DIOALIGN, true).ok()?;
+        // A file system that reports zeroes cannot do direct I/O to this file.
+        let known = stat.result_mask & bindings::STATX_DIOALIGN != 0 && stat.dio_mem_align != 0;
+        known.then_some(DirectAlignment {
+            block: stat.dio_offset_align,
+            memory: stat.dio_mem_align - 1,
+        })
+    }
+
+    fn fs_block_size(&self) -> Result<u32> {
+        let mut size = 0;
+        // SAFETY: The file is open, and `size` is valid for writes.
+        to_result(unsafe { ffi::rnull_loop_fs_block_size(self.as_ptr(), &mut size) })?;
+        Ok(size)
+    }
+
+    fn identity(&self) -> Result<Identity> {
+        let stat = stat(self, bindings::STATX_INO, true)?;
+        Ok(Identity {
+            dev: encode_dev(stat.dev),
+            ino: stat.ino,
+            rdev: encode_dev(stat.rdev),
+        })
+    }
+
+    fn sync(&self) -> Result {
+        // SAFETY: The file is open.
+        to_result(unsafe { bindings::vfs_fsync(self.as_ptr(), 0) })
+    }
+
+    fn fallocate(&self, mode: Fallocate, pos: u64, len: u64) -> Result {
+        let fallocate = ops(self).fallocate.ok_or(EOPNOTSUPP)?;
+        let mode = match mode {
+            Fallocate::PunchHole => ffi::FALLOC_FL_PUNCH_HOLE,
+            Fallocate::ZeroRange => ffi::FALLOC_FL_ZERO_RANGE,
+        } | ffi::FALLOC_FL_KEEP_SIZE;
+        let (pos, len) = (pos.try_into()?, len.try_into()?);
+        // SAFETY: The operation of this open file.
+        let ret = unsafe { fallocate(self.as_ptr(), mode as c_int, pos, len) };
+        to_result(c_int::try_from(ret)?)
+    }
+}
+
+/// While this lives, memory for the page cache of a file is got without I/O and without entering
+/// file systems, as reclaim may be waiting for a device that is served from the file.
+///
+/// # Invariants
+///
+/// `old` is what the mapping's mask was before.
+pub(crate) struct NoIoMapping {
+    file: ARef<File>,
+    old: bindings::gfp_t,
+}
+
+impl NoIoMapping {
+    /// Takes `__GFP_IO` and `__GFP_FS` from the mask of the file's mapping.
+    pub(crate) fn new(file: ARef<File>) -> Self {
+        // SAFETY: An open file has a mapping.
+        let mapping = unsafe { (*file.as_ptr()).f_mapping };
+        // SAFETY: As above; the mask is a plain word in C too (`mapping_set_gfp_mask()`).
+        let old = unsafe { (*mapping).gfp_mask };
+        // SAFETY: As above.
+        unsafe { (*mapping).gfp_mask = old & !(ffi::__GFP_IO | ffi::__GFP_FS) };
+        // INVARIANT: Read before the change.
+        Self { file, old }
+    }
+}
+
+impl Drop for NoIoMapping {
+    fn drop(&mut self) {
+        // SAFETY: An open file has a mapping.
+        unsafe { (*(*self.file.as_ptr()).f_mapping).gfp_mask = self.old };
+    }
+}

@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+#ifndef RNULL_LOOP_HELPERS_H
+#define RNULL_LOOP_HELPERS_H
+
+#include <linux/blk-mq.h>
+#include <linux/blkdev.h>
+#include <linux/fs.h>
+
+/* blk-mq and request data */
+unsigned int rnull_loop_rq_nr_bvec(struct request *rq);
+unsigned int rnull_loop_rq_copy_bvecs(struct request *rq, struct bio_vec *to,
+				      unsigned int max);
+void rnull_loop_rq_zero_fill(struct request *rq);
+bool rnull_loop_should_fake_timeout(struct request_queue *q);
+
+/* queue limits and freezing */
+struct queue_limits rnull_loop_limits_start_update(struct request_queue *q);
+void rnull_loop_limits_cancel_update(struct request_queue *q);
+unsigned int rnull_loop_freeze_queue(struct request_queue *q);
+void rnull_loop_unfreeze_queue(struct request_queue *q, unsigned int memflags);
+void rnull_loop_disable_discard(struct request_queue *q);
+void rnull_loop_disable_write_zeroes(struct request_queue *q);
+
+/* disks and block devices */
+unsigned int rnull_loop_disk_openers(struct gendisk *disk);
+struct device *rnull_loop_disk_to_dev(struct gendisk *disk);
+struct gendisk *rnull_loop_dev_to_disk(struct device *dev);
+void rnull_loop_set_uevent_suppress(struct gendisk *disk, bool on);
+unsigned int rnull_loop_bdev_write_zeroes_sectors(struct block_device *bdev);
+unsigned int rnull_loop_bdev_discard_granularity(struct block_device *bdev);
+bool rnull_loop_bdev_rot(struct block_device *bdev);
+unsigned int rnull_loop_bdev_logical_block_size(struct block_device *bdev);
+unsigned int rnull_loop_bdev_dma_alignment(struct block_device *bdev);
+
+/* files */
+void rnull_loop_kiocb_start_write(struct kiocb *iocb);
+void rnull_loop_kiocb_end_write(struct kiocb *iocb);
+loff_t rnull_loop_i_size_read(struct file *file);
+const struct path *rnull_loop_file_path(struct file *file);
+struct block_device *rnull_loop_sb_bdev(struct file *file);
+int rnull_loop_fs_block_size(struct file *file, unsigned int *size);
+
+/* control groups */
+struct cgroup_subsys_state;
+struct mem_cgroup;
+struct cgroup_subsys_state *rnull_loop_rq_blkcg_css(struct request *rq);
+struct cgroup_subsys_state *
+rnull_loop_memcg_css(struct cgroup_subsys_state *blkcg_css);
+void rnull_loop_css_put(struct cgroup_subsys_state *css);
+struct mem_cgroup *
+rnull_loop_set_active_memcg(struct cgroup_subsys_state *css);
+void rnull_loop_restore_active_memcg(struct mem_cgroup *old);
+
+/* tasks */
+void rnull_loop_cond_resched(void);
+unsigned int rnull_loop_num_online_cpus(void);
+
+#endif

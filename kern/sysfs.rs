@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Groups of read-only attributes of a disk.
+//!
+//! C header: [`include/linux/sysfs.h`](srctree/include/linux/sysfs.h)
+
+use super::{
+    ffi,
+    file, //
+};
+use crate::blk_mq::{
+    DiskOperations,
+    GenDisk, //
+};
+use core::marker::PhantomData;
+use kernel::{
+    bindings,
+    device::Device,
+    error::{
+        from_result,
+        to_result, //
+    },
+    fmt,
+    fs::File,
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::aref::ARef, //
+};
+
+/// What an attribute file shows.
+pub(crate) struct Page<'a> {
+    buf: &'a mut [u8],
+    len: usize,
+}
+
+impl Page<'_> {
+    /// Adds the absolute path of `file`, as the current task sees it.
+    ///
+    /// Fails with `ENAMETOOLONG` when it does not fit.
+    pub(crate) fn write_path(&mut self, file: &File) -> Result {
+        let free = self.buf.get_mut(self.len..).ok_or(ENAMETOOLONG)?;
+        self.len += file::path(file, free)?;
+        Ok(())
+    }
+}
+
+impl fmt::Write for Page<'_> {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        let end = self.len.checked_add(s.len()).ok_or(fmt::Error)?;
+        let free = self.buf.get_mut(self.len..end).ok_or(fmt::Error)?;
+        free.copy_from_slice(s.as_bytes());
+        self.len = end;
+        Ok(())
+    }
+}
+
+/// One attribute of the disks of driver `T`.
+pub(crate) trait Attribute<T: DiskOperations>: 'static {
+    /// The name of the file.
+    const NAME: &'static CStr;
+
+    /// Writes what the file shows. May sleep.
+    ///
+    /// Must not wait for anybody who waits for the group's removal.
+    fn show(device: &T, page: &mut Page<'_>) -> Result;
+}
+
+/// A `struct device_attribute` that shows `A`.
+#[repr(transparent)]
+pub(crate) struct ShowAttribute<T>(bindings::device_attribute, PhantomData<fn(T)>);
+
+impl<T: DiskOperations> ShowAttribute<T> {
+    /// The attribute `A`, readable by everybody.
+    pub(crate) const fn new<A: Attribute<T>>() -> Self {
+        Self(
+            bindings::device_attribute {
+                attr: bindings::attribute {
+                    name: kernel::str::as_char_ptr_in_const_context(A::NAME),
+                    mode: 0o444,
+                    ..pin_init::zeroed()
+                },
+                __bindgen_anon_1: bindings::device_attribute__bindgen_ty_1 {
+                    show: Some(show::<T, A>),
+                },
+                ..pin_init::zeroed()
+            },
+            PhantomData,
+        )
+    }
+}
+
+/// # Safety
+///
+/// Called by sysfs alone, for an attribute of a group that [`Group::create`] put on a disk of `T`;
+/// `buf` has room for a page.
+unsafe extern "C" fn show<T: DiskOperations, A: Attribute<T>>(
+    dev: *mut bindings::device,
+    _attr: *mut bindings::device_attribute,
+    buf: *mut c_char,
+) -> isize {
+    // SAFETY: By the function's requirements `dev` is the device of a disk of `T`, which lives at
+    // least as long as its attributes are in use.
+    let disk = unsafe { GenDisk::<T>::from_raw(ffi::rnull_loop_dev_to_disk(dev)) };
+    // SAFETY: By the function's requirements.
+    let buf = unsafe { core::slice::from_raw_parts_mut(buf.cast::<u8>(), PAGE_SIZE) };
+    let mut page = Page { buf, len: 0 };
+    from_result(|| {
+        A::show(disk.device(), &mut page)?;
+        Ok(page.len as isize)
+    })
+}
+
+/// A directory of attributes of a disk. Dropping it takes it away, and waits for its readers.
+///
+/// # Invariants
+///
+/// `raw` was given to `sysfs_create_group()` for `dev` and not to `sysfs_remove_group()`; it names
+/// the list in `_list`.
+pub(crate) struct Group {
+    dev: ARef<Device>,
+    raw: KBox<bindings::attribute_group>,
+    _list: KVec<*mut bindings::attribute>,
+}
+
+// SAFETY: Any thread may remove the group; the list it points to is owned.
+unsafe impl Send for Group {}
+
+impl Group {
+    /// Adds the directory `name` with `attributes` to `disk`, which must be registered.
+    ///
+    /// May sleep. Fails with `EEXIST` when it is there already, and with `ENOMEM`.
+    pub(crate) fn create<T: DiskOperations>(
+        disk: &GenDisk<T>,
+        name: &'static CStr,
+        attributes: &'static [ShowAttribute<T>],
+    ) -> Result<Self> {
+        let mut list = KVec::with_capacity(attributes.len() + 1, GFP_KERNEL)?;
+        for attribute in attributes {
+            // CAST: sysfs takes them as mutable, but changes nothing.
+            let attr = (&raw const attribute.0.attr).cast_mut();
+            list.push(attr, GFP_KERNEL)?;
+        }
+        list.push(core::ptr::null_mut(), GFP_KERNEL)?;
+        let raw = KBox::new(
+            bindings::attribute_group {
+                name: name.as_char_ptr(),
+                __bindgen_anon_2: bindings::attribute_group__bindgen_ty_2 {
+                    attrs: list.as_mut_ptr(),
+                },
+                ..pin_init::zeroed()
+            },
+            GFP_KERNEL,
+        )?;
+        let dev = disk.dev();
+        // SAFETY: The kobject of a device that `dev` keeps; the group is valid, its list is
+        // terminated, and its attributes are static and shown by `show::<T, _>`, on a disk of `T`.
+        to_result(unsafe { bindings::sysfs_create_group(kobj(&dev), &*raw) })?;
+        // INVARIANT: Created above.
+        Ok(Self {
+            dev,
+            raw,
+            _list: list,
+        })
+    }
+}
+
+/// The kobject of a device.
+fn kobj(dev: &Device) -> *mut bindings::kobject {
+    // CAST: `Device` is a transparent `Opaque<bindings::device>`.
+    let raw = core::ptr::from_ref(dev)
+        .cast_mut()
+        .cast::<bindings::device>();
+    // SAFETY: The device of a reference is valid; this only computes an address inside it.
+    unsafe { &raw mut (*raw).kobj }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::sysfs_remove_group(kobj(&self.dev), &*self.raw) };
+    }
+}

@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! All loop devices: which number stands for which, and who stands on whom.
+
+#![forbid(unsafe_code)]
+
+use crate::{
+    blk_mq::{
+        Disk,
+        DiskOptions,
+        Probe,
+        RegisteredDisk,
+        TagSet, //
+    },
+    device::LoopDevice,
+    kern::{
+        bdev::BlockDevice,
+        mutex::LockKillable,
+        task, //
+    },
+};
+use kernel::{
+    bindings,
+    new_mutex,
+    pr_warn_once,
+    prelude::*,
+    sync::{
+        global_lock,
+        Arc,
+        Mutex,
+        MutexGuard, //
+    },
+};
+
+/// The longest request, in sectors of 512 bytes: the historic cap of the block layer.
+const MAX_HW_SECTORS: u32 = 2560;
+
+/// How devices are made.
+pub(crate) struct Parameters {
+    /// How many bits of a minor number count partitions.
+    pub(crate) part_shift: u32,
+    /// How many devices there may be by opening device nodes, if there is a limit.
+    pub(crate) max_loop: Option<u32>,
+    /// How many requests a hardware context has.
+    pub(crate) hw_queue_depth: u32,
+    /// How many hardware contexts a device has; 0 is one per CPU.
+    pub(crate) nr_hw_queues: u32,
+}
+
+/// A number that is taken.
+struct Entry {
+    index: u32,
+    /// The disk, unless it is being added or removed.
+    disk: Option<RegisteredDisk<LoopDevice>>,
+}
+
+/// All loop devices of a module that is loaded.
+#[pin_data]
+pub(crate) struct Registry {
+    parameters: Parameters,
+    /// Sorted by index. A leaf: no other lock is taken under it.
+    #[pin]
+    table: Mutex<KVec<Entry>>,
+    /// Held while it matters which device stands on which.
+    #[pin]
+    validation: Mutex<()>,
+}
+
+global_lock! {
+    // SAFETY: Initialized in the module initializer before first use.
+    pub(crate) unsafe(uninit) static REGISTRY: Mutex<Option<Arc<Registry>>> = None;
+}
+
+/// The registry, for those who come without a reference to it. `ENODEV` while the module comes or
+/// goes. Waits for nobody who sleeps.
+pub(crate) fn registry() -> Result<Arc<Registry>> {
+    REGISTRY.lock().clone().ok_or(ENODEV)
+}
+
+/// While this lives, no device that stands on another is bound, and none that may be stood on
+/// begins to go.
+pub(crate) type Validation<'a> = MutexGuard<'a, ()>;
+
+impl Registry {
+    /// Where `index` is in the table, or where it would be.
+    fn search(table: &[Entry], index: u32) -> Result<usize, usize> {
+        table.binary_search_by_key(&index, |entry| entry.index)
+    }
+
+    /// Waits for others that bind a device to a loop device, or run one down. `EINTR` when a fatal
+    /// signal comes first.
+    pub(crate) fn validation_killable(&self) -> Result<Validation<'_>> {
+        self.validation.lock_killable()
+    }
+
+    /// Adds the device `index`, or the first number that is free: LOOP_CTL_ADD.
+    ///
+    /// `EEXIST` when the number is taken. May sleep.
+    pub(crate) fn add(&self, index: Option<u32>) -> Result<u32> {
+        let index = self.reserve(index)?;
+        let added = self.make_disk(index);
+        let mut table = self.table.lock();
+        if let Ok(at) = Self::search(&table, index) {
+            match added {
+                Ok(disk) => {
+                    if let Some(entry) = table.get_mut(at) {
+                        entry.disk = Some(disk);
+                    }
+                }
+                Err(error) => {
+                    // It is there: the search found it.
+                    let _ = table.remove(at);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(index)
+    }
+
+    /// Takes a number.
+    fn reserve(&self, index: Option<u32>) -> Result<u32> {
+        let mut table = self.table.lock_killable()?;
+        let index = index.unwrap_or_else(|| {
+            let gap = (0..).zip(table.iter()).find(|(i, entry)| *i != entry.index);
+            gap.map_or(table.len() as u32, |(i, _)| i)
+        });
+        let Err(at) = Self::search(&table, index) else {
+            return Err(EEXIST);
+        };
+        table.reserve(1, GFP_KERNEL)?;
+        let entry = Entry { index, disk: None };
+        // There is room for one.
+        table.insert_within_capacity(at, entry).map_err(|_| ENOMEM)?;
+        Ok(index)
+    }
+
+    fn make_disk(&self, index: u32) -> Result<RegisteredDisk<LoopDevice>> {
+        let Parameters {
+            part_shift,
+            hw_queue_depth,
+            nr_hw_queues,
+            ..
+        } = self.parameters;
+        let nr_hw_queues = match nr_hw_queues {
+            0 => task::num_online_cpus(),
+            n => n,
+        };
+        let tags = KBox::pin_init(TagSet::new(nr_hw_queues, hw_queue_depth), GFP_KERNEL)?;
+        let scans = part_shift != 0;
+        let device = LoopDevice::new(index, scans)?;
+        Disk::new(
+            tags,
+            device,
+            DiskOptions {
+                major: bindings::LOOP_MAJOR,
+                first_minor: index.checked_mul(1 << part_shift).ok_or(EINVAL)?,
+                minors: 1 << part_shift,
+                name: fmt!("loop{index}"),
+                scan_partitions: scans,
+                max_hw_sectors: MAX_HW_SECTORS,
+            },
+        )?
+        .add()
+    }
+
+    /// Removes the device `index`: LOOP_CTL_REMOVE.
+    ///
+    /// `ENODEV` when there is none, `EBUSY` when it is in use. May sleep.
+    pub(crate) fn remove(&self, index: Option<u32>) -> Result {
+        let Some(index) = index else {
+            pr_warn_once!("deleting an unspecified loop device is not supported.\n");
+            return Err(EINVAL);
+        };
+        // Nobody else finds it from here on.
+        let disk = {
+            let mut table = self.table.lock_killable()?;
+            let entry = Self::search(&table, index).ok().and_then(|at| table.get_mut(at));
+            entry.and_then(|entry| entry.disk.take()).ok_or(ENODEV)?
+        };
+        let deleted = disk.device().delete(&disk);
+        let kept = match deleted {
+            Ok(()) => {
+                drop(disk);
+                None
+            }
+            Err(_) => Some(disk),
+        };
+        let mut table = self.table.lock();
+        if let Ok(at) = Self::search(&table, index) {
+            match kept {
+                Some(disk) => {
+                    if let Some(entry) = table.get_mut(at) {
+                        entry.disk = Some(disk);
+                    }
+                }
+                // It is there: the search found it.
+                None => drop(table.remove(at)),
+            }
+        }
+        deleted
+    }
+
+    /// Finds a device that is not bound, or adds one: LOOP_CTL_GET_FREE. May sleep.
+    ///
+    /// Whoever asks may find it taken a moment later, and asks again.
+    pub(crate) fn get_free(&self) -> Result<u32> {
+        let table = self.table.lock_killable()?;
+        let free = table.iter().find(|entry| {
+            let disk = entry.disk.as_ref();
+            disk.is_some_and(|disk| disk.device().is_unbound())
+        });
+        if let Some(entry) = free {
+            return Ok(entry.index);
+        }
+        drop(table);
+        self.add(None)
+    }
+
+    /// The loop device that `bdev` is, or is a partition of.
+    pub(crate) fn find(&self, bdev: &BlockDevice) -> Option<Arc<LoopDevice>> {
+        let table = self.table.lock();
+        let mut disks = table.iter().filter_map(|entry| entry.disk.as_ref());
+        let disk = disks.find(|disk| bdev.is_on(disk.part0()))?;
+        Some(disk.device().clone())
+    }
+}
+
+/// Makes the registry reachable while it lives, and removes all devices at the end.
+pub(crate) struct Devices(Arc<Registry>);
+
+impl Devices {
+    /// A registry without devices. May sleep.
+    pub(crate) fn new(parameters: Parameters) -> Result<Self> {
+        let registry = Arc::pin_init(
+            pin_init!(Registry {
+                parameters,
+                table <- new_mutex!(KVec::new(), "Registry::table"),
+                validation <- new_mutex!((), "Registry::validation"),
+            }),
+            GFP_KERNEL,
+        )?;
+        *REGISTRY.lock() = Some(registry.clone());
+        Ok(Self(registry))
+    }
+
+    /// Adds the first `count` devices. One that cannot be made is missing, as in C.
+    pub(crate) fn add(&self, count: u32) {
+        for index in 0..count {
+            if let Err(error) = self.0.add(Some(index)) {
+                pr_warn!("cannot add loop{} (rc={})\n", index, error.to_errno());
+            }
+        }
+    }
+}
+
+impl Drop for Devices {
+    fn drop(&mut self) {
+        // Nobody can ask for devices any more: nodes and control were unregistered before.
+        let _ = REGISTRY.lock().take();
+        let table = core::mem::take(&mut *self.0.table.lock());
+        drop(table);
+    }
+}
+
+/// Makes devices when their nodes are opened.
+pub(crate) struct OnDemand;
+
+impl Probe for OnDemand {
+    fn probe(minor: u32) {
+        let Ok(registry) = registry() else { return };
+        let index = minor >> registry.parameters.part_shift;
+        if registry.parameters.max_loop.is_some_and(|max| index >= max) {
+            return;
+        }
+        // The opener finds out whether there is a disk now.
+        let _ = registry.add(Some(index));
+    }
+}

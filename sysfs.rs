@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `/sys/block/loopN/loop/*`: what a device is bound to.
+//!
+//! Documentation: `Documentation/ABI/testing/sysfs-block-loop`
+
+#![forbid(unsafe_code)]
+
+use crate::{
+    device::{
+        Binding,
+        LoopDevice, //
+    },
+    flags::Flags,
+    kern::sysfs::{
+        Attribute,
+        Page,
+        ShowAttribute, //
+    },
+};
+use core::fmt::Write;
+use kernel::prelude::*;
+
+/// The files of the directory.
+pub(crate) const ATTRIBUTES: &[ShowAttribute<LoopDevice>] = &[
+    ShowAttribute::new::<BackingFile>(),
+    ShowAttribute::new::<Offset>(),
+    ShowAttribute::new::<SizeLimit>(),
+    ShowAttribute::new::<Autoclear>(),
+    ShowAttribute::new::<PartScan>(),
+    ShowAttribute::new::<Dio>(),
+];
+
+macro_rules! attributes {
+    ($($(#[$doc:meta])* $name:ident, $file:literal: $show:expr;)*) => {$(
+        $(#[$doc])*
+        struct $name;
+
+        impl Attribute<LoopDevice> for $name {
+            const NAME: &'static CStr = $file;
+
+            fn show(device: &LoopDevice, page: &mut Page<'_>) -> Result {
+                let show: fn(&Binding, &mut Page<'_>) -> Result = $show;
+                device.with_binding(|binding| show(binding, page))
+            }
+        }
+    )*};
+}
+
+attributes! {
+    /// The absolute path of the file.
+    BackingFile, c"backing_file": |binding, page| {
+        page.write_path(&binding.backing.file)?;
+        line(page, "")
+    };
+    /// Where the device begins in the file, in bytes.
+    Offset, c"offset": |binding, page| line(page, binding.settings.offset);
+    /// How long the device is at most, in bytes; 0 is no limit.
+    SizeLimit, c"sizelimit": |binding, page| line(page, binding.settings.sizelimit);
+    /// Whether it is detached when it is closed.
+    Autoclear, c"autoclear": |binding, page| flag(binding, page, Flags::AUTOCLEAR);
+    /// Whether the kernel looks for partitions.
+    PartScan, c"partscan": |binding, page| flag(binding, page, Flags::PARTSCAN);
+    /// Whether I/O goes past the page cache of the file.
+    Dio, c"dio": |binding, page| flag(binding, page, Flags::DIRECT_IO);
+}
+
+/// Shows whether a flag is set.
+fn flag(binding: &Binding, page: &mut Page<'_>, flag: Flags) -> Result {
+    line(page, u8::from(binding.settings.flags.contains(flag)))
+}
+
+/// Ends a line with `value`.
+fn line(page: &mut Page<'_>, value: impl core::fmt::Display) -> Result {
+    writeln!(page, "{value}").map_err(|_| ENAMETOOLONG)
+}
