@@ -66,8 +66,10 @@ pub(crate) fn validate(file: &ARef<File>, device: &LoopDevice, registry: &Regist
         if core::ptr::eq(&*other, device) {
             return Err(EBADF);
         }
-        let next = other.backing_file().ok_or(EINVAL)?;
-        below = next;
+        below = other.backing_file().map_err(|error| match error {
+            ENXIO => EINVAL,
+            other => other,
+        })?;
     }
     match file.kind() {
         Kind::Regular | Kind::Block(_) => Ok(()),

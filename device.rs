@@ -154,10 +154,9 @@ impl LoopDevice {
         self.unbound.load(Relaxed)
     }
 
-    /// The file of a bound device. May sleep.
-    pub(crate) fn backing_file(&self) -> Option<ARef<File>> {
-        let mut state = self.lock();
-        state.bound().ok().map(|binding| binding.backing.file.clone())
+    /// The file of a bound device; `ENXIO` for another, `EINTR` when a fatal signal comes first.
+    pub(crate) fn backing_file(&self) -> Result<ARef<File>> {
+        Ok(self.lock_killable()?.bound()?.backing.file.clone())
     }
 
     /// Lets `show` look at the binding, if there is one. May sleep.

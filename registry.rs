@@ -121,8 +121,9 @@ impl Registry {
     fn reserve(&self, index: Option<u32>) -> Result<u32> {
         let mut table = self.table.lock_killable()?;
         let index = index.unwrap_or_else(|| {
-            let gap = (0..).zip(table.iter()).find(|(i, entry)| *i != entry.index);
-            gap.map_or(table.len() as u32, |(i, _)| i)
+            // Sorted, so all numbers before the first gap stand where they are.
+            let gap = table.iter().enumerate().find(|(at, entry)| *at != entry.index as usize);
+            gap.map_or(table.len(), |(at, _)| at) as u32
         });
         let Err(at) = Self::search(&table, index) else {
             return Err(EEXIST);
@@ -147,14 +148,15 @@ impl Registry {
         };
         let tags = KBox::pin_init(TagSet::new(nr_hw_queues, hw_queue_depth), GFP_KERNEL)?;
         let scans = part_shift != 0;
+        let minors = 1_u32.checked_shl(part_shift).ok_or(EINVAL)?;
         let device = LoopDevice::new(index, scans)?;
         Disk::new(
             tags,
             device,
             DiskOptions {
                 major: bindings::LOOP_MAJOR,
-                first_minor: index.checked_mul(1 << part_shift).ok_or(EINVAL)?,
-                minors: 1 << part_shift,
+                first_minor: index.checked_mul(minors).ok_or(EINVAL)?,
+                minors,
                 name: fmt!("loop{index}"),
                 scan_partitions: scans,
                 max_hw_sectors: MAX_HW_SECTORS,
@@ -268,7 +270,8 @@ pub(crate) struct OnDemand;
 impl Probe for OnDemand {
     fn probe(minor: u32) {
         let Ok(registry) = registry() else { return };
-        let index = minor >> registry.parameters.part_shift;
+        let shift = registry.parameters.part_shift;
+        let index = minor.checked_shr(shift).unwrap_or(minor);
         if registry.parameters.max_loop.is_some_and(|max| index >= max) {
             return;
         }

@@ -77,13 +77,11 @@ pub(crate) fn path(file: &File, buf: &mut [u8]) -> Result<usize> {
     let path = from_err_ptr(unsafe {
         bindings::file_path(file.as_ptr(), buf.as_mut_ptr().cast(), size)
     })?;
-    // The path was written to the end of `buf`, with a NUL behind it.
-    let at = (path as usize).wrapping_sub(buf.as_ptr() as usize);
-    let len = buf
-        .get(at..)
-        .and_then(|tail| tail.iter().position(|&byte| byte == 0))
-        .ok_or(EINVAL)?;
-    buf.copy_within(at..at + len, 0);
+    // The path stands at the end of `buf`, with a NUL behind it.
+    // SAFETY: As said, so it is a string inside `buf`, which nobody else changes.
+    let len = unsafe { CStr::from_char_ptr(path) }.to_bytes().len();
+    // SAFETY: Both lie inside `buf`; they may overlap.
+    unsafe { core::ptr::copy(path.cast::<u8>(), buf.as_mut_ptr(), len) };
     Ok(len)
 }
 
@@ -225,10 +223,12 @@ impl BackingFile for File {
     fn direct_alignment(&self) -> Option<DirectAlignment> {
         let stat = stat(self, bindings::STATX_DIOALIGN, true).ok()?;
         // A file system that reports zeroes cannot do direct I/O to this file.
-        let known = stat.result_mask & bindings::STATX_DIOALIGN != 0 && stat.dio_mem_align != 0;
-        known.then_some(DirectAlignment {
+        if stat.result_mask & bindings::STATX_DIOALIGN == 0 {
+            return None;
+        }
+        Some(DirectAlignment {
             block: stat.dio_offset_align,
-            memory: stat.dio_mem_align - 1,
+            memory: stat.dio_mem_align.checked_sub(1)?,
         })
     }
 

@@ -39,7 +39,7 @@ impl Page<'_> {
     /// Fails with `ENAMETOOLONG` when it does not fit.
     pub(crate) fn write_path(&mut self, file: &File) -> Result {
         let free = self.buf.get_mut(self.len..).ok_or(ENAMETOOLONG)?;
-        self.len += file::path(file, free)?;
+        self.len = self.len.saturating_add(file::path(file, free)?);
         Ok(())
     }
 }
@@ -134,7 +134,7 @@ impl Group {
         name: &'static CStr,
         attributes: &'static [ShowAttribute<T>],
     ) -> Result<Self> {
-        let mut list = KVec::with_capacity(attributes.len() + 1, GFP_KERNEL)?;
+        let mut list = KVec::with_capacity(attributes.len().saturating_add(1), GFP_KERNEL)?;
         for attribute in attributes {
             // CAST: sysfs takes them as mutable, but changes nothing.
             let attr = (&raw const attribute.0.attr).cast_mut();
