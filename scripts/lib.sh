@@ -118,22 +118,23 @@ show_progress() {
 }
 
 # in_root ROOT COMMAND...: runs COMMAND in ROOT in the present directory, with the repository, the
-# cache, /dev and /proc at the same paths as outside. What is mounted goes away with the command.
+# cache, /dev and /proc at the same paths as outside, and everything of outside in /host. What is
+# mounted goes away with the command.
 in_root() {
 	local variables=(HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8
-		DEBIAN_FRONTEND=noninteractive) name
-	for name in TERM http_proxy https_proxy no_proxy XDG_CACHE_HOME SOURCE_DATE_EPOCH; do
+		DEBIAN_FRONTEND=noninteractive XDG_CACHE_HOME="${cache%/*}") name
+	for name in TERM http_proxy https_proxy no_proxy; do
 		[[ -z ${!name-} ]] || variables+=("$name=${!name}")
 	done
-	# shellcheck disable=SC2016  # expanded by the inner shell
-	env -i "${variables[@]}" XDG_CACHE_HOME="${cache%/*}" \
-		unshare --mount --propagation private bash -euc '
+	# shellcheck disable=SC2016  # expanded by the inner shells
+	env -i "${variables[@]}" unshare --mount --propagation private bash -euc '
 		root=$1 here=$PWD
+		mkdir -p "$root/host"
+		mount --rbind / "$root/host"
 		for tree in /proc /dev "$2" "$3"; do
 			mkdir -p "$root$tree"
 			mount --rbind "$tree" "$root$tree"
 		done
-		[[ ! -e /etc/resolv.conf ]] || cat /etc/resolv.conf >"$root/etc/resolv.conf"
 		shift 3
 		exec chroot "$root" bash -c '\''cd "$1" 2>/dev/null || cd /; shift; exec "$@"'\'' - "$here" "$@"
 		' - "$1" "$repo" "$cache" "${@:2}"
