@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-2.0
+
+# `make help` lists what there is. KDIR is the kernel build directory the module is built against:
+# by default the running kernel's where it carries Rust metadata (scripts/kdir gives it some), else
+# the lab's (scripts/lab).
+
+kbuild = +scripts/kbuild $(if $(KDIR),--kdir '$(KDIR)')
+variables = $(filter-out KDIR=%,$(MAKEOVERRIDES))
+
+modules: ## build rnull-loop.ko (default)
+	$(kbuild) modules $(variables)
+
+clean: ## remove what was built
+	$(kbuild) clean
+
+demo: ## the main job on real input, from nothing
+	scripts/demo
+
+test: ## every test, on the host and in the VM
+	scripts/test
+
+check: ## format, clippy, documentation, shell scripts
+	scripts/check
+
+doc: ## HTML documentation of the module in doc/
+	$(kbuild) modules DOC=1
+
+rust-analyzer: ## rust-project.json for an editor
+	$(kbuild) rust-analyzer
+
+rustfmt: ## format the Rust files
+	scripts/check --format
+
+lab: ## prepare toolroot, kernel and VM
+	scripts/lab
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.* ## /\1\t/p' Makefile | expand -t 16
+	@echo 'A command in the VM: scripts/vm -- COMMAND (scripts/vm --help)'
+
+.PHONY: modules clean demo test check doc rust-analyzer rustfmt lab help
