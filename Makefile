@@ -4,7 +4,7 @@
 # by default the running kernel's where it carries Rust metadata (scripts/kdir gives it some), else
 # the lab's (scripts/lab).
 
-kbuild = +scripts/kbuild $(if $(KDIR),--kdir '$(KDIR)')
+kbuild = +@scripts/kbuild $(if $(KDIR),--kdir '$(KDIR)')
 variables = $(filter-out KDIR=%,$(MAKEOVERRIDES))
 
 modules: ## build rnull-loop.ko (default)
@@ -14,13 +14,13 @@ clean: ## remove what was built
 	$(kbuild) clean
 
 demo: ## the main job on real input, from nothing
-	scripts/demo
+	@scripts/demo
 
 test: ## every test, on the host and in the VM
-	scripts/test
+	@scripts/test
 
 check: ## format, clippy, documentation, shell scripts
-	scripts/check
+	@scripts/check
 
 doc: ## HTML documentation of the module in doc/
 	$(kbuild) modules DOC=1
@@ -29,10 +29,10 @@ rust-analyzer: ## rust-project.json for an editor
 	$(kbuild) rust-analyzer
 
 rustfmt: ## format the Rust files
-	scripts/check --format
+	@scripts/check --format
 
 lab: ## prepare toolroot, kernel and VM
-	scripts/lab
+	@scripts/lab
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.* ## /\1\t/p' Makefile | expand -t 16
