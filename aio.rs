@@ -171,7 +171,7 @@ unsafe fn write(file: &File, kiocb: *mut bindings::kiocb, memory: &Memory) -> is
 unsafe extern "C" fn callback<C: Completion>(kiocb: *mut bindings::kiocb, ret: c_long) {
     // SAFETY: By the function's requirements the operation is over, and `submit` got `EIOCBQUEUED`,
     // so it told nobody.
-    unsafe { finish::<C>(kiocb, ret as isize) };
+    unsafe { finish::<C>(kiocb, ret) };
 }
 
 /// # Safety
@@ -193,13 +193,7 @@ impl Memory {
         let iter = Opaque::<bindings::iov_iter>::uninit();
         // SAFETY: `iter` is valid for writes; the bio_vecs are only noted here.
         unsafe {
-            bindings::iov_iter_bvec(
-                iter.get(),
-                direction,
-                self.bvecs,
-                self.segments,
-                self.count,
-            )
+            bindings::iov_iter_bvec(iter.get(), direction, self.bvecs, self.segments, self.count)
         };
         // SAFETY: Initialized by the call above.
         unsafe { (*iter.get()).iov_offset = self.offset };

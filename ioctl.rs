@@ -89,9 +89,7 @@ impl DiskOperations for LoopDevice {
             | ffi::LOOP_CONFIGURE
             | ffi::LOOP_CLR_FD
             | ffi::LOOP_GET_STATUS64
-            | ffi::LOOP_SET_STATUS64 => {
-                Self::ioctl(disk, bdev, mode, cmd, arg & u32::MAX as usize)
-            }
+            | ffi::LOOP_SET_STATUS64 => Self::ioctl(disk, bdev, mode, cmd, arg & u32::MAX as usize),
             _ => Err(ENOIOCTLCMD),
         }
     }

@@ -20,9 +20,7 @@ use crate::{
     },
 };
 use kernel::{
-    bindings,
-    new_mutex,
-    pr_warn_once,
+    bindings, new_mutex, pr_warn_once,
     prelude::*,
     sync::{
         global_lock,
@@ -122,7 +120,10 @@ impl Registry {
         let mut table = self.table.lock_killable()?;
         let index = index.unwrap_or_else(|| {
             // Sorted, so all numbers before the first gap stand where they are.
-            let gap = table.iter().enumerate().find(|(at, entry)| *at != entry.index as usize);
+            let gap = table
+                .iter()
+                .enumerate()
+                .find(|(at, entry)| *at != entry.index as usize);
             gap.map_or(table.len(), |(at, _)| at) as u32
         });
         let Err(at) = Self::search(&table, index) else {
@@ -131,7 +132,9 @@ impl Registry {
         table.reserve(1, GFP_KERNEL)?;
         let entry = Entry { index, disk: None };
         // There is room for one.
-        table.insert_within_capacity(at, entry).map_err(|_| ENOMEM)?;
+        table
+            .insert_within_capacity(at, entry)
+            .map_err(|_| ENOMEM)?;
         Ok(index)
     }
 
@@ -176,7 +179,9 @@ impl Registry {
         // Nobody else finds it from here on.
         let disk = {
             let mut table = self.table.lock_killable()?;
-            let entry = Self::search(&table, index).ok().and_then(|at| table.get_mut(at));
+            let entry = Self::search(&table, index)
+                .ok()
+                .and_then(|at| table.get_mut(at));
             entry.and_then(|entry| entry.disk.take()).ok_or(ENODEV)?
         };
         let deleted = disk.device().delete(&disk);

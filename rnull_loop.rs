@@ -4,29 +4,29 @@
 //!
 //! # From user space to a device
 //!
-//! - [`control`]: `/dev/loop-control`, devices are added, removed and found;
-//! - [`registry`]: all devices;
-//! - [`ioctl`]: `LOOP_*`, what user space passes becomes a call to a device;
-//! - [`device`]: one device and every change of its [`state`];
-//! - [`backing`]: the file behind it;
-//! - [`sysfs`]: `/sys/block/loopN/loop/*`;
-//! - [`settings`], [`flags`], [`geometry`]: what can be said without a kernel.
+//! - [`control`] - `/dev/loop-control`, devices are added, removed and found;
+//! - [`registry`] - all devices;
+//! - [`ioctl`] - `LOOP_*`, what user space passes becomes a call to a device;
+//! - [`device`] - one device and every change of its [`state`];
+//! - [`backing`] - the file behind it;
+//! - [`sysfs`] - `/sys/block/loopN/loop/*`;
+//! - [`settings`], [`flags`], [`geometry`] - what can be said without a kernel.
 //!
 //! # One request, in the order of its life
 //!
-//! 1. [`queue`]: the block layer hands it over;
-//! 2. [`worker`]: it waits for the worker of its hardware context;
-//! 3. [`command`]: it becomes an operation on the backing file;
-//! 4. [`completion`]: the result goes back.
+//! 1. [`queue`] - the block layer hands it over;
+//! 2. [`worker`] - it waits for the worker of its hardware context;
+//! 3. [`command`] - it becomes an operation on the backing file;
+//! 4. [`completion`] - the result goes back.
 //!
 //! # How the kernel is called
 //!
 //! The files above say what a loop device does and contain no `unsafe`; the compiler sees to it.
 //! All of that is in the abstractions, which know nothing of loop devices:
 //!
-//! - [`blk_mq`]: tag sets, requests whose state is their type, disks, limits, frozen queues;
-//! - [`aio`]: asynchronous I/O to files from inside the kernel;
-//! - [`kern`]: files, block devices, control groups, tasks, workqueues, sysfs.
+//! - [`blk_mq`] - tag sets, requests whose state is their type, disks, limits, frozen queues;
+//! - [`aio`] - asynchronous I/O to files from inside the kernel;
+//! - [`kern`] - files, block devices, control groups, tasks, workqueues, sysfs.
 
 mod aio;
 mod backing;
@@ -122,7 +122,9 @@ fn parameters() -> Result<(Parameters, u32)> {
 /// Says in the log why the module cannot be loaded.
 fn explain(error: Error) -> Error {
     if error == EBUSY {
-        pr_err!("another loop driver is loaded or built in: it holds major 7 and /dev/loop-control\n");
+        pr_err!(
+            "another loop driver is loaded or built in: it holds major 7 and /dev/loop-control\n"
+        );
     }
     error
 }
@@ -135,8 +137,7 @@ impl kernel::Module for LoopModule {
         let devices = Devices::new(parameters)?;
         let control = miscdevice::Registration::new(c"loop-control", bindings::LOOP_CTRL_MINOR);
         let control = KBox::pin_init(control, GFP_KERNEL).map_err(explain)?;
-        let major =
-            Major::register::<OnDemand>(bindings::LOOP_MAJOR, c"loop").map_err(explain)?;
+        let major = Major::register::<OnDemand>(bindings::LOOP_MAJOR, c"loop").map_err(explain)?;
         devices.add(count);
         pr_info!("module loaded\n");
         Ok(Self {

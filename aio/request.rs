@@ -201,7 +201,10 @@ fn room_for<T: FileBacked>(
 /// How many bytes `bvecs`, the first of a request, hold in whole blocks; `None` for no block.
 fn whole_blocks<T: FileBacked>(rq: &Request<T>, bvecs: &[bindings::bio_vec]) -> Option<usize> {
     // A part of a request is shorter than its `len`, which fits.
-    let bytes = bvecs.iter().map(|bvec| bvec.bv_len).fold(0, u32::wrapping_add);
+    let bytes = bvecs
+        .iter()
+        .map(|bvec| bvec.bv_len)
+        .fold(0, u32::wrapping_add);
     let whole = rq.whole_blocks(bytes);
     (whole != 0).then_some(whole as usize)
 }

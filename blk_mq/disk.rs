@@ -160,8 +160,8 @@ impl<T: DiskOperations> Disk<T> {
         disk.minors = options.minors.try_into()?;
         disk.events = bindings::DISK_EVENT_MEDIA_CHANGE as u16;
         disk.event_flags = bindings::DISK_EVENT_FLAG_UEVENT as u16;
-        let mut name = kernel::str::NullTerminatedFormatter::new(&mut disk.disk_name)
-            .ok_or(EINVAL)?;
+        let mut name =
+            kernel::str::NullTerminatedFormatter::new(&mut disk.disk_name).ok_or(EINVAL)?;
         fmt::Write::write_fmt(&mut name, options.name).map_err(|_| EINVAL)?;
         this.suppress_partition_scan(!options.scan_partitions);
         Ok(this)
@@ -471,7 +471,7 @@ impl<T: DiskOperations> Fops<T> {
     ) -> c_int {
         // SAFETY: By the function's requirements.
         let (disk, bdev) = unsafe { Self::from_bdev(bdev) };
-        from_result(|| T::ioctl(disk, bdev, Mode(mode), cmd, arg as usize))
+        from_result(|| T::ioctl(disk, bdev, Mode(mode), cmd, arg))
     }
 
     /// # Safety
@@ -485,7 +485,7 @@ impl<T: DiskOperations> Fops<T> {
     ) -> c_int {
         // SAFETY: By the function's requirements.
         let (disk, bdev) = unsafe { Self::from_bdev(bdev) };
-        from_result(|| T::compat_ioctl(disk, bdev, Mode(mode), cmd, arg as usize))
+        from_result(|| T::compat_ioctl(disk, bdev, Mode(mode), cmd, arg))
     }
 
     /// # Safety

@@ -74,9 +74,8 @@ pub(crate) fn from_fd(fd: u32) -> Result<ARef<File>> {
 pub(crate) fn path(file: &File, buf: &mut [u8]) -> Result<usize> {
     let size = c_int::try_from(buf.len())?;
     // SAFETY: The file is open, and `buf` has room for `size` bytes.
-    let path = from_err_ptr(unsafe {
-        bindings::file_path(file.as_ptr(), buf.as_mut_ptr().cast(), size)
-    })?;
+    let path = unsafe { bindings::file_path(file.as_ptr(), buf.as_mut_ptr().cast(), size) };
+    let path = from_err_ptr(path)?;
     // The path stands at the end of `buf`, with a NUL behind it.
     // SAFETY: As said, so it is a string inside `buf`, which nobody else changes.
     let len = unsafe { CStr::from_char_ptr(path) }.to_bytes().len();
@@ -196,10 +195,10 @@ impl BackingFile for File {
         // SAFETY: The inode of an open file is valid; its type does not change.
         match u32::from(unsafe { (*inode).i_mode }) & bindings::S_IFMT {
             bindings::S_IFREG => Kind::Regular,
-            // SAFETY: The inode is that of a block device, which stays while the file is open.
-            bindings::S_IFBLK => Kind::Block(unsafe {
-                BlockDevice::from_raw(bindings::I_BDEV(inode))
-            }),
+            bindings::S_IFBLK => {
+                // SAFETY: The inode is that of a block device, which stays while the file is open.
+                Kind::Block(unsafe { BlockDevice::from_raw(bindings::I_BDEV(inode)) })
+            }
             _ => Kind::Other,
         }
     }

@@ -74,6 +74,7 @@ impl<T: DiskOperations> ShowAttribute<T> {
     pub(crate) const fn new<A: Attribute<T>>() -> Self {
         Self(
             bindings::device_attribute {
+                #[allow(clippy::needless_update, reason = "there are more fields with lockdep")]
                 attr: bindings::attribute {
                     name: kernel::str::as_char_ptr_in_const_context(A::NAME),
                     mode: 0o444,
