@@ -121,6 +121,7 @@ show_progress() {
 # cache, /dev and /proc at the same paths as outside, and everything of outside in /host. What is
 # mounted goes away with the command.
 in_root() {
+	((EUID == 0)) || die "this works in the toolroot, which needs root; use sudo"
 	local variables=(HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8
 		DEBIAN_FRONTEND=noninteractive XDG_CACHE_HOME="${cache%/*}") name
 	for name in TERM http_proxy https_proxy no_proxy; do
