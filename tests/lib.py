@@ -1,0 +1,199 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0
+"""What the tests that need raw ioctls share: the ABI, and KTAP.
+
+As a program: lib.py COMMAND NUMBER sends a command, such as LOOP_CTL_REMOVE, to /dev/loop-control.
+"""
+import ctypes
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+
+SET_FD, CLR_FD = 0x4C00, 0x4C01
+SET_STATUS, GET_STATUS = 0x4C02, 0x4C03
+SET_STATUS64, GET_STATUS64 = 0x4C04, 0x4C05
+CHANGE_FD, SET_CAPACITY, SET_DIRECT_IO = 0x4C06, 0x4C07, 0x4C08
+SET_BLOCK_SIZE, CONFIGURE = 0x4C09, 0x4C0A
+CTL_ADD, CTL_REMOVE, CTL_GET_FREE = 0x4C80, 0x4C81, 0x4C82
+READ_ONLY, AUTOCLEAR, PARTSCAN, DIRECT_IO = 1, 4, 8, 16
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+DRIVER = "rnull_loop" if os.path.exists("/sys/module/rnull_loop") else "loop"
+
+
+class Info(ctypes.Structure):
+    """struct loop_info64"""
+
+    _fields_ = [
+        ("device", ctypes.c_uint64),
+        ("inode", ctypes.c_uint64),
+        ("rdevice", ctypes.c_uint64),
+        ("offset", ctypes.c_uint64),
+        ("sizelimit", ctypes.c_uint64),
+        ("number", ctypes.c_uint32),
+        ("encrypt_type", ctypes.c_uint32),
+        ("encrypt_key_size", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("file_name", ctypes.c_char * 64),
+        ("crypt_name", ctypes.c_char * 64),
+        ("encrypt_key", ctypes.c_uint8 * 32),
+        ("init", ctypes.c_uint64 * 2),
+    ]
+
+
+class Config(ctypes.Structure):
+    """struct loop_config"""
+
+    _fields_ = [
+        ("fd", ctypes.c_uint32),
+        ("block_size", ctypes.c_uint32),
+        ("info", Info),
+        ("reserved", ctypes.c_uint64 * 8),
+    ]
+
+
+assert ctypes.sizeof(Info) == 232 and ctypes.sizeof(Config) == 304
+
+
+class Fd:
+    """An open file, closed at the end of a `with`."""
+
+    def __init__(self, path, flags=os.O_RDWR):
+        self.fd = os.open(path, flags | os.O_CLOEXEC)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def fileno(self):
+        return self.fd
+
+    def close(self):
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def ioctl(self, command, argument=0):
+        """What the ioctl returns, or minus the name of its error, such as -EBUSY."""
+        if isinstance(argument, ctypes.Structure):
+            argument = ctypes.addressof(argument)
+        result = LIBC.ioctl(self.fd, ctypes.c_ulong(command), ctypes.c_ulong(argument))
+        return result if result >= 0 else "-" + errno.errorcode[ctypes.get_errno()]
+
+
+def control(command, number=0):
+    """Sends a command to /dev/loop-control."""
+    with Fd("/dev/loop-control") as fd:
+        return fd.ioctl(command, number)
+
+
+def free_device():
+    """The path of a device that is not bound."""
+    path = f"/dev/loop{control(CTL_GET_FREE)}"
+    wait_for(lambda: os.path.exists(path))
+    return path
+
+
+def sysfs(device, name):
+    """A file of the device's directory in sysfs, or None."""
+    try:
+        with open(f"/sys/block/{os.path.basename(device)}/{name}", encoding="utf-8") as file:
+            return file.read().rstrip("\n")
+    except OSError as error:
+        # The file is not there, or is about to go.
+        if error.errno in (errno.ENOENT, errno.ENODEV):
+            return None
+        raise
+
+
+def is_bound(device):
+    return sysfs(device, "loop/backing_file") is not None
+
+
+def detach(device):
+    """LOOP_CLR_FD, and waits until the device is unbound."""
+    with Fd(device) as fd:
+        equal("CLR_FD", fd.ioctl(CLR_FD), 0)
+    wait_for(lambda: not is_bound(device))
+
+
+def wait_for(condition, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {condition.__doc__ or condition}")
+        time.sleep(0.05)
+
+
+def equal(what, got, wanted):
+    assert got == wanted, f"{what}: got {got!r}, wanted {wanted!r}"
+
+
+def image(mib=1, name="image"):
+    """A new image file of zeroes in the scratch directory."""
+    path = f"{SCRATCH}/{name}"
+    with open(path, "wb") as file:
+        file.truncate(mib << 20)
+    return path
+
+
+SCRATCH = f"/tmp/{os.path.basename(sys.argv[0])}.scratch"
+_checks = []
+
+
+def check(description, better=None):
+    """Makes a function a case; `better` says why the C driver is known to fail it."""
+
+    def add(function):
+        _checks.append((description, function, better))
+        return function
+
+    return add
+
+
+def _clean():
+    subprocess.run(["losetup", "-D"], check=False)
+    with open("/proc/self/mounts", encoding="utf-8") as mounts:
+        for directory in [line.split()[1] for line in mounts][::-1]:
+            if directory.startswith(SCRATCH):
+                subprocess.run(["umount", "-l", directory], check=False)
+    shutil.rmtree(SCRATCH, ignore_errors=True)
+
+
+def run_checks():
+    """Runs all cases, prints KTAP, and exits with kselftest's status."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    failed = 0
+    print(f"TAP version 13\n1..{len(_checks)}", flush=True)
+    for number, (description, function, better) in enumerate(_checks, 1):
+        better = better if DRIVER == "loop" else None
+        start = time.monotonic()
+        os.makedirs(SCRATCH, exist_ok=True)
+        try:
+            function()
+            good, note = not better, f"{round((time.monotonic() - start) * 1000)} ms"
+            if better:
+                note = f"XPASS expected of the C driver: {better}"
+        except Exception:  # pylint: disable=broad-except
+            good, note = bool(better), f"XFAIL {better}"
+            if not better:
+                note = "see above"
+                print("# " + traceback.format_exc().rstrip().replace("\n", "\n# "))
+        finally:
+            _clean()
+        failed += not good
+        print(f"{'ok' if good else 'not ok'} {number} {description} # {note}", flush=True)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    outcome = control(globals()[sys.argv[1].removeprefix("LOOP_")], int(sys.argv[2]))
+    print(outcome)
+    sys.exit(isinstance(outcome, str))

@@ -1,0 +1,249 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: GPL-2.0
+# What the tests share: KTAP, scratch file systems, loop devices, and cleaning up after each case.
+#
+# A test sources this file, names its cases with `check`, and ends with `run_checks`. A case is a
+# function that runs in a subshell under `set -e`: the first command that fails fails it. What it
+# attaches, mounts or maps is taken down when it ends, whatever happened.
+
+set -Eeuo pipefail
+shopt -s inherit_errexit
+tests=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+scratch=/tmp/${0##*/}.scratch
+# Ends with the case.
+mnt=$scratch/mnt
+# What the RAM disks are for. XFS takes 300 MiB at least.
+ram_ext4=/dev/ram0 ram_xfs=/dev/ram1 ram_block=/dev/ram2 ram_spare=/dev/ram3
+ram_mib=320
+
+case $(echo /sys/module/{rnull_loop,loop}) in
+*/rnull_loop\ *) driver=rnull_loop ;;
+*) driver=loop ;;
+esac
+[[ -e /sys/module/$driver ]] || driver=none
+
+# --- KTAP
+
+names=() commands=() reasons=()
+
+# check DESCRIPTION COMMAND...: a case.
+check() {
+	names+=("$1")
+	reasons+=('')
+	shift
+	commands+=("$(printf '%q ' "$@")")
+}
+
+# check_better REASON DESCRIPTION COMMAND...: a case that the C driver is known to fail, for REASON.
+check_better() {
+	check "${@:2}"
+	[[ $driver != loop ]] || reasons[-1]=$1
+}
+
+# Skips the case. SKIPPED is a status no command of a case ends with by itself.
+skip() {
+	echo "SKIP: $*"
+	exit 77
+}
+
+# skip_all REASON: skips the whole test.
+skip_all() {
+	printf 'TAP version 13\n1..0 # SKIP %s\n' "$*"
+	exit 4
+}
+
+fail() {
+	echo "$*"
+	return 1
+}
+
+run_checks() {
+	local number status failed=0 skipped=0 start
+	mkdir -p "$mnt"
+	printf 'TAP version 13\n1..%d\n' "${#names[@]}"
+	trap clean_up EXIT
+	trap 'exit 143' TERM
+	trap 'exit 130' INT
+	for number in "${!names[@]}"; do
+		start=${EPOCHREALTIME/./}
+		set +e
+		(
+			trap - EXIT
+			trap 'blame "$?" "$BASH_COMMAND"' ERR
+			set -e
+			eval "${commands[number]}"
+		) >"$scratch/log" 2>&1 </dev/null
+		status=$?
+		clean_case >>"$scratch/log" 2>&1 || ((status)) || status=$?
+		set -e
+		report "$((number + 1))" "$status" "${names[number]}" "${reasons[number]}" \
+			"$(((${EPOCHREALTIME/./} - start) / 1000)) ms"
+	done
+	((!failed)) || exit 1
+	((skipped < ${#names[@]})) || exit 4
+	exit 0
+}
+
+# report NUMBER STATUS NAME REASON TIME
+report() {
+	if (($2 == 77)); then
+		skipped=$((skipped + 1))
+		echo "ok $1 $3 # SKIP $(sed -n 's/^SKIP: //p' "$scratch/log")"
+	elif (($2)) && [[ -n $4 ]]; then
+		echo "ok $1 $3 # XFAIL $4"
+	elif (($2)); then
+		failed=$((failed + 1))
+		tail -n 25 "$scratch/log" | sed 's/^/# /'
+		echo "not ok $1 $3"
+	elif [[ -n $4 ]]; then
+		failed=$((failed + 1))
+		echo "not ok $1 $3 # XPASS expected of the C driver: $4"
+	else
+		echo "ok $1 $3 # $5"
+	fi
+}
+
+# blame STATUS COMMAND: says which line of the test, not of this file, did not work.
+blame() {
+	local frame
+	for frame in "${!BASH_LINENO[@]}"; do
+		if [[ ${BASH_SOURCE[frame + 1]-} == */"${0##*/}" ]]; then
+			echo "line ${BASH_LINENO[frame]}: status $1: $2"
+			return
+		fi
+	done
+}
+
+# --- cleaning up
+
+clean_case() {
+	local status=0 tree
+	cd /
+	unmount_below "$mnt" || status=1
+	losetup -D || : # it may race with the last close
+	wait_for 10 nothing_bound || {
+		echo "still bound after detach: $(echo /sys/block/loop*/loop)"
+		status=1
+	}
+	[[ ! -e /sys/module/dm_mod ]] || dmsetup remove_all --retry || status=1
+	for tree in "$scratch"/{ext4,xfs,tmpfs,small}; do
+		[[ ! -d $tree ]] || rm -rf "${tree:?}"/*
+	done
+	rm -rf "${mnt:?}"/*
+	return $status
+}
+
+nothing_bound() { ! compgen -G '/sys/block/loop*/loop/backing_file' >/dev/null; }
+
+clean_up() {
+	clean_case >&2 || :
+	unmount_below "$scratch" >&2 || :
+	[[ ! -e /sys/module/brd ]] || wait_for 10 rmmod brd 2>/dev/null || echo "# brd stays loaded"
+	rm -rf "$scratch"
+}
+
+# unmount_below DIR: what was mounted last goes first.
+unmount_below() {
+	local dir dirs=()
+	while read -r _ dir _; do
+		[[ $dir/ != "$1"/* ]] || dirs=("$dir" "${dirs[@]}")
+	done </proc/self/mounts
+	for dir in "${dirs[@]}"; do
+		umount "$dir" || umount -l "$dir"
+	done
+}
+
+# --- waiting and comparing
+
+# wait_for SECONDS COMMAND...: until COMMAND succeeds.
+wait_for() {
+	local deadline=$((SECONDS + $1))
+	shift
+	until "$@"; do
+		((SECONDS < deadline)) || return 1
+		sleep 0.1
+	done
+}
+
+# equal WHAT GOT WANTED
+equal() { [[ $2 == "$3" ]] || fail "$1: got '$2', wanted '$3'"; }
+
+# refuse PATTERN COMMAND...: COMMAND must fail, and say something that matches PATTERN.
+refuse() {
+	local pattern=$1 output
+	shift
+	! output=$("$@" 2>&1) || fail "succeeded: $*"
+	[[ $output == *$pattern* ]] || fail "$*: said '$output', wanted '$pattern'"
+}
+
+# --- backings
+
+load_brd() {
+	[[ -e /sys/module/brd ]] || modprobe brd rd_nr=4 rd_size=$((ram_mib << 10))
+}
+
+# The directory where files of a kind are: ext4, xfs or tmpfs.
+place() {
+	local dir=$scratch/$1
+	if ! mountpoint -q "$dir"; then
+		mkdir -p "$dir"
+		case $1 in
+		ext4)
+			load_brd
+			mkfs.ext4 -q -E lazy_itable_init=0,nodiscard $ram_ext4
+			mount $ram_ext4 "$dir"
+			;;
+		xfs)
+			load_brd
+			mkfs.xfs -q -K $ram_xfs
+			mount $ram_xfs "$dir"
+			;;
+		tmpfs) mount -t tmpfs tmpfs "$dir" ;;
+		esac
+	fi
+	echo "$dir"
+}
+
+# backing KIND MIB [NAME]: a backing of a kind (ext4, xfs, tmpfs: a new sparse file; block: a RAM
+# disk, with what was on it) and where it is.
+backing() {
+	local file
+	if [[ $1 == block ]]; then
+		load_brd
+		echo $ram_block
+		return
+	fi
+	file=$(place "$1")/${3-image}
+	rm -f "$file"
+	truncate -s "$2M" "$file"
+	echo "$file"
+}
+
+# noise FILE MIB: fills the beginning with what does not repeat.
+noise() { dd if=/dev/urandom of="$1" bs=1M count="$2" conv=notrunc,fsync status=none; }
+
+# --- loop devices
+
+# attach LOSETUP-ARGUMENT...: the device's name.
+attach() { losetup -f --show "$@"; }
+
+# detach DEVICE: returns once it is.
+detach() {
+	losetup -d "$1"
+	wait_for 10 unbound "$1" || fail "$1 is still bound 10 s after losetup -d"
+}
+
+unbound() { [[ ! -e /sys/block/${1#/dev/}/loop ]]; }
+
+# attribute DEVICE NAME: what sysfs says, such as `ro` or `loop/dio`.
+attribute() { cat "/sys/block/${1#/dev/}/$2"; }
+
+# The driver: it is loaded by file or by name, with parameters.
+load_driver() {
+	case $driver in
+	rnull_loop) insmod "$tests/../rnull-loop.ko" "$@" ;;
+	loop) modprobe loop "$@" ;;
+	none) skip_all "no loop driver is loaded" ;;
+	esac
+}
+unload_driver() { rmmod "$driver"; }

@@ -1,0 +1,210 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0
+"""LOOP_GET_STATUS64 tells what is in force, and LOOP_SET_STATUS64 changes what may be changed while
+a device is in use: all of it or nothing, without leaving stale data in the cache."""
+import os
+import subprocess
+from lib import *
+
+
+def attach(path, mode=os.O_RDWR, device_mode=os.O_RDWR, block_size=0, **info):
+    """Attaches a file with LOOP_CONFIGURE; the device, open."""
+    fd = Fd(free_device(), device_mode)
+    with Fd(path, mode) as backing:
+        config = Config(fd=backing.fd, block_size=block_size, info=Info(**info))
+        equal("LOOP_CONFIGURE", fd.ioctl(CONFIGURE, config), 0)
+    fd.path = f"/dev/loop{os.minor(os.fstat(fd.fd).st_rdev)}"
+    return fd
+
+
+def status(fd):
+    info = Info()
+    equal("GET_STATUS64", fd.ioctl(GET_STATUS64, info), 0)
+    return info
+
+
+def sector(fd, number=0):
+    return os.pread(fd.fd, 512, number * 512)
+
+
+def numbered_image(mib=1):
+    """An image whose every sector begins with its number."""
+    path = image(mib)
+    with open(path, "r+b") as file:
+        for number in range(mib << 11):
+            file.write(number.to_bytes(512, "little"))
+    return path
+
+
+@check("GET_STATUS64 tells the file, the number and the settings")
+def tells():
+    path = image(4)
+    fd = attach(path, offset=512, sizelimit=1 << 40, flags=PARTSCAN, file_name=b"x" * 64)
+    info, file = status(fd), os.stat(path)
+    equal("device", info.device, file.st_dev)
+    equal("inode", info.inode, file.st_ino)
+    equal("rdevice", info.rdevice, 0)
+    equal("number", info.number, int(fd.path[9:]))
+    equal("offset", info.offset, 512)
+    equal("sizelimit, as it was given", info.sizelimit, 1 << 40)
+    equal("flags", info.flags, PARTSCAN)
+    equal("name", info.file_name, b"x" * 63)
+    equal("encryption", (info.encrypt_type, info.encrypt_key_size), (0, 0))
+    equal("size", sysfs(fd.path, "size"), str((4 << 11) - 1))
+    fd.close()
+
+
+@check("GET_STATUS64 tells the number of a block device behind")
+def tells_block_device():
+    below = attach(image(4))
+    fd = attach(below.path)
+    equal("rdevice", status(fd).rdevice, os.fstat(below.fd).st_rdev)
+    fd.close()
+    below.close()
+
+
+@check("GET_STATUS64 needs no right")
+def anyone_may_look():
+    with attach(image()) as fd:
+        pid = os.fork()
+        if not pid:
+            os.setuid(65534)
+            os._exit(fd.ioctl(GET_STATUS64, Info()) != 0)
+        equal("GET_STATUS64 by nobody", os.waitpid(pid, 0)[1], 0)
+
+
+@check("SET_STATUS64 needs the device open for writing or CAP_SYS_ADMIN")
+def rights():
+    with attach(image()) as fd, Fd(fd.path, os.O_RDONLY) as reader:
+        equal("administrator, reading", reader.ioctl(SET_STATUS64, Info()), 0)
+        pid = os.fork()
+        if not pid:
+            os.setuid(65534)
+            good = fd.ioctl(SET_STATUS64, Info()) == 0
+            good = good and reader.ioctl(SET_STATUS64, Info()) == "-EPERM"
+            os._exit(not good)
+        equal("nobody: by the mode alone", os.waitpid(pid, 0)[1], 0)
+
+
+@check("a device opened for reading, and a file opened for reading, give a read-only device")
+def read_only():
+    path = image()
+    for modes in {"mode": os.O_RDONLY}, {"device_mode": os.O_RDONLY}:
+        with attach(path, **modes) as fd:
+            equal("flags", status(fd).flags, READ_ONLY)
+            equal("ro", sysfs(fd.path, "ro"), "1")
+            equal("CLR_FD", fd.ioctl(CLR_FD), 0)
+
+
+@check("SET_STATUS64 sets and clears AUTOCLEAR, sets PARTSCAN and nothing else")
+def flags():
+    with attach(image()) as fd:
+        equal("all", fd.ioctl(SET_STATUS64, Info(flags=0xFFFFFFFF)), 0)
+        equal("flags", status(fd).flags, AUTOCLEAR | PARTSCAN)
+        equal("autoclear", sysfs(fd.path, "loop/autoclear"), "1")
+        equal("partscan", sysfs(fd.path, "loop/partscan"), "1")
+        equal("none", fd.ioctl(SET_STATUS64, Info(flags=0)), 0)
+        equal("flags", status(fd).flags, PARTSCAN)
+        equal("autoclear", sysfs(fd.path, "loop/autoclear"), "0")
+
+
+@check("an AUTOCLEAR set late detaches at the last close")
+def late_autoclear():
+    with attach(image()) as fd:
+        path = fd.path
+        equal("SET_STATUS64", fd.ioctl(SET_STATUS64, Info(flags=AUTOCLEAR)), 0)
+        assert is_bound(path)
+    wait_for(lambda: not is_bound(path))
+
+
+@check("SET_STATUS64 with one bad field changes none")
+def all_or_nothing():
+    with attach(image(4), offset=512) as fd:
+        for error, bad in (
+            ("-EOVERFLOW", {"sizelimit": 1 << 63}),
+            ("-EINVAL", {"encrypt_type": 1}),
+            ("-EINVAL", {"encrypt_key_size": 33}),
+        ):
+            info = Info(offset=4096, flags=AUTOCLEAR | PARTSCAN, file_name=b"bad", **bad)
+            equal("SET_STATUS64", fd.ioctl(SET_STATUS64, info), error)
+            now = status(fd)
+            equal("offset", now.offset, 512)
+            equal("sizelimit", now.sizelimit, 0)
+            equal("flags", now.flags, 0)
+            equal("name", now.file_name, b"")
+            equal("size", sysfs(fd.path, "size"), str((4 << 11) - 1))
+        # The queue is not left frozen.
+        equal("read", len(sector(fd)), 512)
+
+
+@check("the size follows offset and sizelimit")
+def size_follows():
+    with attach(image(4)) as fd:
+        for offset, limit, size in (
+            (0, 0, 4 << 20),
+            (1 << 20, 0, 3 << 20),
+            (1 << 20, 1 << 20, 1 << 20),
+            (0, 1000, 512),
+            (0, 1 << 50, 4 << 20),
+            (3 << 20, 2 << 20, 1 << 20),
+            (513, 0, (4 << 20) - 1024),
+            (4 << 20, 0, 0),
+            (1 << 40, 0, 0),
+        ):
+            info = Info(offset=offset, sizelimit=limit)
+            equal("SET_STATUS64", fd.ioctl(SET_STATUS64, info), 0)
+            equal(f"size at {offset}, {limit}", sysfs(fd.path, "size"), str(size >> 9))
+            equal("offset", sysfs(fd.path, "loop/offset"), str(offset))
+            equal("sizelimit", sysfs(fd.path, "loop/sizelimit"), str(limit))
+
+
+@check("no stale data is read after the offset moved, and none is lost")
+def no_stale_cache():
+    path = numbered_image()
+    with attach(path) as fd:
+        equal("sector 0", sector(fd)[:4], (0).to_bytes(4, "little"))
+        os.pwrite(fd.fd, b"new" * 170 + b"!!", 512)
+        equal("SET_STATUS64", fd.ioctl(SET_STATUS64, Info(offset=4096)), 0)
+        equal("sector 0", sector(fd)[:4], (8).to_bytes(4, "little"))
+        equal("sector 1", sector(fd, 1)[:4], (9).to_bytes(4, "little"))
+        equal("SET_STATUS64", fd.ioctl(SET_STATUS64, Info()), 0)
+        equal("sector 1", sector(fd, 1)[:3], b"new")
+    with open(path, "rb") as file:
+        file.seek(512)
+        equal("the file", file.read(3), b"new")
+
+
+@check("direct I/O is dropped at an offset it cannot do, and said to be")
+def effective_direct():
+    with attach(numbered_image(), offset=513, flags=DIRECT_IO) as fd:
+        equal("flags", status(fd).flags, 0)
+        equal("dio", sysfs(fd.path, "loop/dio"), "0")
+        equal("sector 0", sector(fd)[:511], (1).to_bytes(512, "little")[1:])
+
+
+@check("SET_STATUS64 works while mounted")
+def while_mounted():
+    path = image(8)
+    subprocess.run(["mkfs.ext4", "-q", path], check=True)
+    place = f"{SCRATCH}/mounted"
+    os.mkdir(place)
+    with attach(path) as fd:
+        subprocess.run(["mount", fd.path, place], check=True)
+        equal("SET_STATUS64", fd.ioctl(SET_STATUS64, Info(flags=AUTOCLEAR)), 0)
+        device = fd.path
+    subprocess.run(["umount", place], check=True)
+    wait_for(lambda: not is_bound(device))
+
+
+@check("the sequence number of the disk grows with each attach")
+def sequence():
+    path = image()
+    with attach(path) as fd:
+        device, first = fd.path, int(sysfs(fd.path, "diskseq"))
+    detach(device)
+    with attach(path) as fd:
+        equal("device", fd.path, device)
+        assert int(sysfs(device, "diskseq")) > first
+
+
+run_checks()
