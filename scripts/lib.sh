@@ -12,7 +12,7 @@ say() { printf '%s\n' "$*"; }
 warn() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 die() {
 	warn "$@"
-	exit 1
+	exit "${die_status:-1}"
 }
 
 # The comment at the head of a script is its help.
