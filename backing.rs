@@ -6,7 +6,10 @@
 
 use crate::{
     aio::Caching,
-    blk_mq::LimitsUpdate,
+    blk_mq::{
+        GenDisk,
+        LimitsUpdate, //
+    },
     command::{
         HoleSupport,
         Target, //
@@ -24,7 +27,6 @@ use crate::{
         Kind,
         NoIoMapping, //
     },
-    registry::Registry,
     settings::Settings, //
 };
 use kernel::{
@@ -46,24 +48,25 @@ pub(crate) fn candidate(fd: u32) -> Result<ARef<File>> {
     Ok(file)
 }
 
-/// Whether `file` is a loop device, or a partition of one.
-pub(crate) fn is_loop(file: &File, registry: &Registry) -> bool {
-    matches!(file.kind(), Kind::Block(bdev) if registry.find(bdev).is_some())
+/// The loop device that `file` is, or is a partition of.
+pub(crate) fn as_loop(file: &File) -> Option<&LoopDevice> {
+    match file.kind() {
+        Kind::Block(bdev) => Some(GenDisk::of(bdev)?.device()),
+        _ => None,
+    }
 }
 
 /// Checks that `file` may be the backing file of `device`: `loop_validate_file()`.
 ///
 /// A device must not be its own backing file, through however many loop devices in between
 /// (`EBADF`), nor stand on one that has none (`EINVAL`); and the file must have blocks (`EINVAL`).
-/// When `file` is a loop device, the caller holds [`Registry::validation_killable`], so that the
+/// When `file` is a loop device, the caller holds
+/// [`Registry::validation_killable`](crate::registry::Registry::validation_killable), so that the
 /// devices in between stay as they are.
-pub(crate) fn validate(file: &ARef<File>, device: &LoopDevice, registry: &Registry) -> Result {
+pub(crate) fn validate(file: &ARef<File>, device: &LoopDevice) -> Result {
     let mut below = file.clone();
-    while let Kind::Block(bdev) = below.kind() {
-        let Some(other) = registry.find(bdev) else {
-            break;
-        };
-        if core::ptr::eq(&*other, device) {
+    while let Some(other) = as_loop(&below) {
+        if core::ptr::eq(other, device) {
             return Err(EBADF);
         }
         below = other.backing_file().map_err(|error| match error {
@@ -217,12 +220,12 @@ pub(crate) struct Backing {
 }
 
 impl Backing {
-    /// Attaches `file`.
-    pub(crate) fn new(file: ARef<File>, traits: Traits) -> Self {
-        Self {
+    /// Attaches `file`. May sleep. Fails with `ENOMEM`.
+    pub(crate) fn new(file: ARef<File>, traits: Traits) -> Result<Self> {
+        Ok(Self {
             traits,
-            _no_io: NoIoMapping::new(file.clone()),
+            _no_io: NoIoMapping::new(file.clone())?,
             file,
-        }
+        })
     }
 }

@@ -58,8 +58,7 @@ use crate::kern::ffi;
 use kernel::{
     bindings,
     prelude::*,
-    sync::Arc,
-    types::ForeignOwnable, //
+    sync::Arc, //
 };
 
 /// How a request ended: a `blk_status_t`.
@@ -126,7 +125,7 @@ pub(crate) trait Operations: Send + Sync + Sized + 'static {
     type RequestData: Send + Sync;
 
     /// The driver's part of every hardware context.
-    type HwData: ForeignOwnable + Send + Sync;
+    type HwData: Send + Sync;
 
     /// What a request needs of its device; see [`Request::io`].
     type Io: Send + Sync;
@@ -146,7 +145,7 @@ pub(crate) trait Operations: Send + Sync + Sized + 'static {
     /// request is ended by the block layer.
     fn queue_rq(
         device: &Arc<Self>,
-        hw: <Self::HwData as ForeignOwnable>::Borrowed<'_>,
+        hw: &Self::HwData,
         rq: IdleRequest<Self>,
         last: bool,
     ) -> Result<(), Refused<Self>>;

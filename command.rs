@@ -14,6 +14,7 @@ use crate::{
     },
     blk_mq::{
         Op,
+        Request,
         StartedRequest, //
     },
     device::LoopDevice,
@@ -72,11 +73,6 @@ impl HoleSupport {
             Fallocate::ZeroRange => &self.zero,
         }
     }
-
-    /// Whether `mode` may work.
-    pub(crate) fn has(&self, mode: Fallocate) -> bool {
-        self.of(mode).load(Relaxed)
-    }
 }
 
 impl FileBacked for LoopDevice {
@@ -91,47 +87,65 @@ pub(crate) fn execute(rq: StartedRequest<LoopDevice>) {
     let Some(target) = rq.io() else {
         return rq.complete(Err(EIO));
     };
-    // `queue_rq` lets no request through that ends beyond the device, whose size is that of a file.
-    let Some(position) = rq.position().checked_add(target.offset) else {
-        return rq.complete(Err(EFBIG));
-    };
     match rq.op() {
         Op::Read | Op::Write => {
             let caching = target.caching;
-            request::submit(rq, position, caching);
+            match target.position_of(&rq) {
+                Ok(position) => request::submit(rq, position, caching),
+                Err(error) => rq.complete(Err(error)),
+            }
         }
+        // Has no position: it is for all that was written.
         Op::Flush => {
             let result = target.file.sync();
             rq.complete(result.map(|()| 0));
         }
-        Op::Discard => change_holes(rq, position, Fallocate::PunchHole),
-        // Blocks are freed unless the submitter wants to keep them, or the file cannot do it.
-        Op::WriteZeroes if rq.keeps_blocks() || !target.holes.has(Fallocate::PunchHole) => {
-            change_holes(rq, position, Fallocate::ZeroRange);
+        Op::Discard | Op::WriteZeroes => {
+            let result = target.change_holes(&rq);
+            rq.complete(result.map(|()| 0));
         }
-        Op::WriteZeroes => change_holes(rq, position, Fallocate::PunchHole),
         Op::Other => rq.complete(Err(EOPNOTSUPP)),
     }
 }
 
-/// Frees or zeroes the range of a request in the file.
-fn change_holes(rq: StartedRequest<LoopDevice>, position: u64, mode: Fallocate) {
-    let Some(target) = rq.io() else {
-        return rq.complete(Err(EIO));
-    };
-    let result = if target.holes.has(mode) {
-        target.file.fallocate(mode, position, u64::from(rq.len()))
-    } else {
-        Err(EOPNOTSUPP)
-    };
-    if result == Err(EOPNOTSUPP) {
-        // It cannot be known before it is tried. The limits have to say so before the request
-        // ends: its submitter looks at them to see whether writing zeroes is worth a try.
-        target.holes.of(mode).store(false, Relaxed);
-        match mode {
-            Fallocate::PunchHole => rq.disable_discard(),
-            Fallocate::ZeroRange => rq.disable_write_zeroes(),
-        }
+impl Target {
+    /// Where a request begins in the file, in bytes.
+    fn position_of(&self, rq: &Request<LoopDevice>) -> Result<u64> {
+        // The block layer lets nothing through that ends beyond the device, whose size is that of
+        // a file; so this does not fail.
+        rq.position().checked_add(self.offset).ok_or(EFBIG)
     }
-    rq.complete(result.map(|()| 0));
+
+    /// Frees or zeroes the range of a request in the file.
+    fn change_holes(&self, rq: &Request<LoopDevice>) -> Result {
+        // Zeroes may be holes, unless the submitter wants to keep the blocks.
+        if rq.op() == Op::Discard || !rq.keeps_blocks() {
+            let result = self.try_fallocate(rq, Fallocate::PunchHole);
+            if rq.op() == Op::Discard || result != Err(EOPNOTSUPP) {
+                return result;
+            }
+        }
+        self.try_fallocate(rq, Fallocate::ZeroRange)
+    }
+
+    /// Calls the file system, unless it has said before that it does not know `mode`.
+    ///
+    /// Whether it does cannot be known before it is tried. When it does not, the limits have to
+    /// say so before the request ends: its submitter looks at them to see what went wrong.
+    fn try_fallocate(&self, rq: &Request<LoopDevice>, mode: Fallocate) -> Result {
+        let supported = self.holes.of(mode);
+        if !supported.load(Relaxed) {
+            return Err(EOPNOTSUPP);
+        }
+        let position = self.position_of(rq)?;
+        let result = self.file.fallocate(mode, position, u64::from(rq.len()));
+        if result == Err(EOPNOTSUPP) {
+            supported.store(false, Relaxed);
+            match mode {
+                Fallocate::PunchHole => rq.disable_discard(),
+                Fallocate::ZeroRange => rq.disable_write_zeroes(),
+            }
+        }
+        result
+    }
 }

@@ -9,10 +9,10 @@
 //! 3. the limits of the queue ([`GenDisk::update_limits`]);
 //! 4. the frozen queue ([`GenDisk::freeze`]).
 //!
-//! The table of [`registry`] is a leaf: no lock is taken under it. Under `state` no partition is scanned
-//! and no file is dropped, as both may take some disk's `open_mutex`. A sysfs attribute takes
-//! `state`, so the attributes are not removed under it. What must not be done while the queue is
-//! frozen stands in `blk_mq/limits.rs`.
+//! The table of [`registry`] and [`LoopDevice::attributes`] are leaves: no lock is taken under them.
+//! Under `state` no partition is scanned, as that takes the disk's `open_mutex`. Readers of sysfs
+//! attributes take `state`, so the attributes are neither added nor removed under it. What must not
+//! be done while the queue is frozen stands in `blk_mq/limits.rs`.
 
 #![forbid(unsafe_code)]
 
@@ -73,8 +73,6 @@ pub(crate) struct Binding {
     pub(crate) settings: Settings,
     // A bound device is in use even when nobody has it open.
     _module: ModuleRef,
-    // Taken, and dropped without a lock, before the binding is.
-    attributes: Option<Group>,
 }
 
 /// One loop device.
@@ -86,6 +84,9 @@ pub(crate) struct LoopDevice {
     always_scans: bool,
     #[pin]
     state: Mutex<State<Binding>>,
+    /// `/sys/block/loopN/loop`, while the device is bound.
+    #[pin]
+    attributes: Mutex<Option<Group>>,
     /// Whether `state` is `Unbound`, for those who look without the lock.
     unbound: Atomic<bool>,
     /// Where workers run: made when the device is bound for the first time, gone with the device,
@@ -127,6 +128,7 @@ impl LoopDevice {
                 index,
                 always_scans,
                 state <- new_mutex!(State::Unbound, "LoopDevice::state"),
+                attributes <- new_mutex!(None, "LoopDevice::attributes"),
                 unbound: Atomic::new(true),
                 queue: SetOnce::new(),
             }),
@@ -221,14 +223,11 @@ impl LoopDevice {
         // Asks the file system, which may sleep on anything: before any lock is taken.
         let traits = Traits::of(&file);
         let registry = registry::registry()?;
-        let validation = if backing::is_loop(&file, &registry) {
-            Some(registry.validation_killable()?)
-        } else {
-            None
+        let validation = match backing::as_loop(&file) {
+            Some(_) => Some(registry.validation_killable()?),
+            None => None,
         };
-        let valid = backing::validate(&file, self, &registry);
-        // Goes after the lock in case of an error: see the lock order.
-        let attributes;
+        let valid = backing::validate(&file, self);
         let mut state = self.lock_killable()?;
         if !state.is_unbound() {
             return Err(EBUSY);
@@ -246,50 +245,60 @@ impl LoopDevice {
             size => size,
         };
         self.make_queue()?;
-        attributes = Group::create(disk, c"loop", sysfs::ATTRIBUTES)?;
+        let backing = Backing::new(file, traits)?;
+        let Backing { file, traits, .. } = &backing;
         let mut limits = disk.update_limits();
-        traits.apply(&mut limits, &file, settings.flags, block_size);
+        traits.apply(&mut limits, file, settings.flags, block_size);
         // Nothing is served yet, so the queue need not be frozen.
         limits.commit()?;
 
         // From here on nothing fails.
-        if !traits.can_direct(&file, block_size, settings.offset) {
+        if !traits.can_direct(file, block_size, settings.offset) {
             settings.flags.set(Flags::DIRECT_IO, false);
         }
-        settings.flags.set(
-            Flags::PARTSCAN,
-            self.always_scans || settings.flags.contains(Flags::PARTSCAN),
-        );
-        let scans = settings.flags.contains(Flags::PARTSCAN);
+        let scans = self.always_scans || settings.flags.contains(Flags::PARTSCAN);
+        settings.flags.set(Flags::PARTSCAN, scans);
         // What is dirty in the page cache would be missed by, or overwrite, what goes past it. An
         // error shows up again at the next flush.
         let _ = file.sync();
-        let backing = Backing::new(file, traits);
         let uevents = disk.suppress_uevents();
         disk.force_media_change();
         disk.set_read_only(settings.flags.contains(Flags::READ_ONLY));
-        let target = backing.traits.target(backing.file.clone(), &settings);
-        // A target that is left over would be one of a device that is not unbound.
-        let _ = disk.publish(target);
-        disk.set_capacity_and_notify(backing::capacity(&backing.file, &settings));
-        let binding = Binding {
+        // A target that is there already would be that of a device that is not unbound.
+        let _ = disk.publish(traits.target(file.clone(), &settings));
+        disk.set_capacity_and_notify(backing::capacity(file, &settings));
+        state.bind(Binding {
             backing,
             settings,
             _module: ModuleRef::get(),
-            attributes: Some(attributes),
-        };
-        state.bind(binding)?;
+        })?;
         if scans {
             disk.suppress_partition_scan(false);
         }
-        drop(uevents);
-        disk.notify_change();
         drop(state);
         drop(validation);
+        // The caller has the device open, so it is not detached meanwhile.
+        self.show_attributes(disk);
+        drop(uevents);
+        disk.notify_change();
         if scans {
             self.reread_partitions(disk);
         }
         Ok(())
+    }
+
+    /// Adds the directory of attributes. Without `state`: readers take that, and where adding
+    /// fails, it waits for readers.
+    fn show_attributes(&self, disk: &GenDisk<Self>) {
+        match Group::create(disk, c"loop", sysfs::ATTRIBUTES) {
+            Ok(group) => *self.attributes.lock() = Some(group),
+            // The device works without.
+            Err(error) => pr_warn!(
+                "loop{}: no attributes in sysfs (rc={})\n",
+                self.index,
+                error.to_errno()
+            ),
+        }
     }
 
     /// LOOP_CLR_FD: detaches the device when it is closed for the last time.
@@ -336,10 +345,7 @@ impl LoopDevice {
         let _ = limits.commit();
         drop(frozen);
         disk.invalidate();
-        let attributes = match &mut *self.lock() {
-            State::Rundown(binding) => binding.attributes.take(),
-            _ => None,
-        };
+        let attributes = self.attributes.lock().take();
         drop(attributes);
         disk.notify_change();
         disk.force_media_change();

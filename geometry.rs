@@ -46,12 +46,13 @@ pub(crate) fn part_shift(max_part: i32) -> Result<u32> {
     Ok(shift)
 }
 
-/// Checks that `max_loop` devices have minors to themselves.
-pub(crate) fn check_max_loop(max_loop: i32, part_shift: u32) -> Result {
-    if i64::from(max_loop) > 1 << (MINORBITS - part_shift) {
-        return Err(EINVAL);
-    }
-    Ok(())
+/// The number of devices `max_loop`, and `EINVAL` when they do not have minors to themselves.
+pub(crate) fn max_loop(max_loop: i32, part_shift: u32) -> Result<u32> {
+    let most = (1_u32 << MINORBITS).checked_shr(part_shift).unwrap_or(0);
+    u32::try_from(max_loop)
+        .ok()
+        .filter(|&count| count <= most)
+        .ok_or(EINVAL)
 }
 
 #[cfg_attr(not(test), kernel::macros::kunit_tests(rnull_loop_geometry))]
@@ -99,11 +100,11 @@ mod tests {
 
     #[test]
     fn devices_fit_into_minors() {
-        assert!(check_max_loop(0, 0).is_ok());
-        assert!(check_max_loop(-1, 8).is_ok());
-        assert!(check_max_loop(1 << 20, 0).is_ok());
-        assert!(check_max_loop((1 << 20) + 1, 0).is_err());
-        assert!(check_max_loop(1 << 12, 8).is_ok());
-        assert!(check_max_loop((1 << 12) + 1, 8).is_err());
+        assert_eq!(max_loop(0, 0).ok(), Some(0));
+        assert!(max_loop(-1, 8).is_err());
+        assert_eq!(max_loop(1 << 20, 0).ok(), Some(1 << 20));
+        assert!(max_loop((1 << 20) + 1, 0).is_err());
+        assert_eq!(max_loop(1 << 12, 8).ok(), Some(1 << 12));
+        assert!(max_loop((1 << 12) + 1, 8).is_err());
     }
 }

@@ -20,10 +20,7 @@ use crate::{
 };
 use kernel::{
     prelude::*,
-    sync::{
-        Arc,
-        ArcBorrow, //
-    },
+    sync::Arc, //
 };
 
 impl Operations for LoopDevice {
@@ -41,7 +38,7 @@ impl Operations for LoopDevice {
 
     fn queue_rq(
         device: &Arc<Self>,
-        worker: ArcBorrow<'_, Worker>,
+        worker: &Arc<Worker>,
         rq: IdleRequest<Self>,
         _last: bool,
     ) -> Result<(), Refused<Self>> {

@@ -14,7 +14,6 @@ use crate::{
     },
     device::LoopDevice,
     kern::{
-        bdev::BlockDevice,
         mutex::LockKillable,
         task, //
     },
@@ -75,8 +74,8 @@ pub(crate) fn registry() -> Result<Arc<Registry>> {
     REGISTRY.lock().clone().ok_or(ENODEV)
 }
 
-/// While this lives, no device that stands on another is bound, and none that may be stood on
-/// begins to go.
+/// While this lives, no device is bound to another loop device, and LOOP_CLR_FD detaches none.
+/// (The last close may, but a device that is stood on is open.)
 pub(crate) type Validation<'a> = MutexGuard<'a, ()>;
 
 impl Registry {
@@ -222,14 +221,6 @@ impl Registry {
         drop(table);
         self.add(None)
     }
-
-    /// The loop device that `bdev` is, or is a partition of.
-    pub(crate) fn find(&self, bdev: &BlockDevice) -> Option<Arc<LoopDevice>> {
-        let table = self.table.lock();
-        let mut disks = table.iter().filter_map(|entry| entry.disk.as_ref());
-        let disk = disks.find(|disk| bdev.is_on(disk.part0()))?;
-        Some(disk.device().clone())
-    }
 }
 
 /// Makes the registry reachable while it lives, and removes all devices at the end.
@@ -253,8 +244,10 @@ impl Devices {
     /// Adds the first `count` devices. One that cannot be made is missing, as in C.
     pub(crate) fn add(&self, count: u32) {
         for index in 0..count {
-            if let Err(error) = self.0.add(Some(index)) {
-                pr_warn!("cannot add loop{} (rc={})\n", index, error.to_errno());
+            match self.0.add(Some(index)) {
+                // Whoever opened its node was faster.
+                Ok(_) | Err(EEXIST) => (),
+                Err(error) => pr_warn!("cannot add loop{} (rc={})\n", index, error.to_errno()),
             }
         }
     }

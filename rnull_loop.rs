@@ -70,7 +70,7 @@ module! {
     alias: ["block-major-7-*", "char-major-10-237", "devname:loop-control"],
     params: {
         max_loop: i32 {
-            default: -1,
+            default: i32::MIN,
             description: "Number of loop devices made at load; given, also the most there can be by opening nodes. Default: 8, no limit",
         },
         max_part: i32 {
@@ -88,6 +88,9 @@ module! {
     },
 }
 
+/// The value of `max_loop` that says that nobody gave one.
+const NOT_GIVEN: i32 = i32::MIN;
+
 /// How many devices there are when nobody says: what the C driver is configured to.
 const DEFAULT_DEVICES: u32 = bindings::CONFIG_BLK_DEV_LOOP_MIN_COUNT;
 
@@ -102,21 +105,22 @@ struct LoopModule {
 /// The parameters of the module, and how many devices to make at once; `EINVAL` for values that
 /// make no sense.
 fn parameters() -> Result<(Parameters, u32)> {
-    let max_loop = *module_parameters::max_loop.value_ref();
     let part_shift = geometry::part_shift(*module_parameters::max_part.value_ref())?;
-    geometry::check_max_loop(max_loop, part_shift)?;
+    let max_loop = match *module_parameters::max_loop.value_ref() {
+        NOT_GIVEN => None,
+        given => Some(geometry::max_loop(given, part_shift)?),
+    };
     let hw_queue_depth = u32::try_from(*module_parameters::hw_queue_depth.value_ref())?;
     if hw_queue_depth == 0 {
         return Err(EINVAL);
     }
-    let given = u32::try_from(max_loop).ok();
     let parameters = Parameters {
         part_shift,
-        max_loop: given.filter(|&max| max != 0),
+        max_loop: max_loop.filter(|&max| max != 0),
         hw_queue_depth,
         nr_hw_queues: u32::try_from(*module_parameters::nr_hw_queues.value_ref())?,
     };
-    Ok((parameters, given.unwrap_or(DEFAULT_DEVICES)))
+    Ok((parameters, max_loop.unwrap_or(DEFAULT_DEVICES)))
 }
 
 /// Says in the log why the module cannot be loaded.
@@ -131,13 +135,16 @@ fn explain(error: Error) -> Error {
 
 impl kernel::Module for LoopModule {
     fn init(_module: &'static ThisModule) -> Result<Self> {
-        // SAFETY: `init` runs once per load, and nothing that uses the registry is registered yet.
+        // SAFETY: `init` runs once per load, and nothing that uses this is registered yet.
         unsafe { registry::REGISTRY.init() };
+        // SAFETY: As above.
+        unsafe { kern::file::NO_IO_MAPPINGS.init() };
         let (parameters, count) = parameters()?;
         let devices = Devices::new(parameters)?;
+        let major = Major::register::<OnDemand>(bindings::LOOP_MAJOR, c"loop").map_err(explain)?;
+        // Nothing may fail once somebody can have this open.
         let control = miscdevice::Registration::new(c"loop-control", bindings::LOOP_CTRL_MINOR);
         let control = KBox::pin_init(control, GFP_KERNEL).map_err(explain)?;
-        let major = Major::register::<OnDemand>(bindings::LOOP_MAJOR, c"loop").map_err(explain)?;
         devices.add(count);
         pr_info!("module loaded\n");
         Ok(Self {

@@ -15,10 +15,7 @@ use crate::{
 };
 use kernel::{
     prelude::*,
-    sync::{
-        Arc,
-        ArcBorrow, //
-    },
+    sync::Arc,
     workqueue::{
         impl_has_work,
         new_work,
@@ -56,13 +53,9 @@ impl Worker {
     ///
     /// Wakes the worker only when it has run out of requests; one that has not takes this one with
     /// the others.
-    pub(crate) fn submit(
-        self: ArcBorrow<'_, Self>,
-        device: &LoopDevice,
-        rq: StartedRequest<LoopDevice>,
-    ) {
+    pub(crate) fn submit(self: &Arc<Self>, device: &LoopDevice, rq: StartedRequest<LoopDevice>) {
         if self.requests.push(rq) {
-            device.enqueue(self.into());
+            device.enqueue(self.clone());
         }
     }
 }

@@ -34,15 +34,19 @@ use kernel::{
     error::code::EINVAL,
     fs::File,
     prelude::*,
+    time::{
+        delay::fsleep,
+        Delta, //
+    },
     types::Opaque, //
 };
 
 /// How many bio_vecs of a merged request a slot has room for. More are allocated, or, when memory
 /// is short, the request is served in parts.
-const INLINE: usize = 16;
+const INLINE: usize = 8;
 
-/// How long a request waits for memory when not even a part of it can be served, in milliseconds.
-const RETRY_DELAY: usize = 10;
+/// How long to wait for memory when not even a part of a request can be served.
+const RETRY_DELAY: Delta = Delta::from_millis(10);
 
 /// What a request needs for I/O to a file: the PDU of drivers that use [`submit`].
 ///
@@ -109,7 +113,8 @@ pub(crate) fn submit<T: FileBacked>(rq: StartedRequest<T>, position: u64, cachin
         return rq.complete(Err(EFBIG));
     };
     let Some(memory) = describe(&rq) else {
-        return rq.requeue_after(RETRY_DELAY);
+        fsleep(RETRY_DELAY);
+        return rq.requeue();
     };
     let transfer = Transfer {
         direction,

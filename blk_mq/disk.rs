@@ -34,7 +34,10 @@ use kernel::{
         aref::ARef,
         Arc, //
     },
-    types::Opaque,
+    types::{
+        NotThreadSafe,
+        Opaque, //
+    },
 };
 
 /// How a block device is open: `blk_mode_t`.
@@ -85,6 +88,8 @@ pub(crate) trait DiskOperations: Operations {
 pub(super) struct QueueContext<T: Operations> {
     pub(super) device: Arc<T>,
     pub(super) io: Pin<KBox<IoCell<T::Io>>>,
+    /// One for each hardware context; never moved, as those point to them.
+    pub(super) hw: KVec<T::HwData>,
 }
 
 /// What is to be known of a disk when it is made.
@@ -124,7 +129,11 @@ impl<T: DiskOperations> Disk<T> {
         options: DiskOptions<'_>,
     ) -> Result<Self> {
         let io = KBox::pin_init(IoCell::new(), GFP_KERNEL)?;
-        let context = KBox::new(QueueContext { device, io }, GFP_KERNEL)?;
+        let mut hw = KVec::new();
+        for _ in 0..tags.nr_hw_queues() {
+            hw.push(T::new_hw_data()?, GFP_KERNEL)?;
+        }
+        let context = KBox::new(QueueContext { device, io, hw }, GFP_KERNEL)?;
         let mut limits = bindings::queue_limits {
             max_hw_sectors: options.max_hw_sectors,
             ..pin_init::zeroed()
@@ -154,7 +163,7 @@ impl<T: DiskOperations> Disk<T> {
         // SAFETY: The disk is new, and nobody else knows of it.
         let disk = unsafe { this.raw.as_mut() };
         disk.private_data = context.cast();
-        disk.fops = const { &Fops::<T>::FOPS };
+        disk.fops = Fops::<T>::table();
         disk.major = options.major.try_into()?;
         disk.first_minor = options.first_minor.try_into()?;
         disk.minors = options.minors.try_into()?;
@@ -272,6 +281,15 @@ impl<T: DiskOperations> GenDisk<T> {
         unsafe { &*raw.cast::<Self>() }
     }
 
+    /// The disk that `bdev` is, or is a partition of, if it is one of driver `T`.
+    pub(crate) fn of(bdev: &BlockDevice) -> Option<&Self> {
+        let disk = bdev.disk();
+        // SAFETY: The disk of a `BlockDevice` is valid; its `fops` do not change.
+        let ours = core::ptr::eq(unsafe { (*disk).fops }, Fops::<T>::table());
+        // SAFETY: Only `Disk::new` gives these `fops` to a disk, and does it first of all.
+        ours.then(|| unsafe { Self::from_raw(disk) })
+    }
+
     pub(super) fn raw(&self) -> *mut bindings::gendisk {
         self.0.get()
     }
@@ -386,6 +404,7 @@ impl<T: DiskOperations> GenDisk<T> {
         OpenMutex {
             disk: self,
             ours: true,
+            _not_send: NotThreadSafe,
         }
     }
 }
@@ -409,6 +428,7 @@ impl<T: DiskOperations> Drop for UeventsSuppressed<'_, T> {
 pub(crate) struct OpenMutex<'a, T: DiskOperations> {
     disk: &'a GenDisk<T>,
     ours: bool,
+    _not_send: NotThreadSafe,
 }
 
 impl<T: DiskOperations> OpenMutex<'_, T> {
@@ -457,7 +477,11 @@ impl<T: DiskOperations> Fops<T> {
         // SAFETY: As in `open`.
         let disk = unsafe { GenDisk::<T>::from_raw(disk) };
         // INVARIANT: By the function's requirements the lock is held; the caller releases it.
-        T::release(&OpenMutex { disk, ours: false });
+        T::release(&OpenMutex {
+            disk,
+            ours: false,
+            _not_send: NotThreadSafe,
+        });
     }
 
     /// # Safety
@@ -509,8 +533,19 @@ impl<T: DiskOperations> Fops<T> {
     /// Called by the block layer alone, once, when the last reference to an added disk whose
     /// `fops` are these is gone.
     unsafe extern "C" fn free_disk(disk: *mut bindings::gendisk) {
-        // SAFETY: By the invariants of `RegisteredDisk`; nobody uses the disk any more.
+        // SAFETY: May be called here: disks are released where one may sleep. Nobody uses the disk
+        // any more, but `queue_rq` may be on its way out of the last request still.
+        unsafe { bindings::synchronize_rcu() };
+        // SAFETY: By the invariants of `RegisteredDisk`.
         drop(unsafe { KBox::from_raw((*disk).private_data.cast::<QueueContext<T>>()) });
+    }
+
+    /// The table, which is the same, and at the same place, for all disks of `T`.
+    ///
+    /// Not inlined, so that there is one copy of the constant.
+    #[inline(never)]
+    fn table() -> &'static bindings::block_device_operations {
+        const { &Self::FOPS }
     }
 
     const FOPS: bindings::block_device_operations = bindings::block_device_operations {

@@ -37,6 +37,7 @@ use kernel::{
         Mutex,
         MutexGuard, //
     },
+    types::NotThreadSafe,
 };
 
 /// A value that requests read without a lock and that changes only while there are no requests.
@@ -119,7 +120,11 @@ impl<T: DiskOperations> GenDisk<T> {
         // SAFETY: The queue of a `GenDisk` is valid.
         let limits = unsafe { ffi::rnull_loop_limits_start_update(self.queue()) };
         // INVARIANT: The call above took the lock.
-        LimitsUpdate { disk: self, limits }
+        LimitsUpdate {
+            disk: self,
+            limits,
+            _not_send: NotThreadSafe,
+        }
     }
 }
 
@@ -168,6 +173,7 @@ impl<T: DiskOperations> Drop for FrozenQueue<'_, T> {
 pub(crate) struct LimitsUpdate<'a, T: DiskOperations> {
     disk: &'a GenDisk<T>,
     limits: bindings::queue_limits,
+    _not_send: NotThreadSafe,
 }
 
 impl<T: DiskOperations> LimitsUpdate<'_, T> {
@@ -212,7 +218,8 @@ impl<T: DiskOperations> LimitsUpdate<'_, T> {
         self.limits.max_write_zeroes_sectors = max_sectors;
     }
 
-    /// Brings the change into force, on a queue that has no requests.
+    /// Brings the change into force. The queue should have no requests: it is frozen, or its
+    /// requests have nothing to be served from.
     ///
     /// Fails with `EINVAL` when the limits contradict each other; then nothing has changed.
     pub(crate) fn commit(self) -> Result {
@@ -232,9 +239,8 @@ impl<T: DiskOperations> Drop for LimitsUpdate<'_, T> {
 }
 
 impl<T: DiskOperations> Request<T> {
-    /// Says that discards do not work after all. From the request path: no lock, no freeze;
-    /// `blk_queue_disable_discard()` is made for it, and the next change of limits keeps to it only
-    /// when the driver does.
+    /// Says that discards do not work after all: `blk_queue_disable_discard()`, which is made for
+    /// the request path and needs neither lock nor freeze. Holds until the limits are changed.
     pub(crate) fn disable_discard(&self) {
         // SAFETY: The queue of a request is valid.
         unsafe { ffi::rnull_loop_disable_discard(self.queue()) };

@@ -134,7 +134,7 @@ impl<T: Operations> Request<T> {
         self.cmd_flags() & ffi::REQ_NOUNMAP != 0
     }
 
-    /// Where the request begins on the device, in bytes.
+    /// Where the request begins on the device, in bytes. Means nothing for [`Op::Flush`].
     pub(crate) fn position(&self) -> u64 {
         // SAFETY: As in `cmd_flags`.
         let sector: u64 = unsafe { (*self.raw()).__sector };
@@ -156,9 +156,11 @@ impl<T: Operations> Request<T> {
 
     /// How many of `bytes` bytes are in whole logical blocks of the disk.
     pub(crate) fn whole_blocks(&self, bytes: u32) -> u32 {
-        // SAFETY: By the type invariant the queue is valid; the block size changes only while it is
-        // frozen, that is while there are no requests.
-        let block = unsafe { (*self.queue()).limits.logical_block_size };
+        // SAFETY: By the type invariant the queue is valid; a change that comes at the same time is
+        // seen or not. (Drivers change it only while requests have nothing to be served from.)
+        let block = unsafe {
+            core::ptr::read_volatile(&raw const (*self.queue()).limits.logical_block_size)
+        };
         bytes - bytes.checked_rem(block).unwrap_or(bytes)
     }
 
@@ -270,14 +272,11 @@ impl<T: Operations> StartedRequest<T> {
         (InFlight(rq), InFlight(rq))
     }
 
-    /// Gives the request back to the block layer, to be queued again in `delay` milliseconds.
-    pub(crate) fn requeue_after(self, delay: usize) {
-        let q = self.queue();
+    /// Gives the request back to the block layer, which hands it over again.
+    pub(crate) fn requeue(self) {
         let rq = self.into_raw();
         // SAFETY: The request is started and not completed, and its only owner was consumed.
-        unsafe { bindings::blk_mq_requeue_request(rq.as_ptr(), false) };
-        // SAFETY: The request is still pending on the queue, which keeps the queue alive.
-        unsafe { bindings::blk_mq_delay_kick_requeue_list(q, delay) };
+        unsafe { bindings::blk_mq_requeue_request(rq.as_ptr(), true) };
     }
 }
 

@@ -23,10 +23,7 @@ use kernel::{
         to_result, //
     },
     prelude::*,
-    types::{
-        ForeignOwnable,
-        Opaque, //
-    },
+    types::Opaque, //
 };
 
 /// `struct blk_mq_ops` of a driver `T`.
@@ -35,17 +32,19 @@ struct Vtable<T>(PhantomData<T>);
 impl<T: Operations> Vtable<T> {
     /// # Safety
     ///
-    /// Called by blk-mq alone: `init_hctx` succeeded for `hctx`, `bd` is valid, and the request in
-    /// it belongs to a queue made by `Disk<T>`, is not started, and waits for this driver.
+    /// Called by blk-mq alone, with RCU read lock held: `init_hctx` succeeded for `hctx`, `bd` is
+    /// valid, and the request in it belongs to a queue made by `Disk<T>`, is not started, and waits
+    /// for this driver.
     unsafe extern "C" fn queue_rq(
         hctx: *mut bindings::blk_mq_hw_ctx,
         bd: *const bindings::blk_mq_queue_data,
     ) -> bindings::blk_status_t {
-        // SAFETY: `driver_data` comes from `into_foreign` in `init_hctx`, and `exit_hctx` takes it
-        // back only when no request is left.
-        let hw = unsafe { T::HwData::borrow((*hctx).driver_data) };
+        // SAFETY: `init_hctx` stored a pointer into the queue's `QueueContext<T>`, which is freed a
+        // grace period after the queue is taken down, so not before this function returns, even
+        // when the request is completed, and the disk removed, meanwhile.
+        let hw = unsafe { &*(*hctx).driver_data.cast::<T::HwData>() };
         // SAFETY: By the function's requirements the queue was made by `Disk<T>`, so its `queuedata`
-        // is a `QueueContext<T>`; it stays until blk-mq has seen all calls of this function return.
+        // is that `QueueContext<T>`.
         let device = unsafe { &(*(*(*hctx).queue).queuedata.cast::<QueueContext<T>>()).device };
         // SAFETY: By the function's requirements `bd` is valid and names a request.
         let (rq, last) = unsafe { (NonNull::new_unchecked((*bd).rq), (*bd).last) };
@@ -71,27 +70,21 @@ impl<T: Operations> Vtable<T> {
 
     /// # Safety
     ///
-    /// Called by blk-mq alone: `hctx` is valid and new.
+    /// Called by blk-mq alone: `hctx` is valid and new, and belongs to a queue made by `Disk<T>`.
     unsafe extern "C" fn init_hctx(
         hctx: *mut bindings::blk_mq_hw_ctx,
         _tag_set_data: *mut c_void,
-        _index: c_uint,
+        index: c_uint,
     ) -> c_int {
         from_result(|| {
-            let data = T::new_hw_data()?.into_foreign();
+            // SAFETY: By the function's requirements `queuedata` is a `QueueContext<T>`: it is set
+            // before the hardware contexts are made.
+            let context = unsafe { &*(*(*hctx).queue).queuedata.cast::<QueueContext<T>>() };
+            let hw = context.hw.get(index as usize).ok_or(EINVAL)?;
             // SAFETY: By the function's requirements `hctx` is valid, and nobody uses it yet.
-            unsafe { (*hctx).driver_data = data };
+            unsafe { (*hctx).driver_data = core::ptr::from_ref(hw).cast_mut().cast() };
             Ok(0)
         })
-    }
-
-    /// # Safety
-    ///
-    /// Called by blk-mq alone: `init_hctx` succeeded for `hctx`, and no request uses it any more.
-    unsafe extern "C" fn exit_hctx(hctx: *mut bindings::blk_mq_hw_ctx, _index: c_uint) {
-        // SAFETY: By the function's requirements `driver_data` is what `init_hctx` stored, and this
-        // is the one call that takes it back.
-        drop(unsafe { T::HwData::from_foreign((*hctx).driver_data) });
     }
 
     /// # Safety
@@ -131,7 +124,6 @@ impl<T: Operations> Vtable<T> {
         queue_rq: Some(Self::queue_rq),
         complete: Some(Self::complete),
         init_hctx: Some(Self::init_hctx),
-        exit_hctx: Some(Self::exit_hctx),
         init_request: Some(Self::init_request),
         exit_request: Some(Self::exit_request),
         ..pin_init::zeroed()
@@ -158,10 +150,10 @@ unsafe impl<T: Operations> Sync for TagSet<T> {}
 
 impl<T: Operations> TagSet<T> {
     /// Makes a tag set with `nr_hw_queues` hardware contexts (at most one per possible CPU) of
-    /// `depth` requests each (fewer when memory is short).
+    /// `depth` requests each (at most 10240, and fewer when memory is short).
     ///
     /// For a disk that passes requests on to other disks, and schedules nothing unless told to.
-    /// May sleep. Fails with `EINVAL` for a depth of 0 or over 10240, and with `ENOMEM`.
+    /// May sleep. Fails with `EINVAL` for a depth of 0, and with `ENOMEM`.
     pub(crate) fn new(nr_hw_queues: u32, depth: u32) -> impl PinInit<Self, Error> {
         // INVARIANT: `inner` is set up by `blk_mq_alloc_tag_set()`, or `new` fails.
         try_pin_init!(Self {
@@ -184,6 +176,12 @@ impl<T: Operations> TagSet<T> {
             }),
             _driver: PhantomData,
         })
+    }
+
+    /// How many hardware contexts there are.
+    pub(super) fn nr_hw_queues(&self) -> u32 {
+        // SAFETY: By the type invariant the tag set is set up; the number does not change.
+        unsafe { (*self.raw()).nr_hw_queues }
     }
 
     pub(super) fn raw(&self) -> *mut bindings::blk_mq_tag_set {

@@ -16,14 +16,15 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// A reference points at a valid `struct block_device` that is not freed.
+/// A reference points at a valid `struct block_device` whose disk is not released: it is open, or
+/// it is that of a disk that somebody keeps.
 #[repr(transparent)]
 pub(crate) struct BlockDevice(Opaque<bindings::block_device>);
 
 impl BlockDevice {
     /// # Safety
     ///
-    /// `raw` must be a valid block device for `'a`.
+    /// `raw` must satisfy the invariants of [`BlockDevice`] for `'a`.
     pub(crate) unsafe fn from_raw<'a>(raw: *mut bindings::block_device) -> &'a Self {
         // SAFETY: By the function's requirements; the type is transparent.
         unsafe { &*raw.cast::<Self>() }
@@ -33,10 +34,10 @@ impl BlockDevice {
         self.0.get()
     }
 
-    /// Whether `self` is the disk `disk`, or a partition of it.
-    pub(crate) fn is_on(&self, disk: &BlockDevice) -> bool {
-        // SAFETY: By the type invariant both are valid; `bd_disk` does not change.
-        unsafe { (*self.raw()).bd_disk == (*disk.raw()).bd_disk }
+    /// The disk that this is, or is a partition of.
+    pub(crate) fn disk(&self) -> *mut bindings::gendisk {
+        // SAFETY: By the type invariant it is valid; `bd_disk` does not change.
+        unsafe { (*self.raw()).bd_disk }
     }
 
     /// Writes back what is cached: `sync_blockdev()`. May sleep.

@@ -10,11 +10,11 @@ use crate::blk_mq::{
     Operations,
     Request, //
 };
-use core::{
-    marker::PhantomData,
-    ptr::NonNull, //
+use core::ptr::NonNull;
+use kernel::{
+    bindings,
+    types::NotThreadSafe, //
 };
-use kernel::bindings;
 
 /// While this lives, what the current worker does is charged to the control group of a request.
 ///
@@ -26,7 +26,7 @@ use kernel::bindings;
 pub(crate) struct ChargeScope {
     memcg: Option<NonNull<bindings::cgroup_subsys_state>>,
     old: *mut bindings::mem_cgroup,
-    _not_send: PhantomData<*mut ()>,
+    _not_send: NotThreadSafe,
 }
 
 impl ChargeScope {
@@ -52,7 +52,7 @@ impl ChargeScope {
         Some(Self {
             memcg,
             old,
-            _not_send: PhantomData,
+            _not_send: NotThreadSafe,
         })
     }
 }

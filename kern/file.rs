@@ -20,7 +20,10 @@ use kernel::{
         LocalFile, //
     },
     prelude::*,
-    sync::aref::ARef, //
+    sync::{
+        aref::ARef,
+        global_lock, //
+    },
 };
 
 /// What kind of file an inode stands for.
@@ -265,34 +268,74 @@ impl BackingFile for File {
     }
 }
 
-/// While this lives, memory for the page cache of a file is got without I/O and without entering
-/// file systems, as reclaim may be waiting for a device that is served from the file.
-///
-/// # Invariants
-///
-/// `old` is what the mapping's mask was before.
-pub(crate) struct NoIoMapping {
-    file: ARef<File>,
+/// A mapping whose mask was changed, and for how many [`NoIoMapping`].
+pub(crate) struct NoIoUse {
+    mapping: usize,
+    users: usize,
     old: bindings::gfp_t,
 }
 
+global_lock! {
+    // SAFETY: Initialized in the module initializer before first use.
+    pub(crate) unsafe(uninit) static NO_IO_MAPPINGS: Mutex<KVec<NoIoUse>> = KVec::new();
+}
+
+/// While this lives, memory for the page cache of a file is got without I/O and without entering
+/// file systems, as reclaim may be waiting for a device that is served from the file. Any number of
+/// devices may be served from one file.
+///
+/// # Invariants
+///
+/// The file's mapping is in `NO_IO_MAPPINGS`, where this value is counted.
+pub(crate) struct NoIoMapping(ARef<File>);
+
 impl NoIoMapping {
     /// Takes `__GFP_IO` and `__GFP_FS` from the mask of the file's mapping.
-    pub(crate) fn new(file: ARef<File>) -> Self {
-        // SAFETY: An open file has a mapping.
-        let mapping = unsafe { (*file.as_ptr()).f_mapping };
-        // SAFETY: As above; the mask is a plain word in C too (`mapping_set_gfp_mask()`).
-        let old = unsafe { (*mapping).gfp_mask };
-        // SAFETY: As above.
-        unsafe { (*mapping).gfp_mask = old & !(ffi::__GFP_IO | ffi::__GFP_FS) };
-        // INVARIANT: Read before the change.
-        Self { file, old }
+    ///
+    /// May sleep. Fails with `ENOMEM`.
+    pub(crate) fn new(file: ARef<File>) -> Result<Self> {
+        let mask = Self::mask(&file);
+        let mapping = mask as usize;
+        let mut table = NO_IO_MAPPINGS.lock();
+        if let Some(known) = table.iter_mut().find(|known| known.mapping == mapping) {
+            known.users = known.users.saturating_add(1);
+        } else {
+            // SAFETY: The mask of a mapping that `file` keeps; a plain word in C too.
+            let old = unsafe { mask.read_volatile() };
+            let users = 1;
+            let new = NoIoUse {
+                mapping,
+                users,
+                old,
+            };
+            table.push(new, GFP_KERNEL)?;
+            // SAFETY: As above; the lock keeps other devices away.
+            unsafe { mask.write_volatile(old & !(ffi::__GFP_IO | ffi::__GFP_FS)) };
+        }
+        // INVARIANT: Counted above.
+        Ok(Self(file))
+    }
+
+    /// The mask of a file's mapping, which also identifies it.
+    fn mask(file: &File) -> *mut bindings::gfp_t {
+        // SAFETY: An open file has a mapping; this only computes an address inside it.
+        unsafe { &raw mut (*(*file.as_ptr()).f_mapping).gfp_mask }
     }
 }
 
 impl Drop for NoIoMapping {
     fn drop(&mut self) {
-        // SAFETY: An open file has a mapping.
-        unsafe { (*(*self.file.as_ptr()).f_mapping).gfp_mask = self.old };
+        let mask = Self::mask(&self.0);
+        let mut table = NO_IO_MAPPINGS.lock();
+        table.retain(|known| {
+            if known.mapping == mask as usize {
+                known.users = known.users.saturating_sub(1);
+                if known.users == 0 {
+                    // SAFETY: The mask of a mapping that the file keeps; nobody wants it changed.
+                    unsafe { mask.write_volatile(known.old) };
+                }
+            }
+            known.users != 0
+        });
     }
 }

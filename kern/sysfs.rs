@@ -103,7 +103,8 @@ unsafe extern "C" fn show<T: DiskOperations, A: Attribute<T>>(
     // least as long as its attributes are in use.
     let disk = unsafe { GenDisk::<T>::from_raw(ffi::rnull_loop_dev_to_disk(dev)) };
     // SAFETY: By the function's requirements.
-    let buf = unsafe { core::slice::from_raw_parts_mut(buf.cast::<u8>(), PAGE_SIZE) };
+    // A byte is left: sysfs takes a whole page for a sign that too much was written.
+    let buf = unsafe { core::slice::from_raw_parts_mut(buf.cast::<u8>(), PAGE_SIZE - 1) };
     let mut page = Page { buf, len: 0 };
     from_result(|| {
         A::show(disk.device(), &mut page)?;

@@ -6,12 +6,14 @@
 //! [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
 use super::ffi;
-use core::marker::PhantomData;
 use kernel::{
     bindings,
     prelude::*,
     task::Task,
-    types::Opaque, //
+    types::{
+        NotThreadSafe,
+        Opaque, //
+    },
 };
 
 /// While this lives, the current task serves I/O that memory reclaim may wait for: its allocations
@@ -23,7 +25,7 @@ use kernel::{
 #[must_use = "the scope ends when this is dropped"]
 pub(crate) struct IoWorkerScope {
     old: u32,
-    _not_send: PhantomData<*mut ()>,
+    _not_send: NotThreadSafe,
 }
 
 impl IoWorkerScope {
@@ -39,7 +41,7 @@ impl IoWorkerScope {
         // INVARIANT: Read above, on this task.
         Self {
             old,
-            _not_send: PhantomData,
+            _not_send: NotThreadSafe,
         }
     }
 }
