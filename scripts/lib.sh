@@ -4,7 +4,7 @@
 # Sourced after `set -euo pipefail`.
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/rnull_loop
+cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/rnull_loop
 # The kernel series this module is written for.
 series=7.3
 
