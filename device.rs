@@ -244,6 +244,9 @@ impl LoopDevice {
             0 => traits.default_block_size(settings.flags),
             size => size,
         };
+        if !traits.can_direct(&file, block_size, settings.offset) {
+            settings.flags.set(Flags::DIRECT_IO, false);
+        }
         self.make_queue()?;
         let backing = Backing::new(file, traits)?;
         let Backing { file, traits, .. } = &backing;
@@ -253,13 +256,10 @@ impl LoopDevice {
         limits.commit()?;
 
         // From here on nothing fails.
-        if !traits.can_direct(file, block_size, settings.offset) {
-            settings.flags.set(Flags::DIRECT_IO, false);
-        }
         let scans = self.always_scans || settings.flags.contains(Flags::PARTSCAN);
         settings.flags.set(Flags::PARTSCAN, scans);
         // What is dirty in the page cache would be missed by, or overwrite, what goes past it. An
-        // error shows up again at the next flush.
+        // error is told to those who wrote it, through their own descriptors.
         let _ = file.sync();
         let uevents = disk.suppress_uevents();
         disk.force_media_change();
