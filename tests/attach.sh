@@ -83,7 +83,7 @@ attach_by_name() {
 	equal backing_file "$(attribute /dev/loop42 loop/backing_file)" "$image"
 	refuse 'Device or resource busy' losetup /dev/loop42 "$image"
 	detach /dev/loop42
-	"$tests/lib.py" LOOP_CTL_REMOVE 42
+	python3 "$tests/lib.py" LOOP_CTL_REMOVE 42
 	[[ ! -e /sys/block/loop42 ]]
 }
 

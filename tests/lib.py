@@ -83,8 +83,10 @@ class Fd:
     def ioctl(self, command, argument=0):
         """What the ioctl returns, or minus the name of its error, such as -EBUSY."""
         if isinstance(argument, ctypes.Structure):
-            argument = ctypes.addressof(argument)
-        result = LIBC.ioctl(self.fd, ctypes.c_ulong(command), ctypes.c_ulong(argument))
+            value = ctypes.byref(argument)
+        else:
+            value = ctypes.c_ulong(argument)
+        result = LIBC.ioctl(self.fd, ctypes.c_ulong(command), value)
         return result if result >= 0 else "-" + errno.errorcode[ctypes.get_errno()]
 
 
@@ -104,8 +106,8 @@ def free_device():
 def sysfs(device, name):
     """A file of the device's directory in sysfs, or None."""
     try:
-        with open(f"/sys/block/{os.path.basename(device)}/{name}", encoding="utf-8") as file:
-            return file.read().rstrip("\n")
+        with Fd(f"/sys/block/{os.path.basename(device)}/{name}", os.O_RDONLY) as file:
+            return os.read(file.fd, 4096).decode().rstrip("\n")
     except OSError as error:
         # The file is not there, or is about to go.
         if error.errno in (errno.ENOENT, errno.ENODEV):
@@ -115,6 +117,17 @@ def sysfs(device, name):
 
 def is_bound(device):
     return sysfs(device, "loop/backing_file") is not None
+
+
+def attach(path, mode=os.O_RDWR, device_mode=os.O_RDWR, block_size=0, **info):
+    """Attaches a file to a free device, which is returned open, with its name as `path`."""
+    device = free_device()
+    fd = Fd(device, device_mode)
+    fd.path = device
+    with Fd(path, mode) as backing:
+        config = Config(fd=backing.fd, block_size=block_size, info=Info(**info))
+        equal("LOOP_CONFIGURE", fd.ioctl(CONFIGURE, config), 0)
+    return fd
 
 
 def detach(device):

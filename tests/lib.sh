@@ -16,11 +16,10 @@ mnt=$scratch/mnt
 ram_ext4=/dev/ram0 ram_xfs=/dev/ram1 ram_block=/dev/ram2 ram_spare=/dev/ram3
 ram_mib=320
 
-case $(echo /sys/module/{rnull_loop,loop}) in
-*/rnull_loop\ *) driver=rnull_loop ;;
-*) driver=loop ;;
-esac
-[[ -e /sys/module/$driver ]] || driver=none
+driver=none
+for name in loop rnull_loop; do
+	[[ ! -e /sys/module/$name ]] || driver=$name
+done
 
 # --- KTAP
 
@@ -54,7 +53,7 @@ skip_all() {
 
 fail() {
 	echo "$*"
-	return 1
+	blame 1 "${FUNCNAME[1]}"
 }
 
 run_checks() {
@@ -103,15 +102,14 @@ report() {
 	fi
 }
 
-# blame STATUS COMMAND: says which line of the test, not of this file, did not work.
+# blame STATUS COMMAND: says which line of the test, not of this file, did not work, and ends the case.
 blame() {
 	local frame
 	for frame in "${!BASH_LINENO[@]}"; do
-		if [[ ${BASH_SOURCE[frame + 1]-} == */"${0##*/}" ]]; then
-			echo "line ${BASH_LINENO[frame]}: status $1: $2"
-			return
-		fi
+		[[ ${BASH_SOURCE[frame + 1]-} != */"${0##*/}" ]] || break
 	done
+	echo "line ${BASH_LINENO[frame]}: status $1: $2"
+	exit "$1"
 }
 
 # --- cleaning up
@@ -190,7 +188,7 @@ place() {
 		case $1 in
 		ext4)
 			load_brd
-			mkfs.ext4 -q -E lazy_itable_init=0,nodiscard $ram_ext4
+			mkfs.ext4 -q -b 4096 -E lazy_itable_init=0,nodiscard $ram_ext4
 			mount $ram_ext4 "$dir"
 			;;
 		xfs)
@@ -246,4 +244,10 @@ load_driver() {
 	none) skip_all "no loop driver is loaded" ;;
 	esac
 }
-unload_driver() { rmmod "$driver"; }
+
+# Whoever opens a node that is left must not load the C driver.
+unload_driver() {
+	mkdir -p /run/modprobe.d
+	echo 'blacklist loop' >/run/modprobe.d/loop.conf
+	rmmod "$driver"
+}

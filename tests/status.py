@@ -7,16 +7,6 @@ import subprocess
 from lib import *
 
 
-def attach(path, mode=os.O_RDWR, device_mode=os.O_RDWR, block_size=0, **info):
-    """Attaches a file with LOOP_CONFIGURE; the device, open."""
-    fd = Fd(free_device(), device_mode)
-    with Fd(path, mode) as backing:
-        config = Config(fd=backing.fd, block_size=block_size, info=Info(**info))
-        equal("LOOP_CONFIGURE", fd.ioctl(CONFIGURE, config), 0)
-    fd.path = f"/dev/loop{os.minor(os.fstat(fd.fd).st_rdev)}"
-    return fd
-
-
 def status(fd):
     info = Info()
     equal("GET_STATUS64", fd.ioctl(GET_STATUS64, info), 0)

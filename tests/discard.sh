@@ -1,0 +1,190 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# Discards give the image's blocks back: exactly those, so that they read as zeroes and their
+# neighbours stay. Zeroes are written without giving blocks back where the caller wants to keep
+# them, and where the file system cannot do it, the kernel writes them.
+. "$(dirname "$0")/lib.sh"
+
+mib=16
+
+blocks() { stat -c %b "$1"; }
+
+# zeroes FILE OFFSET LENGTH
+zeroes() { cmp -i "$2:0" -n "$3" "$1" /dev/zero; }
+
+# intact FILE: compares with $scratch/before what lies outside of the 4 MiB at 4 MiB.
+intact() {
+	cmp -n 4M "$scratch/before" "$1"
+	cmp -i 8M:8M -n 8M "$scratch/before" "$1"
+}
+
+# noisy KIND: an image of noise, and a copy of it.
+noisy() {
+	local image
+	image=$(backing "$1" $mib)
+	noise "$image" $mib
+	head -c ${mib}M "$image" >"$scratch/before"
+	echo "$image"
+}
+
+hole() {
+	local image device before
+	image=$(noisy "$1")
+	device=$(attach --direct-io="$2" "$image")
+	before=$(blocks "$image")
+	blkdiscard -o 4M -l 4M "$device"
+	zeroes "$device" 4M 4M
+	intact "$device"
+	equal 'blocks given back' $((before - $(blocks "$image"))) $((4 << 11))
+	detach "$device"
+	zeroes "$image" 4M 4M
+	intact "$image"
+}
+
+# In bytes that are no whole blocks of the file system: nothing around is lost.
+odd_hole() {
+	local image device
+	image=$(noisy "$1")
+	device=$(attach "$image")
+	blkdiscard -o $((4096 * 3 + 512)) -l $((4096 * 5 + 1024)) "$device"
+	zeroes "$device" $((4096 * 3 + 512)) $((4096 * 5 + 1024))
+	cmp -n $((4096 * 3 + 512)) "$scratch/before" "$device"
+	cmp -i $((4096 * 8 + 1536)) -n 1M "$scratch/before" "$device"
+}
+
+at_offset() {
+	local image device
+	image=$(noisy ext4)
+	device=$(attach --offset 2M --sizelimit 8M "$image")
+	blkdiscard -o 2M -l 4M "$device"
+	zeroes "$image" 4M 4M
+	intact "$image"
+	blkdiscard "$device"
+	detach "$device"
+	zeroes "$image" 2M 8M
+	cmp -n 2M "$scratch/before" "$image"
+	cmp -i 10M -n 6M "$scratch/before" "$image"
+}
+
+trim() {
+	local image before
+	image=$(backing "$1" 64)
+	mkfs.ext4 -q -E nodiscard "$image"
+	mount -o loop "$image" "$mnt"
+	dd if=/dev/urandom of="$mnt/gone" bs=1M count=16 conv=fsync status=none
+	dd if=/dev/urandom of="$mnt/kept" bs=1M count=4 conv=fsync status=none
+	cp "$mnt/kept" "$scratch/copy"
+	before=$(blocks "$image")
+	rm "$mnt/gone"
+	sync
+	fstrim "$mnt"
+	sync "$image"
+	((before - $(blocks "$image") >= 15 << 11)) || fail "only $(((before - $(blocks "$image")) / 2)) KiB given back"
+	umount "$mnt"
+	mount -o loop "$image" "$mnt"
+	cmp "$mnt/kept" "$scratch/copy"
+}
+
+# zero KIND COMMAND...: writes zeroes to the 4 MiB at 4 MiB.
+zero() {
+	local image device
+	image=$(noisy "$1")
+	device=$(attach "$image")
+	"${@:2}" "$device"
+	zeroes "$device" 4M 4M
+	intact "$device"
+	detach "$device"
+	zeroes "$image" 4M 4M
+	intact "$image"
+}
+
+# zero_keeping KIND: with the blocks kept.
+zero_keeping() {
+	local image device before
+	image=$(noisy "$1")
+	device=$(attach "$image")
+	before=$(blocks "$image")
+	fallocate -z -o 4M -l 4M "$device"
+	sync "$image"
+	equal blocks "$(blocks "$image")" "$before"
+	zeroes "$device" 4M 4M
+	intact "$device"
+}
+
+# tmpfs has no FALLOC_FL_ZERO_RANGE: the first request is told so, and from then on there are none.
+zero_on_tmpfs() {
+	local image device
+	image=$(noisy tmpfs)
+	device=$(attach "$image")
+	fallocate -z -o 4M -l 2M "$device"
+	equal 'write_zeroes_max_bytes' "$(attribute "$device" queue/write_zeroes_max_bytes)" 0
+	fallocate -z -o 6M -l 2M "$device"
+	zeroes "$device" 4M 4M
+	intact "$device"
+	blkdiscard -o 4M -l 4M "$device"
+	zeroes "$device" 4M 4M
+	intact "$device"
+}
+
+limits() {
+	local image device
+	image=$(backing "$1" 4)
+	device=$(attach "$image")
+	equal granularity "$(attribute "$device" queue/discard_granularity)" 4096
+	(($(attribute "$device" queue/discard_max_bytes) >= 1 << 30))
+	detach "$device"
+	mount -t ramfs ramfs "$mnt"
+	truncate -s 4M "$mnt/image"
+	device=$(attach "$mnt/image")
+	equal 'discard on ramfs' "$(attribute "$device" queue/discard_max_bytes)" 0
+	refuse 'not supported' blkdiscard "$device"
+	fallocate -z -o 1M -l 1M "$device"
+}
+
+# A block device behind it: a loop device whose image shows what arrived.
+on_block_device() {
+	local image below device before
+	image=$(noisy ext4)
+	below=$(attach "$image")
+	device=$(attach "$below")
+	before=$(blocks "$image")
+	blkdiscard -o 4M -l 4M "$device"
+	zeroes "$device" 4M 4M
+	intact "$device"
+	equal 'blocks given back' $((before - $(blocks "$image"))) $((4 << 11))
+}
+
+# beside_writes KIND on|off: nothing that is written at the same time goes with it.
+beside_writes() {
+	local image device
+	image=$(noisy "$1")
+	device=$(attach --direct-io="$2" "$image")
+	fio --filename="$device" --ioengine=libaio --direct=1 --iodepth=8 --output-format=terse \
+		--name=trim --rw=randtrim --bs=16k --offset=4m --size=4m \
+		--name=write --rw=randwrite --bs=16k --offset=8m --size=8m --verify=crc32c \
+		--verify_fatal=1 --verify_state_save=0
+	zeroes "$device" 4M 4M
+	cmp -n 4M "$scratch/before" "$device"
+}
+
+for kind in ext4 xfs tmpfs; do
+	check "a discard punches a hole: $kind" hole $kind off
+	check "a discard of odd bytes: $kind" odd_hole $kind
+done
+check "a discard punches a hole: ext4, direct" hole ext4 on
+check "discards at an offset" at_offset
+check "fstrim of a mounted file system, image on ext4" trim ext4
+check "fstrim of a mounted file system, image on XFS" trim xfs
+check "limits come from the file system" limits ext4
+check "a discard goes through to a block device's blocks" on_block_device
+for kind in ext4 xfs block; do
+	check "blkdiscard -z: $kind" zero $kind blkdiscard -z -o 4M -l 4M
+	check "fallocate -z: $kind" zero $kind fallocate -z -o 4M -l 4M
+done
+for kind in ext4 xfs; do
+	check "fallocate -z keeps the blocks: $kind" zero_keeping $kind
+done
+check "fallocate -z on tmpfs, which cannot" zero_on_tmpfs
+check "discards beside writes, direct" beside_writes ext4 on
+check "discards beside writes, buffered" beside_writes xfs off
+run_checks

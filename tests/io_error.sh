@@ -1,0 +1,134 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# An error of the disk below reaches whoever read, wrote or synced, and only them; when the disk
+# works again so does the device.
+. "$(dirname "$0")/lib.sh"
+
+# A disk "lower" of 64 MiB over a RAM disk, which can be told to fail.
+mapping() {
+	local sectors=$((64 << 11))
+	case $1 in
+	good) echo "0 $sectors linear $ram_spare 0" ;;
+	bad) echo "0 $sectors error" ;;
+	# The MiB at 8 MiB.
+	hole) printf '0 16384 linear %s 0\n16384 2048 error\n18432 %d linear %s 18432\n' $ram_spare $((sectors - 18432)) $ram_spare ;;
+	esac
+}
+
+create() {
+	load_brd
+	modprobe dm-mod
+	mapping "$1" | dmsetup create lower
+	wait_for 10 test -b /dev/mapper/lower
+}
+
+become() {
+	dmsetup suspend --noflush --nolockfs lower
+	mapping "$1" | dmsetup load lower
+	dmsetup resume lower
+}
+
+read_at() { dd if="$1" of=/dev/null bs=64k count=1 skip=$(($2 / 65536)) iflag=direct status=none; }
+write_at() { dd if=/dev/urandom of="$1" bs=64k count=1 seek=$(($2 / 65536)) oflag=direct conv=notrunc status=none; }
+eio='Input/output error'
+
+# bad_place on|off ACCESS...: reads and writes around it.
+bad_place() {
+	local device access
+	create hole
+	device=$(attach --direct-io="$1" /dev/mapper/lower)
+	for access in "${@:2}"; do
+		$access "$device" $((4 << 20))
+		refuse "$eio" "$access" "$device" $(((8 << 20) + 65536))
+		$access "$device" $((9 << 20))
+	done
+	# One read of good places and bad ones.
+	refuse "$eio" dd if="$device" of=/dev/null bs=4M skip=1 count=2 iflag=direct status=none
+}
+
+# Buffered, the file takes the data and fails later: fsync says so.
+late_error() {
+	local device
+	create good
+	device=$(attach --direct-io=off /dev/mapper/lower)
+	write_at "$device" 0
+	sync "$device"
+	become bad
+	write_at "$device" $((1 << 20)) || :
+	refuse "$eio" sync "$device"
+	become good
+	write_at "$device" $((2 << 20))
+	sync "$device"
+}
+
+recovers() {
+	local device
+	create good
+	device=$(attach --direct-io="$1" /dev/mapper/lower)
+	write_at "$device" 0
+	become bad
+	refuse "$eio" dd if="$device" of=/dev/null bs=1M skip=16 count=16 iflag=direct status=none
+	become good
+	fio --name=recovers --filename="$device" --ioengine=libaio --direct=1 --iodepth=16 --rw=randwrite \
+		--bs=64k --size=16m --verify=crc32c --verify_fatal=1 --verify_state_save=0 --output-format=terse
+	detach "$device"
+}
+
+# In the middle of deep queues: each job ends with EIO, and none hangs.
+under_load() {
+	local device job
+	create good
+	device=$(attach --direct-io=on /dev/mapper/lower)
+	timeout 60 fio --name=load --filename="$device" --ioengine=libaio --direct=1 --iodepth=64 --rw=randrw \
+		--bs=4k --size=64m --time_based --runtime=30 --numjobs=2 --output-format=terse >"$scratch/fio" 2>&1 &
+	job=$!
+	sleep 1.5
+	become bad
+	! wait $job || fail "fio met no error"
+	grep -q "$eio" "$scratch/fio" || fail "fio said: $(<"$scratch/fio")"
+	become good
+	write_at "$device" 0
+	read_at "$device" 0
+}
+
+# The file system under the image fails.
+file_on_bad_disk() {
+	local image device
+	create good
+	mkfs.ext4 -q -b 4096 -O ^has_journal /dev/mapper/lower
+	mount -o errors=continue /dev/mapper/lower "$mnt"
+	image=$mnt/image
+	dd if=/dev/urandom of="$image" bs=1M count=16 conv=fsync status=none
+	device=$(attach --direct-io=on "$image")
+	read_at "$device" 0
+	become bad
+	refuse "$eio" read_at "$device" $((4 << 20))
+	refuse "$eio" write_at "$device" $((8 << 20))
+	become good
+	write_at "$device" $((8 << 20))
+	cmp "$device" "$image"
+}
+
+# The disk stands still for a while: the device waits, and goes on.
+suspended() {
+	local device job
+	create good
+	device=$(attach --direct-io=on /dev/mapper/lower)
+	dmsetup suspend --noflush lower
+	write_at "$device" 0 &
+	job=$!
+	sleep 0.5
+	kill -0 $job || fail "the write ended while its disk stood still"
+	dmsetup resume lower
+	wait $job
+}
+
+check "a bad place, direct" bad_place on read_at write_at
+check "a bad place, buffered" bad_place off read_at
+check "an error of write-back reaches fsync" late_error
+check "a disk that fails and comes back, direct" recovers on
+check "a disk that fails and comes back, buffered" recovers off
+check "a disk that fails under deep queues" under_load
+check "a disk that fails under the image's file system" file_on_bad_disk
+check "a disk that stands still for a while" suspended
+run_checks

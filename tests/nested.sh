@@ -1,0 +1,82 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# Loop devices on loop devices, with and without file systems in between: data arrives at the bottom,
+# flushes too, and taking them down in any order leaves nothing behind.
+. "$(dirname "$0")/lib.sh"
+
+stacked() {
+	local image lower upper
+	image=$(backing "$1" 16)
+	lower=$(attach --direct-io="$2" "$image")
+	upper=$(attach --direct-io="$3" "$lower")
+	equal 'dio of the upper' "$(attribute "$upper" loop/dio)" "$([[ $3 == on ]] && echo 1 || echo 0)"
+	fio --name=stacked --filename="$upper" --ioengine=libaio --direct=1 --iodepth=32 --rw=randwrite \
+		--bsrange=4k-256k --size=16m --verify=crc32c --verify_fatal=1 --verify_state_save=0 \
+		--output-format=terse
+	dd if=/dev/urandom of="$scratch/data" bs=1M count=4 status=none
+	dd if="$scratch/data" of="$upper" bs=1M conv=fsync status=none
+	cmp "$scratch/data" <(dd if="$image" bs=1M count=4 status=none)
+}
+
+image_in_image() {
+	local outer inner device
+	outer=$(backing ext4 64)
+	mkfs.ext4 -q "$outer"
+	mkdir "$mnt"/{outer,inner}
+	mount -o loop "$outer" "$mnt/outer"
+	inner=$mnt/outer/inner
+	truncate -s 32M "$inner"
+	device=$(attach --direct-io="$1" "$inner")
+	mkfs.ext4 -q "$device"
+	detach "$device"
+	mount -o loop "$inner" "$mnt/inner"
+	cp -r "$tests" "$mnt/inner/tree"
+	umount "$mnt/inner"
+	# At once: umount of the inner one let go of the file.
+	umount "$mnt/outer"
+	unmount_below "$scratch/ext4"
+	mount $ram_ext4 "$scratch/ext4"
+	mount -o loop "$outer" "$mnt/outer"
+	mount -o loop "$inner" "$mnt/inner"
+	diff -r "$tests" "$mnt/inner/tree"
+}
+
+four_deep() {
+	local below level
+	below=$(backing tmpfs 8)
+	noise "$below" 8
+	cp "$below" "$scratch/before"
+	for level in 1 2 3 4; do
+		below=$(attach --direct-io="$([[ $((level % 2)) == 0 ]] && echo on || echo off)" "$below")
+	done
+	cmp "$scratch/before" "$below"
+	dd if=/dev/urandom of="$below" bs=1M count=2 oflag=direct status=none
+	sync "$below"
+	cmp "$scratch/tmpfs/image" "$below"
+}
+
+# The lower one is held by the upper one.
+any_order() {
+	local image lower upper
+	image=$(backing tmpfs 8)
+	lower=$(attach "$image")
+	upper=$(attach "$lower")
+	udevadm settle
+	losetup -d "$lower"
+	! unbound "$lower" || fail "the lower device went while the upper one used it"
+	dd if=/dev/urandom of="$upper" bs=1M count=1 conv=fsync status=none
+	cmp "$image" "$upper"
+	detach "$upper"
+	wait_for 10 unbound "$lower" || fail "the lower device stays after the upper one went"
+}
+
+for lower in on off; do
+	for upper in on off; do
+		check "two deep, lower direct I/O $lower, upper $upper" stacked ext4 $lower $upper
+	done
+done
+check "a mounted image in a mounted image, direct" image_in_image on
+check "a mounted image in a mounted image, buffered" image_in_image off
+check "four deep" four_deep
+check "the lower one is detached first" any_order
+run_checks

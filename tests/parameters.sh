@@ -1,0 +1,112 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# Parameters of the module do what they say, and values that make no sense are refused with nothing
+# left behind.
+. "$(dirname "$0")/lib.sh"
+
+# with PARAMETER... -- COMMAND...: reloads the module for a case.
+with() {
+	local parameters=()
+	while [[ $1 != -- ]]; do
+		parameters+=("$1")
+		shift
+	done
+	shift
+	trap 'back_to_defaults' EXIT
+	wait_for 10 unload_driver 2>/dev/null
+	load_driver "${parameters[@]}"
+	"$@"
+}
+
+# The next case, and what cleans up after this one, find the module as it was.
+# shellcheck disable=SC2317  # called by the trap
+back_to_defaults() {
+	local status=$?
+	losetup -D || :
+	wait_for 10 unload_driver 2>/dev/null || :
+	load_driver
+	exit $status
+}
+
+parameter() { cat "/sys/module/$driver/parameters/$1"; }
+
+# A few devices work.
+works() {
+	local image device
+	image=$(backing tmpfs 8)
+	device=$(attach --direct-io=on "$image")
+	fio --name=works --filename="$device" --ioengine=libaio --direct=1 --iodepth=32 --rw=randwrite \
+		--bs=4k --size=8m --verify=crc32c --verify_fatal=1 --verify_state_save=0 --numjobs=1 \
+		--output-format=terse
+	cmp "$image" "$device"
+}
+
+queue_depth() {
+	local image device
+	equal parameter "$(parameter hw_queue_depth)" "$1"
+	works
+	device=$(attach "$(backing tmpfs 1 depth)")
+	equal nr_requests "$(attribute "$device" queue/nr_requests)" "$1"
+}
+
+hardware_queues() {
+	local device wanted=$1
+	((wanted)) || wanted=$(nproc)
+	equal parameter "$(parameter nr_hw_queues)" "$1"
+	works
+	device=$(attach "$(backing tmpfs 1 queues)")
+	equal 'hardware queues' "$(find "/sys/block/${device#/dev/}/mq" -mindepth 1 -maxdepth 1 | wc -l)" "$wanted"
+}
+
+devices() { equal devices "$(find /sys/block -name 'loop*' | wc -l)" "$1"; }
+
+partition_minors() {
+	local image device
+	image=$(backing tmpfs 8)
+	sfdisk -q "$image" <<-EOT
+		label: dos
+		start=2048, size=8192
+	EOT
+	equal parameter "$(parameter max_part)" 15
+	device=$(attach "$image")
+	# Every device scans, and partitions have minors beside it.
+	wait_for 10 test -b "${device}p1"
+	equal 'number' "$(attribute "$device" "${device#/dev/}p1/dev")" "7:$((16 * ${device#/dev/loop} + 1))"
+	equal partscan "$(attribute "$device" loop/partscan)" 1
+}
+
+refused() {
+	trap 'back_to_defaults' EXIT
+	wait_for 10 unload_driver 2>/dev/null
+	refuse 'Invalid' load_driver "$1"
+	[[ ! -e /sys/module/$driver && ! -e /dev/loop-control && ! -e /sys/block/loop0 ]]
+	! grep -q ' loop$' /proc/devices || fail "major 7 is still taken"
+	load_driver
+	works
+}
+
+# only_ours COMMAND...: of a parameter that the C driver does not have.
+only_ours() {
+	[[ $driver == rnull_loop ]] || skip "the C driver has no such parameter"
+	"$@"
+}
+
+for depth in 1 2 1024; do
+	check "hw_queue_depth=$depth" with hw_queue_depth=$depth -- queue_depth $depth
+done
+for queues in 0 1 2; do
+	check "nr_hw_queues=$queues" only_ours with nr_hw_queues=$queues -- hardware_queues $queues
+done
+check "nr_hw_queues=1 hw_queue_depth=1" only_ours with nr_hw_queues=1 hw_queue_depth=1 -- works
+check "without parameters: 8 devices" with -- devices 8
+for loops in 0 3 40; do
+	check "max_loop=$loops" with max_loop=$loops -- devices $loops
+done
+check "max_part=10, rounded up to 15" with max_part=10 -- partition_minors
+for bad in hw_queue_depth=0 hw_queue_depth=-1 hw_queue_depth=x max_part=256 max_loop=1048577 max_loop=y; do
+	check "$bad is refused" refused $bad
+done
+for bad in nr_hw_queues=-1 nr_hw_queues=z; do
+	check "$bad is refused" only_ours refused $bad
+done
+run_checks

@@ -1,0 +1,116 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# Partitions appear when they are asked for, as block devices with the image's data behind them, and
+# are gone after detach, whoever made them: stale partitions of an earlier image once showed up on
+# the next one, and rescans failed with EBUSY.
+. "$(dirname "$0")/lib.sh"
+
+# Two partitions, at 1 and at 5 MiB, with noise in them.
+partitioned() {
+	local image
+	image=$(backing "$1" 8)
+	noise "$image" 8
+	sfdisk -q "$image" <<-EOT
+		label: $2
+		start=2048, size=8192
+		start=10240, size=4096
+	EOT
+	echo "$image"
+}
+
+partitions() { (cd "/sys/block/${1#/dev/}" && ls -d "${1#/dev/}"p* 2>/dev/null | xargs) || :; }
+
+# Both are there, with udev's nodes, and hold what the image holds.
+both() {
+	equal partitions "$(partitions "$1")" "${1#/dev/}p1 ${1#/dev/}p2"
+	wait_for 10 test -b "${1}p2" || fail "no ${1}p2"
+	wait_for 10 test -b "${1}p1" || fail "no ${1}p1"
+	equal 'start of p2' "$(attribute "$1" "${1#/dev/}p2/start")" 10240
+	equal 'size of p1' "$(attribute "$1" "${1#/dev/}p1/size")" 8192
+	cmp -i 1M:0 -n 4M "$2" "${1}p1"
+	cmp -i 5M:0 -n 2M "$2" "${1}p2"
+}
+
+scanned() {
+	local image device
+	image=$(partitioned ext4 "$1")
+	device=$(attach -P --direct-io="$2" "$image")
+	equal partscan "$(attribute "$device" loop/partscan)" 1
+	both "$device" "$image"
+	detach "$device"
+	equal 'partitions after detach' "$(partitions "$device")" ''
+	wait_for 10 test ! -e "${device}p1" || fail "${device}p1 is still there"
+}
+
+not_scanned() {
+	local image device
+	image=$(partitioned tmpfs dos)
+	device=$(attach "$image")
+	udevadm settle
+	equal partitions "$(partitions "$device")" ''
+	refuse 'Invalid argument' blockdev --rereadpt "$device"
+	# But whoever wants to add them can.
+	partx -a "$device"
+	both "$device" "$image"
+	detach "$device"
+	equal 'partitions after detach' "$(partitions "$device")" ''
+}
+
+scanned_again() {
+	local image device
+	image=$(partitioned tmpfs gpt)
+	device=$(attach -P "$image")
+	both "$device" "$image"
+	sfdisk -q --delete "$device" 2
+	wait_for 10 gone_from "$device" p2 || fail "p2 stays after it was deleted"
+	equal partitions "$(partitions "$device")" "${device#/dev/}p1"
+	detach "$device"
+	# Another image on the same device has none of them.
+	equal device "$(attach -P "$(backing tmpfs 8 other)")" "$device"
+	equal partitions "$(partitions "$device")" ''
+}
+
+gone_from() { [[ ! -e /sys/block/${1#/dev/}/${1#/dev/}$2 ]]; }
+
+written_through() {
+	local image device
+	image=$(partitioned xfs dos)
+	device=$(attach -P --direct-io=on "$image")
+	wait_for 10 test -b "${device}p2"
+	mkfs.ext4 -q "${device}p2"
+	mount "${device}p2" "$mnt"
+	dd if=/dev/urandom of="$mnt/file" bs=1k count=500 status=none
+	cp "$mnt/file" "$scratch/copy"
+	# A mounted partition keeps the device bound.
+	losetup -d "$device"
+	sync
+	cmp "$mnt/file" "$scratch/copy"
+	umount "$mnt"
+	wait_for 10 unbound "$device" || fail "still bound after the partition is unmounted"
+	mount -o loop,offset=5M,sizelimit=2M "$image" "$mnt"
+	cmp "$mnt/file" "$scratch/copy"
+}
+
+# An open partition keeps its device bound, and it still works.
+open_partition() {
+	local image device
+	image=$(partitioned tmpfs dos)
+	device=$(attach -P "$image")
+	wait_for 10 test -b "${device}p1"
+	exec {held}<"${device}p1"
+	udevadm settle
+	losetup -d "$device"
+	! unbound "$device" || fail "detached under an open partition"
+	cmp -i 1M:0 -n 4M "$image" - <&$held
+	exec {held}<&-
+	wait_for 10 unbound "$device" || fail "still bound after the last close"
+	equal 'partitions after detach' "$(partitions "$device")" ''
+}
+
+check "-P finds a DOS table's partitions" scanned dos off
+check "-P finds a GPT's partitions, direct I/O" scanned gpt on
+check "without -P there are none, partx adds them, and detach takes them" not_scanned
+check "a changed table is read again, and the next image has partitions of its own" scanned_again
+check "a file system on a partition arrives in the image" written_through
+check "an open partition keeps the device bound" open_partition
+run_checks

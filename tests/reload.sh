@@ -1,0 +1,78 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# The module is loaded and unloaded fifty times, with udev at work on its devices and I/O in between,
+# and refuses to go while a device is bound or open.
+. "$(dirname "$0")/lib.sh"
+
+times=50
+
+reload() {
+	local image round device
+	image=$(backing tmpfs 4)
+	noise "$image" 1
+	for ((round = 0; round < times; round++)); do
+		wait_for 10 unload_driver 2>/dev/null || fail "cannot unload in round $round: $(unload_driver 2>&1)"
+		[[ ! -e /sys/block/loop0 && ! -e /dev/loop-control ]] || fail "something stays after unloading"
+		! grep -q ' loop$' /proc/devices || fail "major 7 stays after unloading"
+		load_driver
+		[[ -c /dev/loop-control ]]
+		# Each second time it goes again while udev looks at new devices.
+		((round % 2)) || continue
+		device=$(attach --direct-io="$(((round % 4) - 1 ? 1 : 0))" "$image" 2>/dev/null || attach "$image")
+		cmp "$image" "$device"
+		dd if=/dev/urandom of="$device" bs=64k count=4 oflag=direct status=none
+		losetup -d "$device"
+	done
+}
+
+# What udev has not seen yet must not come in the way.
+at_once() {
+	local round
+	for round in {1..10}; do
+		wait_for 10 unload_driver 2>/dev/null || fail "cannot unload in round $round"
+		load_driver max_loop=32
+	done
+	wait_for 10 unload_driver 2>/dev/null
+	load_driver
+}
+
+busy_when_bound() {
+	local image device
+	image=$(backing tmpfs 4)
+	device=$(attach "$image")
+	udevadm settle
+	refuse 'in use' unload_driver
+	cmp "$image" "$device"
+	detach "$device"
+	exec {held}<"$device"
+	refuse 'in use' unload_driver
+	exec {held}<&-
+	wait_for 10 unload_driver
+	load_driver
+}
+
+busy_when_mounted() {
+	local image
+	image=$(backing tmpfs 8)
+	mkfs.ext4 -q "$image"
+	mount -o loop "$image" "$mnt"
+	refuse 'in use' unload_driver
+	umount "$mnt"
+	wait_for 10 unload_driver
+	load_driver
+}
+
+busy_when_controlled() {
+	exec {held}<>/dev/loop-control
+	refuse 'in use' unload_driver
+	exec {held}<&-
+	wait_for 10 unload_driver
+	load_driver
+}
+
+check "$times times with I/O" reload
+check "at once after loading" at_once
+check "busy while a device is bound or open" busy_when_bound
+check "busy while an image is mounted" busy_when_mounted
+check "busy while the control node is open" busy_when_controlled
+run_checks

@@ -1,0 +1,67 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# When an image is truncated under its device, reads beyond its end fail with EIO, others go on, and
+# once the image has its size again so do all; losetup --set-capacity makes the size of the device
+# follow.
+. "$(dirname "$0")/lib.sh"
+
+read_at() { dd if="$1" of=/dev/null bs=64k count=1 skip="$(($2 / 65536))" iflag=direct status=none; }
+
+truncated() {
+	local image device
+	image=$(backing "$1" 8)
+	noise "$image" 8
+	cp "$image" "$scratch/before"
+	device=$(attach --direct-io="$2" "$image")
+	truncate -s 4M "$image"
+	read_at "$device" $((3 << 20))
+	refuse 'Input/output error' read_at "$device" $((5 << 20))
+	refuse 'Input/output error' read_at "$device" $((7 << 20))
+	# Across the end.
+	truncate -s $(((4 << 20) + 4096)) "$image"
+	refuse 'Input/output error' read_at "$device" $((4 << 20))
+	cmp -n 4M "$scratch/before" "$device"
+	truncate -s 8M "$image"
+	cmp -n 4M "$scratch/before" "$device"
+	cmp -i 4M:0 -n 4M <(dd if="$device" bs=1M iflag=direct status=none) /dev/zero
+	dd if="$scratch/before" of="$device" bs=1M oflag=direct status=none
+	cmp "$scratch/before" "$device"
+}
+
+set_capacity() {
+	local image device
+	image=$(backing ext4 8)
+	device=$(attach "$image")
+	truncate -s 4M "$image"
+	# The next issue's ioctl.
+	losetup --set-capacity "$device" 2>"$scratch/error" ||
+		{ grep -q 'Invalid argument' "$scratch/error" && skip "LOOP_SET_CAPACITY is not there yet"; }
+	equal size "$(attribute "$device" size)" $((4 << 11))
+	truncate -s 16M "$image"
+	losetup --set-capacity "$device"
+	equal size "$(attribute "$device" size)" $((16 << 11))
+	read_at "$device" $((15 << 20))
+}
+
+# Neither in the middle of the last sector nor with blocks that the image does not fill.
+odd_size() {
+	local image device size
+	image=$(backing tmpfs 0)
+	for size in 511 512 1000 4095 4097 1048575; do
+		truncate -s 0 "$image"
+		head -c "$size" /dev/urandom >"$image"
+		device=$(attach --direct-io="$1" "$image")
+		equal "size of $size bytes" "$(attribute "$device" size)" $((size / 512))
+		cmp -n $((size / 512 * 512)) "$image" "$device"
+		detach "$device"
+	done
+}
+
+check "a truncated image: ext4, direct" truncated ext4 on
+check "a truncated image: ext4, buffered" truncated ext4 off
+check "a truncated image: XFS, direct" truncated xfs on
+check "a truncated image: tmpfs" truncated tmpfs off
+check "the size follows the image" set_capacity
+check "images of no whole number of sectors, direct" odd_size on
+check "images of no whole number of sectors, buffered" odd_size off
+run_checks
