@@ -126,7 +126,7 @@ change_events() {
 	: >"$mnt/events"
 	detach "$device"
 	wait_for 10 grep -q "change .*/block/${device#/dev/} " "$mnt/events" || fail "no change event at detach"
-	kill $monitor
+	kill "$monitor"
 }
 
 check "a bound device shows loop/ and its size" attach_shows_group

@@ -10,12 +10,12 @@ mib=24
 
 # cell KIND on|off BLOCK-SIZE
 cell() {
-	local image device sum direct=0
+	local image device direct=0
 	[[ $2 == off ]] || direct=1
-	image=$(backing "$1" $mib)
+	image=$(backing "$1" "$mib")
 	dd if="$source" of="$image" bs=1M conv=notrunc,fsync status=none
-	device=$(attach --direct-io="$2" --sector-size "$3" --sizelimit ${mib}M "$image")
-	equal dio "$(attribute "$device" loop/dio)" $direct
+	device=$(attach --direct-io="$2" --sector-size "$3" --sizelimit "${mib}M" "$image")
+	equal dio "$(attribute "$device" loop/dio)" "$direct"
 	equal 'block size' "$(attribute "$device" queue/logical_block_size)" "$3"
 	echo "The image, seen through the device:"
 	cmp "$source" "$device"
@@ -24,13 +24,13 @@ cell() {
 	dd if="$device" of="$seen" bs=1M iflag=direct status=none
 	detach "$device"
 	echo "The image after fio:"
-	cmp -n ${mib}M "$seen" "$image"
+	cmp -n "${mib}M" "$seen" "$image"
 
-	device=$(attach --direct-io="$2" --sector-size "$3" --sizelimit ${mib}M "$image")
+	device=$(attach --direct-io="$2" --sector-size "$3" --sizelimit "${mib}M" "$image")
 	dd if="$source" of="$device" bs=1M conv=fsync status=none
 	detach "$device"
 	echo "The image after a copy:"
-	cmp -n ${mib}M "$source" "$image"
+	cmp -n "${mib}M" "$source" "$image"
 }
 
 # verify DEVICE BLOCK-SIZE

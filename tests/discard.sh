@@ -21,9 +21,9 @@ intact() {
 # noisy KIND: an image of noise, and a copy of it.
 noisy() {
 	local image
-	image=$(backing "$1" $mib)
-	noise "$image" $mib
-	head -c ${mib}M "$image" >"$scratch/before"
+	image=$(backing "$1" "$mib")
+	noise "$image" "$mib"
+	head -c "${mib}M" "$image" >"$scratch/before"
 	echo "$image"
 }
 

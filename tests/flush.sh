@@ -19,17 +19,17 @@ flushes() {
 
 # image KIND: on the disk.
 image() {
-	equal 'cache of the disk' "$(attribute $disk queue/write_cache)" 'write back'
+	equal 'cache of the disk' "$(attribute "$disk" queue/write_cache)" 'write back'
 	case $1 in
 	block)
-		wipefs -qa $disk
-		echo $disk
+		wipefs -qa "$disk"
+		echo "$disk"
 		return
 		;;
-	ext4) mkfs.ext4 -qF -E lazy_itable_init=0 $disk ;;
-	xfs) mkfs.xfs -qf $disk ;;
+	ext4) mkfs.ext4 -qF -E lazy_itable_init=0 "$disk" ;;
+	xfs) mkfs.xfs -qf "$disk" ;;
 	esac
-	mount $disk "$mnt"
+	mount "$disk" "$mnt"
 	dd if=/dev/zero of="$mnt/image" bs=1M count=8 conv=fsync status=none
 	echo "$mnt/image"
 }
@@ -67,7 +67,7 @@ arrives() {
 	device=$(attach --direct-io="$1" --sizelimit 8M "$file")
 	dd if=/dev/urandom of="$scratch/data" bs=1M count=4 status=none
 	dd if="$scratch/data" of="$device" bs=1M conv=fsync status=none
-	dd if=$disk of="$scratch/arrived" bs=1M count=4 iflag=direct status=none
+	dd if="$disk" of="$scratch/arrived" bs=1M count=4 iflag=direct status=none
 	cmp "$scratch/data" "$scratch/arrived"
 }
 

@@ -11,7 +11,7 @@ mapping() {
 	good) echo "0 $sectors linear $ram_spare 0" ;;
 	bad) echo "0 $sectors error" ;;
 	# The MiB at 8 MiB.
-	hole) printf '0 16384 linear %s 0\n16384 2048 error\n18432 %d linear %s 18432\n' $ram_spare $((sectors - 18432)) $ram_spare ;;
+	hole) printf '0 16384 linear %s 0\n16384 2048 error\n18432 %d linear %s 18432\n' "$ram_spare" $((sectors - 18432)) "$ram_spare" ;;
 	esac
 }
 
@@ -84,7 +84,7 @@ under_load() {
 	job=$!
 	sleep 1.5
 	become bad
-	! wait $job || fail "fio met no error"
+	! wait "$job" || fail "fio met no error"
 	grep -q "$eio" "$scratch/fio" || fail "fio said: $(<"$scratch/fio")"
 	become good
 	write_at "$device" 0
@@ -118,9 +118,9 @@ suspended() {
 	write_at "$device" 0 &
 	job=$!
 	sleep 0.5
-	kill -0 $job || fail "the write ended while its disk stood still"
+	kill -0 "$job" || fail "the write ended while its disk stood still"
 	dmsetup resume lower
-	wait $job
+	wait "$job"
 }
 
 check "a bad place, direct" bad_place on read_at write_at

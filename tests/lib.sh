@@ -13,6 +13,7 @@ scratch=/tmp/${0##*/}.scratch
 # Ends with the case.
 mnt=$scratch/mnt
 # What the RAM disks are for. XFS takes 300 MiB at least.
+# shellcheck disable=SC2034  # for tests
 ram_ext4=/dev/ram0 ram_xfs=/dev/ram1 ram_block=/dev/ram2 ram_spare=/dev/ram3
 ram_mib=320
 
@@ -236,7 +237,8 @@ unbound() { [[ ! -e /sys/block/${1#/dev/}/loop ]]; }
 # attribute DEVICE NAME: what sysfs says, such as `ro` or `loop/dio`.
 attribute() { cat "/sys/block/${1#/dev/}/$2"; }
 
-# The driver: it is loaded by file or by name, with parameters.
+# load_driver [PARAMETER...]: the driver, by its file or by its name.
+# shellcheck disable=SC2120  # mostly without
 load_driver() {
 	case $driver in
 	rnull_loop) insmod "$tests/../rnull-loop.ko" "$@" ;;

@@ -10,17 +10,17 @@ mib=16
 # over_device KIND on|off COMMAND...: runs COMMAND DEVICE, then compares the image with the device.
 over_device() {
 	local image device sum
-	image=$(backing "$1" $mib)
-	noise "$image" $mib
-	device=$(attach --direct-io="$2" --sizelimit ${mib}M "$image")
+	image=$(backing "$1" "$mib")
+	noise "$image" "$mib"
+	device=$(attach --direct-io="$2" --sizelimit "${mib}M" "$image")
 	"${@:3}" "$device"
 	sum=$(sha256sum <"$device")
 	detach "$device"
-	equal 'the image' "$(head -c ${mib}M "$image" | sha256sum)" "$sum"
+	equal 'the image' "$(head -c "${mib}M" "$image" | sha256sum)" "$sum"
 }
 
 verify() {
-	fio --ioengine=libaio --direct=1 --size=${mib}M --verify=crc32c --verify_fatal=1 \
+	fio --ioengine=libaio --direct=1 --size="${mib}M" --verify=crc32c --verify_fatal=1 \
 		--verify_state_save=0 --output-format=terse "$@"
 }
 
@@ -43,7 +43,7 @@ split() {
 	local kib queue
 	queue=/sys/block/${1#/dev/}/queue
 	for kib in 4 20; do
-		echo $kib >"$queue/max_sectors_kb"
+		echo "$kib" >"$queue/max_sectors_kb"
 		verify --name="split$kib" --filename="$1" --rw=randwrite --bs=1m --iodepth=8
 		cmp <(dd if="$1" bs=1M iflag=direct status=none) "$1"
 	done

@@ -53,7 +53,7 @@ autoclear() {
 		umount "$mnt"
 		umount "$scratch/ext4"
 		unbound "$device" || fail "$device is still bound"
-		mount $ram_ext4 "$scratch/ext4"
+		mount "$ram_ext4" "$scratch/ext4"
 	done
 }
 

@@ -35,7 +35,7 @@ image_in_image() {
 	# At once: umount of the inner one let go of the file.
 	umount "$mnt/outer"
 	unmount_below "$scratch/ext4"
-	mount $ram_ext4 "$scratch/ext4"
+	mount "$ram_ext4" "$scratch/ext4"
 	mount -o loop "$outer" "$mnt/outer"
 	mount -o loop "$inner" "$mnt/inner"
 	diff -r "$tests" "$mnt/inner/tree"

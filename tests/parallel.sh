@@ -45,20 +45,20 @@ changing_queue() {
 	verify --name=change --filename="$device" --ioengine=libaio --iodepth=32 --bs=4k --size=16m \
 		--rw=randwrite --loops=2 &
 	job=$!
-	while kill -0 $job 2>/dev/null; do
+	while kill -0 "$job" 2>/dev/null; do
 		for scheduler in $(tr -d '[]' <"$queue/scheduler"); do
 			echo "$scheduler" >"$queue/scheduler"
 			echo $((16 + changes % 3 * 32)) >"$queue/nr_requests"
 			changes=$((changes + 1))
 		done
 	done
-	wait $job
+	wait "$job"
 	((changes >= 4)) || fail "only $changes changes during the I/O"
 	equal 'nr of schedulers' "$(tr -d '[]' <"$queue/scheduler" | wc -w)" 4
 }
 
 control_groups() {
-	local device group jobs=() job before
+	local device group number jobs=() job
 	device=$(attach --direct-io=on "$(backing ext4 16)")
 	for number in {0..3}; do
 		group=/sys/fs/cgroup/test$number

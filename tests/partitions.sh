@@ -18,7 +18,7 @@ partitioned() {
 	echo "$image"
 }
 
-partitions() { (cd "/sys/block/${1#/dev/}" && ls -d "${1#/dev/}"p* 2>/dev/null | xargs) || :; }
+partitions() { find "/sys/block/${1#/dev/}/" -maxdepth 1 -name "${1#/dev/}p*" -printf '%f\n' | sort | xargs; }
 
 # Both are there, with udev's nodes, and hold what the image holds.
 both() {
@@ -101,7 +101,7 @@ open_partition() {
 	udevadm settle
 	losetup -d "$device"
 	! unbound "$device" || fail "detached under an open partition"
-	cmp -i 1M:0 -n 4M "$image" - <&$held
+	cmp -i 1M:0 -n 4M "$image" - <&"$held"
 	exec {held}<&-
 	wait_for 10 unbound "$device" || fail "still bound after the last close"
 	equal 'partitions after detach' "$(partitions "$device")" ''

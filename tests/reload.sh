@@ -28,9 +28,9 @@ reload() {
 # What udev has not seen yet must not come in the way.
 at_once() {
 	local round
-	for round in {1..10}; do
+	for round in {1..5}; do
 		wait_for 10 unload_driver 2>/dev/null || fail "cannot unload in round $round"
-		load_driver max_loop=32
+		load_driver max_loop=24
 	done
 	wait_for 10 unload_driver 2>/dev/null
 	load_driver

@@ -58,8 +58,8 @@ looking() {
 	} &
 	looker=$!
 	attaching "$1"
-	kill $looker
-	wait $looker || :
+	kill "$looker"
+	wait "$looker" || :
 }
 
 partitioned() {
