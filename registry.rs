@@ -223,7 +223,7 @@ impl Registry {
     }
 }
 
-/// Makes the registry reachable while it lives, and removes all devices at the end.
+/// The registry of the module; all devices are removed when it is dropped.
 pub(crate) struct Devices(Arc<Registry>);
 
 impl Devices {
@@ -237,8 +237,12 @@ impl Devices {
             }),
             GFP_KERNEL,
         )?;
-        *REGISTRY.lock() = Some(registry.clone());
         Ok(Self(registry))
+    }
+
+    /// Makes the registry reachable. Nothing that uses it may fail to load afterwards.
+    pub(crate) fn publish(&self) {
+        *REGISTRY.lock() = Some(self.0.clone());
     }
 
     /// Adds the first `count` devices. One that cannot be made is missing, as in C.

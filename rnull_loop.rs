@@ -141,10 +141,11 @@ impl kernel::Module for LoopModule {
         unsafe { kern::file::NO_IO_MAPPINGS.init() };
         let (parameters, count) = parameters()?;
         let devices = Devices::new(parameters)?;
-        let major = Major::register::<OnDemand>(bindings::LOOP_MAJOR, c"loop").map_err(explain)?;
-        // Nothing may fail once somebody can have this open.
+        // First, for of a major that is taken the kernel has a line in the log of its own.
         let control = miscdevice::Registration::new(c"loop-control", bindings::LOOP_CTRL_MINOR);
         let control = KBox::pin_init(control, GFP_KERNEL).map_err(explain)?;
+        let major = Major::register::<OnDemand>(bindings::LOOP_MAJOR, c"loop").map_err(explain)?;
+        devices.publish();
         devices.add(count);
         pr_info!("module loaded\n");
         Ok(Self {
