@@ -30,7 +30,7 @@ image_in_image() {
 	mkfs.ext4 -q "$device"
 	detach "$device"
 	mount -o loop "$inner" "$mnt/inner"
-	cp -r "$tests" "$mnt/inner/tree"
+	cp -r /usr/lib/udev/rules.d "$mnt/inner/tree"
 	umount "$mnt/inner"
 	# At once: umount of the inner one let go of the file.
 	umount "$mnt/outer"
@@ -38,7 +38,7 @@ image_in_image() {
 	mount "$ram_ext4" "$scratch/ext4"
 	mount -o loop "$outer" "$mnt/outer"
 	mount -o loop "$inner" "$mnt/inner"
-	diff -r "$tests" "$mnt/inner/tree"
+	diff -r /usr/lib/udev/rules.d "$mnt/inner/tree"
 }
 
 four_deep() {
