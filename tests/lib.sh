@@ -124,12 +124,19 @@ clean_case() {
 		echo "still bound after detach: $(echo /sys/block/loop*/loop)"
 		status=1
 	}
-	[[ ! -e /sys/module/dm_mod ]] || dmsetup remove_all --retry || status=1
+	wait_for 10 nothing_mapped || status=1
 	for tree in "$scratch"/{ext4,xfs,tmpfs,small}; do
 		[[ ! -d $tree ]] || rm -rf "${tree:?}"/*
 	done
 	rm -rf "${mnt:?}"/*
 	return $status
+}
+
+# udev may have one open for a moment.
+nothing_mapped() {
+	compgen -G '/sys/block/dm-*' >/dev/null || return 0
+	dmsetup remove_all
+	return 1
 }
 
 nothing_bound() { ! compgen -G '/sys/block/loop*/loop/backing_file' >/dev/null; }
