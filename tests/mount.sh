@@ -15,14 +15,14 @@ on() {
 	device=$(attach --direct-io="$3" "$image")
 	"mkfs.$1" -q "$device"
 	mount "$device" "$mnt"
-	cp -r $tree "$mnt/tree"
+	cp -r "$tree" "$mnt/tree"
 	dd if=/dev/urandom of="$mnt/noise" bs=1M count=8 status=none
 	cp "$mnt/noise" "$scratch/copy"
 	umount "$mnt"
 	detach "$device"
 	mount -o loop "$image" "$mnt"
 	cmp "$mnt/noise" "$scratch/copy"
-	diff -r $tree "$mnt/tree"
+	diff -r "$tree" "$mnt/tree"
 	umount "$mnt"
 	check_file_system "$1" "$image"
 }
@@ -37,10 +37,10 @@ check_file_system() {
 squashfs() {
 	local image
 	image=$(backing tmpfs 0)
-	mksquashfs $tree "$image" -quiet -no-progress -noappend
+	mksquashfs "$tree" "$image" -quiet -no-progress -noappend
 	mount -o loop "$image" "$mnt"
 	refuse 'Read-only file system' touch "$mnt/file"
-	diff -r $tree "$mnt"
+	diff -r "$tree" "$mnt"
 }
 
 autoclear() {
