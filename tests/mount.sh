@@ -52,6 +52,8 @@ autoclear() {
 		device=$(findmnt -no SOURCE "$mnt")
 		equal autoclear "$(attribute "$device" loop/autoclear)" 1
 		echo "$try" >"$mnt/file"
+		# Nobody but the mount has the device open.
+		udevadm settle
 		umount "$mnt"
 		umount "$scratch/ext4"
 		unbound "$device" || fail "$device is still bound"
