@@ -122,6 +122,14 @@ impl Traits {
         file.can_direct() && geometry::fits_direct(block_size, offset, self.direct.block)
     }
 
+    /// Takes direct I/O from `settings` where a device with blocks of `block_size` bytes and that
+    /// offset cannot do it: `loop_update_dio()`.
+    pub(crate) fn settle_direct(&self, file: &File, block_size: u32, settings: &mut Settings) {
+        if !self.can_direct(file, block_size, settings.offset) {
+            settings.flags.set(Flags::DIRECT_IO, false);
+        }
+    }
+
     /// Sets what the file can do as the limits of its device: `loop_update_limits()`.
     pub(crate) fn apply(
         &self,
@@ -139,7 +147,7 @@ impl Traits {
     }
 
     /// The alignment of memory, as a mask: direct I/O gets the memory of requests as it is.
-    fn dma_alignment(&self, flags: Flags) -> u32 {
+    pub(crate) fn dma_alignment(&self, flags: Flags) -> u32 {
         if flags.contains(Flags::DIRECT_IO) {
             self.direct.memory.max(SECTOR_SIZE - 1)
         } else {

@@ -13,6 +13,7 @@ use crate::{
         Caching, //
     },
     blk_mq::{
+        LimitsUpdate,
         Op,
         Request,
         StartedRequest, //
@@ -64,6 +65,16 @@ impl HoleSupport {
         Self {
             punch: Atomic::new(supported),
             zero: Atomic::new(supported),
+        }
+    }
+
+    /// Takes from `limits` what has turned out to be unsupported.
+    pub(crate) fn restrict(&self, limits: &mut LimitsUpdate<'_, LoopDevice>) {
+        if !self.punch.load(Relaxed) {
+            limits.set_discard(0, 0);
+        }
+        if !self.zero.load(Relaxed) {
+            limits.set_write_zeroes(0);
         }
     }
 

@@ -12,14 +12,17 @@ use crate::{
         OpenMutex, //
     },
     device::LoopDevice,
+    info::OldForm,
     kern::{
         bdev::BlockDevice,
-        ffi::{
-            self,
+        ffi,
+        task,
+        uapi::{
+            CompatLoopInfo,
             LoopConfig,
+            LoopInfo,
             LoopInfo64, //
-        },
-        task, //
+        }, //
     },
 };
 use kernel::{
@@ -59,17 +62,30 @@ impl DiskOperations for LoopDevice {
                 device.configure(disk, bdev, mode, &config)?;
             }
             ffi::LOOP_CONFIGURE => device.configure(disk, bdev, mode, &read(arg)?)?,
+            ffi::LOOP_CHANGE_FD => device.change_fd(disk, arg as u32)?,
             ffi::LOOP_CLR_FD => device.clear(disk)?,
+            ffi::LOOP_GET_STATUS => get_status::<LoopInfo>(device, arg)?,
+            ffi::LOOP_SET_STATUS => set_status::<LoopInfo>(disk, mode, arg)?,
             ffi::LOOP_GET_STATUS64 => {
-                // Before anything else, as ever.
-                if arg == 0 {
-                    return Err(EINVAL);
-                }
+                check_address(arg)?;
                 write(arg, &device.status()?)?;
             }
             ffi::LOOP_SET_STATUS64 => {
                 may_change(mode)?;
                 device.set_status(disk, &read::<LoopInfo64>(arg)?)?;
+            }
+            ffi::LOOP_SET_CAPACITY => {
+                may_change(mode)?;
+                device.set_capacity(disk)?;
+            }
+            ffi::LOOP_SET_DIRECT_IO => {
+                may_change(mode)?;
+                device.set_direct_io(disk, arg != 0)?;
+            }
+            ffi::LOOP_SET_BLOCK_SIZE => {
+                may_change(mode)?;
+                // Callers pass an `int`, whose other half of the register may hold anything.
+                device.set_block_size(disk, bdev, mode, arg as u32)?;
             }
             _ => return Err(EINVAL),
         }
@@ -83,15 +99,54 @@ impl DiskOperations for LoopDevice {
         cmd: u32,
         arg: usize,
     ) -> Result<c_int> {
+        // `compat_ptr()`; numbers have no more bits either.
+        let arg = arg & u32::MAX as usize;
         match cmd {
-            // Their structures are the same for 32-bit programs, and so are pointers to them.
+            ffi::LOOP_GET_STATUS => get_status::<CompatLoopInfo>(disk.device(), arg)?,
+            ffi::LOOP_SET_STATUS => set_status::<CompatLoopInfo>(disk, mode, arg)?,
+            // Their structures are the same for 32-bit programs.
             ffi::LOOP_SET_FD
             | ffi::LOOP_CONFIGURE
+            | ffi::LOOP_CHANGE_FD
             | ffi::LOOP_CLR_FD
             | ffi::LOOP_GET_STATUS64
-            | ffi::LOOP_SET_STATUS64 => Self::ioctl(disk, bdev, mode, cmd, arg & u32::MAX as usize),
-            _ => Err(ENOIOCTLCMD),
+            | ffi::LOOP_SET_STATUS64
+            | ffi::LOOP_SET_CAPACITY
+            | ffi::LOOP_SET_DIRECT_IO
+            | ffi::LOOP_SET_BLOCK_SIZE => return Self::ioctl(disk, bdev, mode, cmd, arg),
+            _ => return Err(ENOIOCTLCMD),
         }
+        Ok(0)
+    }
+
+    fn revise_limits(disk: &GenDisk<Self>) {
+        LoopDevice::revise_limits(disk);
+    }
+}
+
+/// LOOP_GET_STATUS, in one of its forms.
+fn get_status<T: OldForm + AsBytes>(device: &LoopDevice, arg: usize) -> Result {
+    check_address(arg)?;
+    write(arg, &T::from_info64(&device.status()?)?)
+}
+
+/// LOOP_SET_STATUS, in one of its forms.
+fn set_status<T: OldForm + FromBytes>(
+    disk: &GenDisk<LoopDevice>,
+    mode: Mode,
+    arg: usize,
+) -> Result {
+    may_change(mode)?;
+    let info = read::<T>(arg)?.to_info64();
+    disk.device().set_status(disk, &info)
+}
+
+/// What asks for the status without an address has an error of its own, before all others.
+fn check_address(arg: usize) -> Result {
+    if arg == 0 {
+        Err(EINVAL)
+    } else {
+        Ok(())
     }
 }
 

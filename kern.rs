@@ -10,6 +10,8 @@ pub(crate) mod file;
 pub(crate) mod miscdevice;
 pub(crate) mod module;
 pub(crate) mod mutex;
+pub(crate) mod parameter;
 pub(crate) mod sysfs;
 pub(crate) mod task;
+pub(crate) mod uapi;
 pub(crate) mod workqueue;

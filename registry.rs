@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use crate::{
+    backing,
     blk_mq::{
         Disk,
         DiskOptions,
@@ -19,7 +20,8 @@ use crate::{
     },
 };
 use kernel::{
-    bindings, new_mutex, pr_warn_once,
+    fs::File,
+    new_mutex, pr_warn_once,
     prelude::*,
     sync::{
         global_lock,
@@ -34,6 +36,8 @@ const MAX_HW_SECTORS: u32 = 2560;
 
 /// How devices are made.
 pub(crate) struct Parameters {
+    /// How their names begin; the number follows.
+    pub(crate) prefix: &'static str,
     /// How many bits of a minor number count partitions.
     pub(crate) part_shift: u32,
     /// How many devices there may be by opening device nodes, if there is a limit.
@@ -55,6 +59,8 @@ struct Entry {
 #[pin_data]
 pub(crate) struct Registry {
     parameters: Parameters,
+    /// The major number of the devices.
+    major: u32,
     /// Sorted by index. A leaf: no other lock is taken under it.
     #[pin]
     table: Mutex<KVec<Entry>>,
@@ -88,6 +94,15 @@ impl Registry {
     /// signal comes first.
     pub(crate) fn validation_killable(&self) -> Result<Validation<'_>> {
         self.validation.lock_killable()
+    }
+
+    /// As [`validation_killable`](Self::validation_killable), where it matters: for a file that is
+    /// a loop device.
+    pub(crate) fn validation_of(&self, file: &File) -> Result<Option<Validation<'_>>> {
+        match backing::as_loop(file) {
+            Some(_) => Ok(Some(self.validation_killable()?)),
+            None => Ok(None),
+        }
     }
 
     /// Adds the device `index`, or the first number that is free: LOOP_CTL_ADD.
@@ -139,6 +154,7 @@ impl Registry {
 
     fn make_disk(&self, index: u32) -> Result<RegisteredDisk<LoopDevice>> {
         let Parameters {
+            prefix,
             part_shift,
             hw_queue_depth,
             nr_hw_queues,
@@ -156,10 +172,10 @@ impl Registry {
             tags,
             device,
             DiskOptions {
-                major: bindings::LOOP_MAJOR,
+                major: self.major,
                 first_minor: index.checked_mul(minors).ok_or(EINVAL)?,
                 minors,
-                name: fmt!("loop{index}"),
+                name: fmt!("{prefix}{index}"),
                 scan_partitions: scans,
                 max_hw_sectors: MAX_HW_SECTORS,
             },
@@ -227,11 +243,12 @@ impl Registry {
 pub(crate) struct Devices(Arc<Registry>);
 
 impl Devices {
-    /// A registry without devices. May sleep.
-    pub(crate) fn new(parameters: Parameters) -> Result<Self> {
+    /// A registry without devices, which will have the number `major`. May sleep.
+    pub(crate) fn new(parameters: Parameters, major: u32) -> Result<Self> {
         let registry = Arc::pin_init(
             pin_init!(Registry {
                 parameters,
+                major,
                 table <- new_mutex!(KVec::new(), "Registry::table"),
                 validation <- new_mutex!((), "Registry::validation"),
             }),
@@ -251,7 +268,7 @@ impl Devices {
             match self.0.add(Some(index)) {
                 // Whoever opened its node was faster.
                 Ok(_) | Err(EEXIST) => (),
-                Err(error) => pr_warn!("cannot add loop{} (rc={})\n", index, error.to_errno()),
+                Err(error) => pr_warn!("cannot add device {} (rc={})\n", index, error.to_errno()),
             }
         }
     }

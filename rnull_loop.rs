@@ -10,7 +10,7 @@
 //! - [`device`] - one device and every change of its [`state`];
 //! - [`backing`] - the file behind it;
 //! - [`sysfs`] - `/sys/block/loopN/loop/*`;
-//! - [`settings`], [`flags`], [`geometry`] - what can be said without a kernel.
+//! - [`settings`], [`flags`], [`geometry`], [`info`] - what can be said without a kernel.
 //!
 //! # One request, in the order of its life
 //!
@@ -37,6 +37,7 @@ mod control;
 mod device;
 mod flags;
 mod geometry;
+mod info;
 mod ioctl;
 mod kern;
 mod queue;
@@ -49,7 +50,14 @@ mod worker;
 use crate::{
     blk_mq::Major,
     control::Control,
-    kern::miscdevice,
+    kern::{
+        miscdevice,
+        parameter::{
+            module_parameters,
+            Integer,
+            Switch, //
+        },
+    },
     registry::{
         Devices,
         OnDemand,
@@ -68,31 +76,54 @@ module! {
     description: "Loopback device support",
     license: "GPL",
     alias: ["block-major-7-*", "char-major-10-237", "devname:loop-control"],
-    params: {
-        max_loop: i32 {
-            default: i32::MIN,
-            description: "Number of loop devices made at load; given, also the most there can be by opening nodes. Default: 8, no limit",
-        },
-        max_part: i32 {
-            default: 0,
-            description: "Maximum number of partitions per loop device; given, all devices are scanned. Default: 0",
-        },
-        hw_queue_depth: i32 {
-            default: 128,
-            description: "Queue depth for each hardware queue. Default: 128",
-        },
-        nr_hw_queues: i32 {
-            default: 0,
-            description: "Number of hardware queues of a device, 0: one per CPU. Default: 0",
-        },
-    },
 }
 
-/// The value of `max_loop` that says that nobody gave one.
-const NOT_GIVEN: i32 = i32::MIN;
-
 /// How many devices there are when nobody says: what the C driver is configured to.
-const DEFAULT_DEVICES: u32 = bindings::CONFIG_BLK_DEV_LOOP_MIN_COUNT;
+const DEFAULT_DEVICES: i32 = bindings::CONFIG_BLK_DEV_LOOP_MIN_COUNT as i32;
+
+module_parameters! {
+    max_loop: Integer = Integer::new(DEFAULT_DEVICES, i32::MIN),
+        "Number of loop devices made at load; given, also the most there can be by opening nodes. Default: 8, no limit";
+    max_part: Integer = Integer::new(0, i32::MIN),
+        "Maximum number of partitions per loop device; given, all devices are scanned. Default: 0";
+    hw_queue_depth: Integer = Integer::new(128, 1),
+        "Queue depth for each hardware queue. Default: 128";
+    nr_hw_queues: Integer = Integer::new(0, 0),
+        "Number of hardware queues of a device, 0: one per CPU. Default: 0";
+    standalone: Switch = Switch::new(),
+        "Work beside another loop driver: devices are /dev/loopr*, made by /dev/loopr-control";
+}
+
+/// What the module is known by: `standalone`, it leaves the names and numbers of loop devices to
+/// another driver. Its own still begin with "loop", by which `losetup` and `lsblk` know them.
+struct Names {
+    /// How the names of disks begin.
+    disk: &'static str,
+    /// The control device.
+    control: &'static CStr,
+    /// The minor number of the control device.
+    control_minor: u32,
+    /// The name of the major.
+    major: &'static CStr,
+    /// The major, 0 for any that is free.
+    major_number: u32,
+}
+
+const NAMES: Names = Names {
+    disk: "loop",
+    control: c"loop-control",
+    control_minor: bindings::LOOP_CTRL_MINOR,
+    major: c"loop",
+    major_number: bindings::LOOP_MAJOR,
+};
+
+const STANDALONE_NAMES: Names = Names {
+    disk: "loopr",
+    control: c"loopr-control",
+    control_minor: bindings::MISC_DYNAMIC_MINOR,
+    major: c"loopr",
+    major_number: 0,
+};
 
 /// What the module registers; fields are dropped in the order of their declaration: first nobody
 /// can ask for devices any more, then the devices go.
@@ -102,32 +133,30 @@ struct LoopModule {
     _devices: Devices,
 }
 
-/// The parameters of the module, and how many devices to make at once; `EINVAL` for values that
-/// make no sense.
-fn parameters() -> Result<(Parameters, u32)> {
-    let part_shift = geometry::part_shift(*module_parameters::max_part.value_ref())?;
-    let max_loop = match *module_parameters::max_loop.value_ref() {
-        NOT_GIVEN => None,
-        given => Some(geometry::max_loop(given, part_shift)?),
-    };
-    let hw_queue_depth = u32::try_from(*module_parameters::hw_queue_depth.value_ref())?;
-    if hw_queue_depth == 0 {
-        return Err(EINVAL);
+/// How the parameters of the module say that devices are made, with `names`, and how many at once;
+/// `EINVAL` for values that make no sense together.
+fn parameters(names: &Names) -> Result<(Parameters, u32)> {
+    let part_shift = geometry::part_shift(max_part.value())?;
+    // User space reads how many minors the partitions of a device have.
+    if part_shift != 0 {
+        max_part.show(geometry::most_partitions(part_shift));
     }
+    let count = geometry::max_loop(max_loop.value(), part_shift)?;
     let parameters = Parameters {
+        prefix: names.disk,
         part_shift,
-        max_loop: max_loop.filter(|&max| max != 0),
-        hw_queue_depth,
-        nr_hw_queues: u32::try_from(*module_parameters::nr_hw_queues.value_ref())?,
+        max_loop: Some(count).filter(|&max| max_loop.is_given() && max != 0),
+        hw_queue_depth: u32::try_from(hw_queue_depth.value())?,
+        nr_hw_queues: u32::try_from(nr_hw_queues.value())?,
     };
-    Ok((parameters, max_loop.unwrap_or(DEFAULT_DEVICES)))
+    Ok((parameters, count))
 }
 
 /// Says in the log why the module cannot be loaded.
 fn explain(error: Error) -> Error {
     if error == EBUSY {
         pr_err!(
-            "another loop driver is loaded or built in: it holds major 7 and /dev/loop-control\n"
+            "another loop driver is loaded or built in: it holds major 7 and /dev/loop-control; standalone=1 works beside it\n"
         );
     }
     error
@@ -139,12 +168,18 @@ impl kernel::Module for LoopModule {
         unsafe { registry::REGISTRY.init() };
         // SAFETY: As above.
         unsafe { kern::file::NO_IO_MAPPINGS.init() };
-        let (parameters, count) = parameters()?;
-        let devices = Devices::new(parameters)?;
+        let names = if standalone.is_on() {
+            STANDALONE_NAMES
+        } else {
+            NAMES
+        };
+        let (parameters, count) = parameters(&names)?;
         // First, for of a major that is taken the kernel has a line in the log of its own.
-        let control = miscdevice::Registration::new(c"loop-control", bindings::LOOP_CTRL_MINOR);
+        let control = miscdevice::Registration::new(names.control, names.control_minor);
         let control = KBox::pin_init(control, GFP_KERNEL).map_err(explain)?;
-        let major = Major::register::<OnDemand>(bindings::LOOP_MAJOR, c"loop").map_err(explain)?;
+        let major =
+            Major::register::<OnDemand>(names.major_number, names.major).map_err(explain)?;
+        let devices = Devices::new(parameters, major.number())?;
         devices.publish();
         devices.add(count);
         pr_info!("module loaded\n");

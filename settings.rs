@@ -6,18 +6,16 @@
 
 use crate::{
     flags::Flags,
-    kern::ffi::{
-        loop_info64,
-        LoopInfo64, //
+    kern::{
+        ffi::loop_info64,
+        uapi::{
+            LoopInfo64,
+            KEY_SIZE,
+            NAME_SIZE, //
+        },
     },
 };
 use kernel::prelude::*;
-
-/// The length of a name, its NUL included: `LO_NAME_SIZE`.
-pub(crate) const NAME_SIZE: usize = 64;
-
-/// The longest key of an encryption that was removed long ago: `LO_KEY_SIZE`.
-const KEY_SIZE: u32 = 32;
 
 /// What a device is set to.
 #[derive(Clone)]
@@ -33,12 +31,17 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
+    /// What LOOP_CONFIGURE asks for; see [`new`](Self::new). `EINVAL` for flags that it may not set.
+    pub(crate) fn configured(info: &loop_info64) -> Result<Self> {
+        Self::new(info, Flags::configured(info.lo_flags)?)
+    }
+
     /// What `info` asks for, with `flags` instead of its own.
     ///
     /// Fails with `EINVAL` for encryption, and with `EOVERFLOW` for an offset or a limit that no
     /// file can have. Mirrors `loop_set_status_from_info()`.
     pub(crate) fn new(info: &loop_info64, flags: Flags) -> Result<Self> {
-        if info.lo_encrypt_key_size > KEY_SIZE || info.lo_encrypt_type != 0 {
+        if info.lo_encrypt_key_size > KEY_SIZE as u32 || info.lo_encrypt_type != 0 {
             return Err(EINVAL);
         }
         if i64::try_from(info.lo_offset).is_err() || i64::try_from(info.lo_sizelimit).is_err() {

@@ -6,7 +6,10 @@
 //! [`block/genhd.c`](srctree/block/genhd.c)
 
 use super::{
-    limits::IoCell,
+    limits::{
+        IoCell,
+        Revision, //
+    },
     Operations,
     TagSet, //
 };
@@ -28,11 +31,12 @@ use kernel::{
         from_result,
         to_result, //
     },
-    fmt,
+    fmt, new_mutex,
     prelude::*,
     sync::{
         aref::ARef,
-        Arc, //
+        Arc,
+        Mutex, //
     },
     types::{
         NotThreadSafe,
@@ -74,7 +78,14 @@ pub(crate) trait DiskOperations: Operations {
         arg: usize,
     ) -> Result<c_int>;
 
-    /// The same, from a 32-bit program.
+    /// Brings the limits in line with what requests have found out, by [`Request::disable_discard`]
+    /// and the like. Called from a worker some time later, however many requests there were. May
+    /// sleep; no locks held.
+    ///
+    /// [`Request::disable_discard`]: super::Request::disable_discard
+    fn revise_limits(disk: &GenDisk<Self>);
+
+    /// The same as `ioctl`, from a 32-bit program.
     fn compat_ioctl(
         disk: &GenDisk<Self>,
         bdev: &BlockDevice,
@@ -88,6 +99,9 @@ pub(crate) trait DiskOperations: Operations {
 pub(super) struct QueueContext<T: Operations> {
     pub(super) device: Arc<T>,
     pub(super) io: Pin<KBox<IoCell<T::Io>>>,
+    pub(super) revision: Pin<KBox<Revision<T>>>,
+    /// How many [`UeventsSuppressed`] there are.
+    uevents_suppressed: Pin<KBox<Mutex<usize>>>,
     /// One for each hardware context; never moved, as those point to them.
     pub(super) hw: KVec<T::HwData>,
 }
@@ -133,7 +147,17 @@ impl<T: DiskOperations> Disk<T> {
         for _ in 0..tags.nr_hw_queues() {
             hw.push(T::new_hw_data()?, GFP_KERNEL)?;
         }
-        let context = KBox::new(QueueContext { device, io, hw }, GFP_KERNEL)?;
+        let context = QueueContext {
+            device,
+            io,
+            revision: KBox::pin_init(Revision::new(), GFP_KERNEL)?,
+            uevents_suppressed: KBox::pin_init(
+                new_mutex!(0, "QueueContext::uevents_suppressed"),
+                GFP_KERNEL,
+            )?,
+            hw,
+        };
+        let context = KBox::new(context, GFP_KERNEL)?;
         let mut limits = bindings::queue_limits {
             max_hw_sectors: options.max_hw_sectors,
             ..pin_init::zeroed()
@@ -163,6 +187,11 @@ impl<T: DiskOperations> Disk<T> {
         // SAFETY: The disk is new, and nobody else knows of it.
         let disk = unsafe { this.raw.as_mut() };
         disk.private_data = context.cast();
+        // SAFETY: `context` comes from `into_raw` above; the disk outlives what is begun for it, as
+        // `Disk` and `RegisteredDisk` cancel it before they give up the disk.
+        unsafe { (*context).revision.set_disk(this.raw) };
+        // SAFETY: As above.
+        let disk = unsafe { this.raw.as_mut() };
         disk.fops = Fops::<T>::table();
         disk.major = options.major.try_into()?;
         disk.first_minor = options.first_minor.try_into()?;
@@ -205,6 +234,8 @@ impl<T: DiskOperations> Drop for Disk<T> {
         // SAFETY: By the type invariant `private_data` comes from `KBox::into_raw()`; for a disk
         // that was never added, `free_disk` is not called, so it is ours to free, below.
         let context = unsafe { (*self.raw.as_ptr()).private_data }.cast::<QueueContext<T>>();
+        // Requests of a partition scan may have begun one.
+        self.context().revision.cancel();
         // SAFETY: The disk was not added; this drops its only reference, and the queue with it.
         unsafe { bindings::put_disk(self.raw.as_ptr()) };
         // SAFETY: The queue, which needed the tag set, is gone, and `self` ends here.
@@ -242,6 +273,7 @@ impl<T: DiskOperations> Drop for RegisteredDisk<T> {
     fn drop(&mut self) {
         // SAFETY: By the type invariant the disk is added and not deleted.
         unsafe { bindings::del_gendisk(self.raw.as_ptr()) };
+        self.context().revision.cancel();
         // SAFETY: `del_gendisk()` took the queue's hardware contexts down, so nothing needs the
         // tag set any more, and `self` ends here.
         unsafe { ManuallyDrop::drop(&mut self.tags) };
@@ -321,6 +353,14 @@ impl<T: DiskOperations> GenDisk<T> {
         unsafe { Device::get_device(ffi::rnull_loop_disk_to_dev(self.raw())) }
     }
 
+    /// Its name: `loop0`.
+    pub(crate) fn name(&self) -> &str {
+        // SAFETY: By the type invariant the disk is valid; its name does not change, and is
+        // NUL-terminated.
+        let name = unsafe { CStr::from_char_ptr((&raw const (*self.raw()).disk_name).cast()) };
+        name.to_str().unwrap_or("?")
+    }
+
     /// How many openers the disk has: `disk_openers()`.
     pub(crate) fn openers(&self) -> u32 {
         // SAFETY: By the type invariant the disk is valid.
@@ -372,10 +412,14 @@ impl<T: DiskOperations> GenDisk<T> {
         };
     }
 
-    /// Keeps uevents of the disk back until the guard is dropped. One guard at a time.
+    /// Drops uevents of the disk, though not of its partitions, until the guard is dropped, and
+    /// those of others, too. May sleep.
     pub(crate) fn suppress_uevents(&self) -> UeventsSuppressed<'_, T> {
-        // SAFETY: By the type invariant the disk is valid.
+        let mut count = self.context().uevents_suppressed.lock();
+        *count = count.saturating_add(1);
+        // SAFETY: By the type invariant the disk is valid; the lock keeps others away.
         unsafe { ffi::rnull_loop_set_uevent_suppress(self.raw(), true) };
+        // INVARIANT: Counted above.
         UeventsSuppressed(self)
     }
 
@@ -409,14 +453,22 @@ impl<T: DiskOperations> GenDisk<T> {
     }
 }
 
-/// Uevents of a disk are kept back while this lives.
+/// Uevents of a disk are dropped while this lives.
+///
+/// # Invariants
+///
+/// Counted in the disk's `uevents_suppressed`.
 #[must_use = "events come again at once when this is dropped"]
 pub(crate) struct UeventsSuppressed<'a, T: DiskOperations>(&'a GenDisk<T>);
 
 impl<T: DiskOperations> Drop for UeventsSuppressed<'_, T> {
     fn drop(&mut self) {
-        // SAFETY: The disk of a reference is valid.
-        unsafe { ffi::rnull_loop_set_uevent_suppress(self.0.raw(), false) };
+        let mut count = self.0.context().uevents_suppressed.lock();
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            // SAFETY: The disk of a reference is valid; the lock keeps others away.
+            unsafe { ffi::rnull_loop_set_uevent_suppress(self.0.raw(), false) };
+        }
     }
 }
 
@@ -437,6 +489,15 @@ impl<T: DiskOperations> OpenMutex<'_, T> {
     pub(crate) fn reread_partitions(&self) -> Result {
         // SAFETY: The disk of a reference is valid, and by the type invariant the lock is held.
         to_result(unsafe { bindings::bdev_disk_changed(self.disk.raw(), false) })
+    }
+
+    /// Sends the `KOBJ_ADD` events of all partitions, which were held back with those of the disk
+    /// when the partitions were found. May sleep.
+    pub(crate) fn announce_partitions(&self) {
+        // The function begins with the disk, which is there already.
+        let _uevents = self.disk.suppress_uevents();
+        // SAFETY: The disk of a reference is valid.
+        unsafe { bindings::disk_uevent(self.disk.raw(), bindings::kobject_action_KOBJ_ADD) };
     }
 }
 

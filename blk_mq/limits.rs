@@ -18,7 +18,9 @@ use super::{
 use crate::kern::ffi;
 use core::{
     cell::UnsafeCell,
-    mem::ManuallyDrop, //
+    marker::PhantomData,
+    mem::ManuallyDrop,
+    ptr::NonNull, //
 };
 use kernel::{
     bindings,
@@ -37,7 +39,10 @@ use kernel::{
         Mutex,
         MutexGuard, //
     },
-    types::NotThreadSafe,
+    types::{
+        NotThreadSafe,
+        Opaque, //
+    },
 };
 
 /// A value that requests read without a lock and that changes only while there are no requests.
@@ -147,6 +152,16 @@ impl<T: DiskOperations> FrozenQueue<'_, T> {
         unsafe { &mut *self.disk.context().io.value.get() }.as_mut()
     }
 
+    /// Gives requests something else to be served from, and returns what they had.
+    pub(crate) fn replace_io(&mut self, io: T::Io) -> Option<T::Io> {
+        let cell = &self.disk.context().io;
+        // SAFETY: As in `io`.
+        let old = unsafe { &mut *cell.value.get() }.replace(io);
+        // INVARIANT: `value` is `Some`.
+        cell.present.store(true, Release);
+        old
+    }
+
     /// Leaves requests nothing to be served from.
     pub(crate) fn take_io(&mut self) -> Option<T::Io> {
         let cell = &self.disk.context().io;
@@ -239,11 +254,13 @@ impl<T: DiskOperations> Drop for LimitsUpdate<'_, T> {
 }
 
 impl<T: DiskOperations> Request<T> {
-    /// Says that discards do not work after all: `blk_queue_disable_discard()`, which is made for
-    /// the request path and needs neither lock nor freeze. Holds until the limits are changed.
+    /// Says that discards do not work after all: at once by `blk_queue_disable_discard()`, which
+    /// is made for the request path and needs neither lock nor freeze, but is undone by the next
+    /// change of limits; for good by [`DiskOperations::revise_limits`]. Any context.
     pub(crate) fn disable_discard(&self) {
         // SAFETY: The queue of a request is valid.
         unsafe { ffi::rnull_loop_disable_discard(self.queue()) };
+        self.context().revision.begin();
     }
 
     /// As [`disable_discard`](Self::disable_discard), for writes of zeroes. To be called before
@@ -251,5 +268,89 @@ impl<T: DiskOperations> Request<T> {
     pub(crate) fn disable_write_zeroes(&self) {
         // SAFETY: The queue of a request is valid.
         unsafe { ffi::rnull_loop_disable_write_zeroes(self.queue()) };
+        self.context().revision.begin();
+    }
+}
+
+/// Has [`DiskOperations::revise_limits`] called by a worker, as a request cannot wait until its
+/// queue is frozen.
+///
+/// # Invariants
+///
+/// `work` is initialized, and runs only while `disk` satisfies the invariants of [`GenDisk`].
+#[pin_data]
+pub(super) struct Revision<T> {
+    #[pin]
+    work: Opaque<bindings::work_struct>,
+    disk: Atomic<*mut bindings::gendisk>,
+    _driver: PhantomData<fn(T)>,
+}
+
+// SAFETY: Work may be queued and cancelled by any thread.
+unsafe impl<T> Send for Revision<T> {}
+// SAFETY: As above.
+unsafe impl<T> Sync for Revision<T> {}
+
+impl<T: DiskOperations> Revision<T> {
+    pub(super) fn new() -> impl PinInit<Self> {
+        // INVARIANT: There is no disk, and no request that could begin this.
+        pin_init!(Self {
+            work <- Opaque::ffi_init(|slot: *mut bindings::work_struct| {
+                // SAFETY: `slot` is valid for writes and pinned, the name and the lock class are
+                // static, and `run` expects the work of a `Revision<T>`.
+                unsafe {
+                    bindings::init_work_with_key(
+                        slot,
+                        Some(Self::run),
+                        false,
+                        c"Revision::work".as_char_ptr(),
+                        kernel::static_lock_class!().as_ptr(),
+                    )
+                };
+            }),
+            disk: Atomic::new(core::ptr::null_mut()),
+            _driver: PhantomData,
+        })
+    }
+
+    /// # Safety
+    ///
+    /// Called by the workqueue alone, for the work of a `Revision<T>`.
+    unsafe extern "C" fn run(work: *mut bindings::work_struct) {
+        // SAFETY: By the function's requirements; the work does not outlive what it is in.
+        let this = unsafe { &*kernel::container_of!(Opaque::cast_from(work), Self, work) };
+        // SAFETY: By the type invariant the disk is valid while the work runs; a request began it,
+        // so the disk was set before.
+        T::revise_limits(unsafe { GenDisk::from_raw(this.disk.load(Acquire)) });
+    }
+}
+
+impl<T> Revision<T> {
+    /// # Safety
+    ///
+    /// No request has been made on `disk` yet. It must satisfy the invariants of [`GenDisk`] until
+    /// [`cancel`](Self::cancel) is called, when none can be made any more.
+    pub(super) unsafe fn set_disk(&self, disk: NonNull<bindings::gendisk>) {
+        // INVARIANT: By the function's requirements.
+        self.disk.store(disk.as_ptr(), Release);
+    }
+
+    /// Any context.
+    fn begin(&self) {
+        // SAFETY: By the type invariant the work is initialized; the queue is one of the kernel's.
+        // Work that waits already will do.
+        unsafe {
+            bindings::queue_work_on(
+                bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
+                bindings::system_dfl_wq,
+                self.work.get(),
+            )
+        };
+    }
+
+    /// Sees to it that the worker neither runs nor will. May sleep.
+    pub(super) fn cancel(&self) {
+        // SAFETY: By the type invariant the work is initialized.
+        unsafe { bindings::cancel_work_sync(self.work.get()) };
     }
 }

@@ -6,7 +6,6 @@
 
 use kernel::{
     bindings,
-    error::to_result,
     prelude::*, //
 };
 
@@ -28,16 +27,26 @@ pub(crate) struct Major {
 }
 
 impl Major {
-    /// Registers major `number` as `name`.
+    /// Registers major `number` as `name`, or with 0 any that is free.
     ///
-    /// May sleep. Fails with `EBUSY` when another driver has it.
+    /// May sleep. Fails with `EBUSY` when another driver has it, or when none is free.
     pub(crate) fn register<P: Probe>(number: u32, name: &'static CStr) -> Result<Self> {
         // SAFETY: `name` is static and NUL-terminated, and `probe` has the type asked for.
-        to_result(unsafe {
-            bindings::__register_blkdev(number, name.as_char_ptr(), Some(probe::<P>))
-        })?;
+        let ret =
+            unsafe { bindings::__register_blkdev(number, name.as_char_ptr(), Some(probe::<P>)) };
+        // What was asked for, or, for 0, what was found.
+        let number = match u32::try_from(ret) {
+            Ok(0) => number,
+            Ok(found) => found,
+            Err(_) => return Err(Error::from_errno(ret)),
+        };
         // INVARIANT: It is registered now.
         Ok(Self { number, name })
+    }
+
+    /// The number.
+    pub(crate) fn number(&self) -> u32 {
+        self.number
     }
 }
 

@@ -107,7 +107,7 @@ impl<T: Operations> Request<T> {
         unsafe { &*self.raw().add(1).cast::<Pdu<T>>() }
     }
 
-    fn context(&self) -> &QueueContext<T> {
+    pub(super) fn context(&self) -> &QueueContext<T> {
         // SAFETY: By the type invariant the request belongs to a queue made by `Disk<T>`, whose
         // `queuedata` is a `QueueContext<T>` for as long as there are requests.
         unsafe { &*(*(*self.raw()).q).queuedata.cast::<QueueContext<T>>() }

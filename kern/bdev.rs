@@ -96,6 +96,15 @@ impl BlockDevice {
         Ok(Claim(self))
     }
 
+    /// As [`claim`](Self::claim), unless the caller holds the device exclusively anyway.
+    pub(crate) fn claim_unless(&self, exclusive: bool) -> Result<Option<Claim<'_>>> {
+        if exclusive {
+            Ok(None)
+        } else {
+            Ok(Some(self.claim()?))
+        }
+    }
+
     /// Who claims: any address that is not null and no other claimer's will do.
     fn holder(&self) -> *mut c_void {
         static HOLDER: u8 = 0;

@@ -8,43 +8,29 @@
 mod flags;
 #[path = "../../geometry.rs"]
 mod geometry;
+#[path = "../../info.rs"]
+mod info;
 #[path = "../../settings.rs"]
 mod settings;
 #[path = "../../state.rs"]
 mod state;
 
+#[path = "../.."]
 mod kern {
     pub(crate) mod ffi {
         //! What bindgen makes of `include/uapi/linux/loop.h`.
-
-        use std::ops::{
-            Deref,
-            DerefMut, //
-        };
 
         mod raw {
             #![allow(non_camel_case_types, non_upper_case_globals, unused)]
             include!(env!("LOOP_BINDINGS"));
         }
 
-        pub(crate) use raw::loop_info64;
-
-        #[derive(Default)]
-        pub(crate) struct LoopInfo64(loop_info64);
-
-        impl Deref for LoopInfo64 {
-            type Target = loop_info64;
-
-            fn deref(&self) -> &loop_info64 {
-                &self.0
-            }
-        }
-
-        impl DerefMut for LoopInfo64 {
-            fn deref_mut(&mut self) -> &mut loop_info64 {
-                &mut self.0
-            }
-        }
+        pub(crate) use raw::{
+            loop_config,
+            loop_info,
+            loop_info64,
+            __kernel_old_dev_t as OldDev, //
+        };
 
         /// The flags that `flags.rs` spells as numbers are those of the kernel's header.
         #[test]
@@ -57,4 +43,7 @@ mod kern {
             assert_eq!(Flags::DIRECT_IO.as_raw(), raw::LO_FLAGS_DIRECT_IO);
         }
     }
+
+    #[path = "kern/uapi.rs"]
+    pub(crate) mod uapi;
 }

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What may change while a device is bound, and what it is set to.
+
+#![forbid(unsafe_code)]
+
+use super::{
+    Binding,
+    LoopDevice, //
+};
+use crate::{
+    backing::{
+        self,
+        Backing, //
+    },
+    blk_mq::{
+        GenDisk,
+        LimitsUpdate,
+        Mode, //
+    },
+    flags::Flags,
+    kern::{
+        bdev::BlockDevice,
+        file::BackingFile,
+        uapi::LoopInfo64, //
+    },
+    settings::Settings, //
+};
+use kernel::prelude::*;
+
+impl LoopDevice {
+    /// LOOP_GET_STATUS64: what the device is bound to.
+    pub(crate) fn status(&self) -> Result<LoopInfo64> {
+        let mut state = self.lock_killable()?;
+        let binding = state.bound()?;
+        let mut info = binding.settings.info(self.index);
+        let file = binding.backing.file.clone();
+        // The file system may take its time.
+        drop(state);
+        let identity = file.identity()?;
+        info.lo_device = identity.dev;
+        info.lo_inode = identity.ino;
+        info.lo_rdevice = identity.rdev;
+        Ok(info)
+    }
+
+    /// LOOP_SET_STATUS64: other offset, limit, name and flags.
+    pub(crate) fn set_status(&self, disk: &GenDisk<Self>, info: &LoopInfo64) -> Result {
+        let mut state = self.lock_killable()?;
+        let binding = state.bound()?;
+        let old = &binding.settings;
+        let mut new = Settings::new(info, old.flags.updated(info.lo_flags))?;
+        let moved = (old.offset, old.sizelimit) != (new.offset, new.sizelimit);
+        let scans = !old.flags.contains(Flags::PARTSCAN) && new.flags.contains(Flags::PARTSCAN);
+        let Backing { file, traits, .. } = &binding.backing;
+        traits.settle_direct(file, disk.logical_block_size(), &mut new);
+        if moved {
+            Self::forget_cached(disk);
+        }
+        Self::adopt(disk, binding, None, new)?;
+        if scans {
+            disk.suppress_partition_scan(false);
+        }
+        if moved {
+            Self::resize(disk, binding);
+        }
+        drop(state);
+        if scans {
+            self.reread_partitions(&disk.lock_open());
+        }
+        Ok(())
+    }
+
+    /// LOOP_SET_CAPACITY: takes over the size that the file has now.
+    pub(crate) fn set_capacity(&self, disk: &GenDisk<Self>) -> Result {
+        let mut state = self.lock_killable()?;
+        Self::resize(disk, state.bound()?);
+        Ok(())
+    }
+
+    /// LOOP_SET_DIRECT_IO: whether I/O goes past the page cache of the file. `EINVAL` where it
+    /// cannot.
+    pub(crate) fn set_direct_io(&self, disk: &GenDisk<Self>, on: bool) -> Result {
+        let mut state = self.lock_killable()?;
+        let binding = state.bound()?;
+        let mut new = binding.settings.clone();
+        if on == new.flags.contains(Flags::DIRECT_IO) {
+            return Ok(());
+        }
+        new.flags.set(Flags::DIRECT_IO, on);
+        let Backing { file, traits, .. } = &binding.backing;
+        if on {
+            if !traits.can_direct(file, disk.logical_block_size(), new.offset) {
+                return Err(EINVAL);
+            }
+            // As in `configure`.
+            let _ = file.sync();
+        }
+        let mut limits = disk.update_limits();
+        limits.set_dma_alignment(traits.dma_alignment(new.flags));
+        Self::adopt(disk, binding, Some(limits), new)
+    }
+
+    /// LOOP_SET_BLOCK_SIZE: another logical block size, in bytes; 0 is the default. `EINVAL` for
+    /// one that no device can have.
+    ///
+    /// Direct I/O ends where it does not go with that.
+    pub(crate) fn set_block_size(
+        &self,
+        disk: &GenDisk<Self>,
+        bdev: &BlockDevice,
+        mode: Mode,
+        size: u32,
+    ) -> Result {
+        // Nobody must find other blocks under a file system.
+        let _claim = bdev.claim_unless(mode.is_exclusive())?;
+        let mut state = self.lock_killable()?;
+        let binding = state.bound()?;
+        if size == disk.logical_block_size() {
+            return Ok(());
+        }
+        let mut new = binding.settings.clone();
+        let Backing { file, traits, .. } = &binding.backing;
+        let size = match size {
+            0 => traits.default_block_size(new.flags),
+            size => size,
+        };
+        traits.settle_direct(file, size, &mut new);
+        Self::forget_cached(disk);
+        let mut limits = disk.update_limits();
+        traits.apply(&mut limits, file, new.flags, size);
+        Self::adopt(disk, binding, Some(limits), new)
+    }
+
+    /// Writes back and drops what is cached of the device: it belongs to other places of the file
+    /// soon, or to blocks of another size.
+    fn forget_cached(disk: &GenDisk<Self>) {
+        // What cannot be written back is reported to those who wrote it.
+        let _ = disk.part0().sync();
+        disk.part0().invalidate();
+    }
+
+    /// Brings limits and settings into force, between two requests; nothing has changed when the
+    /// limits are impossible (`EINVAL`).
+    fn adopt(
+        disk: &GenDisk<Self>,
+        binding: &mut Binding,
+        limits: Option<LimitsUpdate<'_, Self>>,
+        new: Settings,
+    ) -> Result {
+        let mut frozen = disk.freeze();
+        if let Some(target) = frozen.io() {
+            if let Some(mut limits) = limits {
+                target.holes.restrict(&mut limits);
+                limits.commit()?;
+            }
+            target.offset = new.offset;
+            target.caching = backing::caching(new.flags);
+        }
+        binding.settings = new;
+        Ok(())
+    }
+
+    /// Takes over the size of the file, and tells user space.
+    fn resize(disk: &GenDisk<Self>, binding: &Binding) {
+        let capacity = backing::capacity(&binding.backing.file, &binding.settings);
+        if !disk.set_capacity_and_notify(capacity) {
+            disk.notify_change();
+        }
+    }
+
+    /// What requests have found out that the file cannot do becomes a limit of the device.
+    ///
+    /// Called from a worker of the block layer, without locks, after
+    /// [`Request::disable_discard`](crate::blk_mq::Request::disable_discard) and the like.
+    pub(crate) fn revise_limits(disk: &GenDisk<Self>) {
+        let mut limits = disk.update_limits();
+        let mut frozen = disk.freeze();
+        // The device may be bound to nothing, or to another file, by now.
+        if let Some(target) = frozen.io() {
+            target.holes.restrict(&mut limits);
+            // Nothing contradicts a limit of 0.
+            let _ = limits.commit();
+        }
+    }
+}

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Structures that user space passes to loop devices, and is passed.
+//!
+//! C headers: [`include/uapi/linux/loop.h`](srctree/include/uapi/linux/loop.h),
+//! [`include/linux/compat.h`](srctree/include/linux/compat.h)
+
+use super::ffi::{
+    loop_config,
+    loop_info,
+    loop_info64,
+    OldDev, //
+};
+use core::{
+    mem::offset_of,
+    ops::{
+        Deref,
+        DerefMut, //
+    },
+};
+use kernel::{
+    build_assert::static_assert,
+    prelude::*, //
+};
+
+/// A structure of user space that may be copied from and to it as bytes.
+///
+/// # Invariants
+///
+/// `T` holds integers and arrays of integers alone, and has no padding.
+#[derive(Default)]
+#[repr(transparent)]
+pub(crate) struct Plain<T>(T);
+
+impl<T> Deref for Plain<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T> DerefMut for Plain<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.0
+    }
+}
+
+/// The length of a name, its NUL included: `LO_NAME_SIZE`.
+pub(crate) const NAME_SIZE: usize = 64;
+
+/// The longest key, in bytes: `LO_KEY_SIZE`.
+pub(crate) const KEY_SIZE: usize = 32;
+
+/// The length of what makes up for the space between two fields, in bytes.
+const fn gap(begin: usize, size: usize, next: usize) -> usize {
+    next - begin - size
+}
+
+macro_rules! old_info {
+    ($(#[$doc:meta])* $name:ident {
+        dev: $dev:ty,
+        long: $long:ty,
+        after_number: $after_number:expr,
+        after_device: $after_device:expr,
+        after_rdevice: $after_rdevice:expr,
+        at_end: $at_end:expr,
+    }) => {
+        $(#[$doc])*
+        ///
+        /// Its padding has names, so that none of it reaches user space uninitialized.
+        #[repr(C)]
+        pub(crate) struct $name {
+            pub(crate) lo_number: i32,
+            after_number: [u8; $after_number],
+            pub(crate) lo_device: $dev,
+            after_device: [u8; $after_device],
+            pub(crate) lo_inode: $long,
+            pub(crate) lo_rdevice: $dev,
+            after_rdevice: [u8; $after_rdevice],
+            pub(crate) lo_offset: i32,
+            pub(crate) lo_encrypt_type: i32,
+            pub(crate) lo_encrypt_key_size: i32,
+            pub(crate) lo_flags: i32,
+            pub(crate) lo_name: [u8; NAME_SIZE],
+            pub(crate) lo_encrypt_key: [u8; KEY_SIZE],
+            pub(crate) lo_init: [$long; 2],
+            pub(crate) reserved: [u8; 4],
+            at_end: [u8; $at_end],
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self {
+                    lo_number: 0,
+                    after_number: [0; $after_number],
+                    lo_device: 0,
+                    after_device: [0; $after_device],
+                    lo_inode: 0,
+                    lo_rdevice: 0,
+                    after_rdevice: [0; $after_rdevice],
+                    lo_offset: 0,
+                    lo_encrypt_type: 0,
+                    lo_encrypt_key_size: 0,
+                    lo_flags: 0,
+                    lo_name: [0; NAME_SIZE],
+                    lo_encrypt_key: [0; KEY_SIZE],
+                    lo_init: [0; 2],
+                    reserved: [0; 4],
+                    at_end: [0; $at_end],
+                }
+            }
+        }
+
+        // All fields but the padding add up to this, so the padding has no gaps.
+        static_assert!(
+            size_of::<$name>()
+                == 5 * size_of::<i32>()
+                    + 2 * size_of::<$dev>()
+                    + 3 * size_of::<$long>()
+                    + NAME_SIZE
+                    + KEY_SIZE
+                    + 4
+                    + $after_number
+                    + $after_device
+                    + $after_rdevice
+                    + $at_end
+        );
+    };
+}
+
+old_info! {
+    /// `struct loop_info`: what there was before [`LoopInfo64`].
+    OldInfo {
+        dev: OldDev,
+        long: c_ulong,
+        after_number: gap(0, size_of::<i32>(), offset_of!(loop_info, lo_device)),
+        after_device: gap(
+            offset_of!(loop_info, lo_device),
+            size_of::<OldDev>(),
+            offset_of!(loop_info, lo_inode),
+        ),
+        after_rdevice: gap(
+            offset_of!(loop_info, lo_rdevice),
+            size_of::<OldDev>(),
+            offset_of!(loop_info, lo_offset),
+        ),
+        at_end: gap(offset_of!(loop_info, reserved), 4, size_of::<loop_info>()),
+    }
+}
+
+static_assert!(size_of::<OldInfo>() == size_of::<loop_info>());
+static_assert!(offset_of!(OldInfo, lo_inode) == offset_of!(loop_info, lo_inode));
+static_assert!(offset_of!(OldInfo, lo_offset) == offset_of!(loop_info, lo_offset));
+static_assert!(offset_of!(OldInfo, lo_name) == offset_of!(loop_info, lo_name));
+static_assert!(offset_of!(OldInfo, reserved) == offset_of!(loop_info, reserved));
+
+/// `compat_dev_t`.
+#[cfg(target_arch = "x86_64")]
+type CompatDev = u16;
+#[cfg(not(target_arch = "x86_64"))]
+type CompatDev = u32;
+
+old_info! {
+    /// `struct compat_loop_info`: [`OldInfo`] as 32-bit programs have it.
+    CompatInfo {
+        dev: CompatDev,
+        long: u32,
+        after_number: 0,
+        after_device: size_of::<u32>() - size_of::<CompatDev>(),
+        after_rdevice: size_of::<u32>() - size_of::<CompatDev>(),
+        at_end: 0,
+    }
+}
+
+static_assert!(size_of::<CompatInfo>() == 140);
+
+macro_rules! plain {
+    ($($(#[$doc:meta])* $name:ident = $raw:ident, $size:expr;)*) => {$(
+        $(#[$doc])*
+        pub(crate) type $name = Plain<$raw>;
+
+        // SAFETY: Integers and arrays of integers: all bit patterns are valid.
+        unsafe impl kernel::transmute::FromBytes for $name {}
+        // SAFETY: There is no padding: the sizes of the fields add up to the size, as asserted
+        // below or with the definition.
+        unsafe impl kernel::transmute::AsBytes for $name {}
+
+        static_assert!(size_of::<$name>() == $size);
+    )*};
+}
+
+plain! {
+    /// `struct loop_info64`.
+    LoopInfo64 = loop_info64, 5 * 8 + 4 * 4 + 64 + 64 + 32 + 2 * 8;
+    /// `struct loop_config`.
+    LoopConfig = loop_config, 2 * 4 + 232 + 8 * 8;
+    /// `struct loop_info`.
+    LoopInfo = OldInfo, size_of::<loop_info>();
+    /// `struct compat_loop_info`.
+    CompatLoopInfo = CompatInfo, 140;
+}
