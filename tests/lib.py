@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """What the tests that need raw ioctls share: the ABI, and KTAP.
 
-As a program: lib.py COMMAND NUMBER sends a command, such as LOOP_CTL_REMOVE, to /dev/loop-control.
+As a program: lib.py COMMAND NUMBER sends a command, such as LOOP_CTL_REMOVE, to /dev/loop-control,
+or to the control node that the environment names as CONTROL.
 """
 import ctypes
 import errno
@@ -92,7 +93,7 @@ class Fd:
 
 def control(command, number=0):
     """Sends a command to /dev/loop-control."""
-    with Fd("/dev/loop-control") as fd:
+    with Fd(os.environ.get("CONTROL", "/dev/loop-control")) as fd:
         return fd.ioctl(command, number)
 
 

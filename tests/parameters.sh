@@ -56,6 +56,26 @@ hardware_queues() {
 
 devices() { equal devices "$(find /sys/block -name 'loop*' | wc -l)" "$1"; }
 
+# shown NAME VALUE: what user space reads, and cannot write.
+shown() {
+	local file=/sys/module/$driver/parameters/$1
+	equal "$1" "$(<"$file")" "$2"
+	equal "mode of $1" "$(stat -c %a "$file")" 444
+}
+
+# Whoever opens a node of a device that is not there yet gets it made, up to max_loop.
+on_demand() {
+	mknod "$scratch/node" b 7 "$1"
+	if [[ -n $2 ]]; then
+		refuse "$2" dd if="$scratch/node" of=/dev/null count=1
+		[[ ! -e /sys/block/loop$1 ]]
+	else
+		dd if="$scratch/node" of=/dev/null count=1 status=none
+		[[ -e /sys/block/loop$1 ]]
+	fi
+	rm "$scratch/node"
+}
+
 partition_minors() {
 	local image device
 	image=$(backing tmpfs 8)
@@ -97,7 +117,19 @@ check "without parameters: 8 devices" with -- devices 8
 for loops in 0 3 40; do
 	check "max_loop=$loops" with max_loop=$loops -- devices $loops
 done
+for loops in '' max_loop=0; do
+	check "a node makes its device: ${loops:-no max_loop}" with $loops -- on_demand 40 ''
+done
+check "max_loop=4 limits what nodes make" with max_loop=4 -- on_demand 4 'No such device or address'
 check "max_part=10, rounded up to 15" with max_part=10 -- partition_minors
+check "max_part=10 is shown as 15" with max_part=10 -- shown max_part 15
+check "max_part is shown" with -- shown max_part 0
+check "max_loop is shown" with -- shown max_loop 8
+check "max_loop=0x10 is shown" with max_loop=0x10 -- shown max_loop 16
+check "hw_queue_depth is shown" with -- shown hw_queue_depth 128
+check "hw_queue_depth=64 is shown" with hw_queue_depth=64 -- shown hw_queue_depth 64
+check "nr_hw_queues=1 is shown" only_ours with nr_hw_queues=1 -- shown nr_hw_queues 1
+check "standalone is shown" only_ours with -- shown standalone N
 for bad in hw_queue_depth=0 hw_queue_depth=-1 hw_queue_depth=x max_part=256 max_loop=1048577 max_loop=y; do
 	check "$bad is refused" refused $bad
 done

@@ -4,6 +4,7 @@
 device that is open fails with EBUSY, but takes it out of sight for a moment. A device that stands on
 itself waits for itself at the first read, and cannot be detached any more."""
 import os
+import subprocess
 import threading
 from lib import *
 
@@ -29,6 +30,31 @@ def not_to_itself():
             for remover in removers:
                 remover.join()
         equal("LOOP_SET_FD", outcomes, {"-EBADF"})
+
+
+@check(
+    "a device is not put on a partition of itself",
+    better="partitions have another major, by which it knows its own kind",
+)
+def not_to_its_partition():
+    path = image()
+    with attach(path, device_mode=os.O_RDONLY) as fd:
+        partition = f"{fd.path}p1"
+        # All of it, so that the sizes are the same.
+        subprocess.run(["addpart", fd.path, "1", "0", "2048"], check=True)
+        wait_for(lambda: os.path.exists(partition))
+        subprocess.run(["udevadm", "settle"], check=True)
+        # Whoever read the device while it stands on itself would wait for ever.
+        subprocess.run(["udevadm", "control", "--stop-exec-queue"], check=True)
+        try:
+            with Fd(partition, os.O_RDONLY) as backing:
+                outcome = fd.ioctl(CHANGE_FD, backing.fd)
+            if outcome == 0:
+                with Fd(path, os.O_RDONLY) as backing:
+                    equal("back", fd.ioctl(CHANGE_FD, backing.fd), 0)
+        finally:
+            subprocess.run(["udevadm", "control", "--start-exec-queue"], check=True)
+        equal("CHANGE_FD", outcome, "-EBADF")
 
 
 run_checks()

@@ -26,10 +26,10 @@ mod kern {
         }
 
         pub(crate) use raw::{
+            __kernel_old_dev_t as OldDev,
             loop_config,
             loop_info,
-            loop_info64,
-            __kernel_old_dev_t as OldDev, //
+            loop_info64, //
         };
 
         /// The flags that `flags.rs` spells as numbers are those of the kernel's header.

@@ -1,0 +1,122 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# What a task does through a loop device is done in its name: the I/O to the disk below counts for
+# its control group, so do the pages of the image's cache, and direct I/O goes on with its priority.
+# A driver whose workers did it in their own name would let every task escape its limits.
+# needs: a scratch disk at /dev/vda
+. "$(dirname "$0")/lib.sh"
+
+disk=/dev/vda groups=/sys/fs/cgroup tracing=/sys/kernel/tracing
+[[ -b $disk ]] || skip_all "needs a scratch disk at $disk: scripts/vm --disk FILE"
+group=$groups/rnull_loop_test
+
+# An image on a file system on the disk, whose blocks are there.
+image_on_disk() {
+	mkfs.ext4 -q -F -E lazy_itable_init=0,nodiscard "$disk"
+	mount "$disk" "$mnt"
+	fallocate -l 32M "$mnt/image"
+	noise "$mnt/image" 32
+	sync
+	echo 3 >/proc/sys/vm/drop_caches
+	echo "$mnt/image"
+}
+
+make_group() {
+	echo "+io +memory" >"$groups/cgroup.subtree_control"
+	mkdir "$group"
+}
+
+# in_group COMMAND...
+in_group() {
+	# shellcheck disable=SC2016  # expanded by the inner shell
+	bash -c 'echo $$ >"$1/cgroup.procs"; shift; exec "$@"' - "$group" "$@"
+}
+
+# moved rbytes|wbytes DISK: how much the group has read from or written to a disk.
+moved() {
+	local number
+	number=$(<"/sys/block/${2#/dev/}/dev")
+	awk -v number="$number" -v key="$1" -F '[ =]' '$1 == number {
+		for (i = 2; i < NF; i += 2) if ($i == key) { print $(i + 1); found = 1 } }
+		END { if (!found) print 0 }' "$group/io.stat"
+}
+
+memory() { awk -v key="$1" '$1 == key { print $2 }' "$group/memory.stat"; }
+
+# Frees the group when what it wrote is written back.
+remove_group() {
+	sync
+	echo 3 >/proc/sys/vm/drop_caches
+	wait_for 10 rmdir "$group" 2>/dev/null
+}
+
+at_least() { (($2 >= $3)) || fail "$1: $2, wanted $3 at least"; }
+
+# io on|off
+io() {
+	local device
+	device=$(attach --direct-io="$1" "$(image_on_disk)")
+	make_group
+	in_group dd if="$device" of=/dev/null iflag=direct bs=64k count=64 status=none
+	equal 'read from the device' "$(moved rbytes "$device")" $((64 << 16))
+	at_least 'read from the disk' "$(moved rbytes "$disk")" $((64 << 16))
+	in_group dd if=/dev/zero of="$device" oflag=direct bs=64k count=128 conv=fsync status=none
+	equal 'written to the device' "$(moved wbytes "$device")" $((128 << 16))
+	wait_for 30 written_back || fail "written to the disk: $(moved wbytes "$disk")"
+	detach "$device"
+	remove_group
+}
+
+written_back() {
+	sync
+	(($(moved wbytes "$disk") >= 128 << 16))
+}
+
+cache() {
+	local device
+	device=$(attach --direct-io=off "$(image_on_disk)")
+	make_group
+	in_group dd if="$device" of=/dev/null iflag=direct bs=64k count=128 status=none
+	at_least 'cache of the group' "$(memory file)" $((128 << 16))
+	detach "$device"
+	remove_group
+}
+
+# A file system on the device: its writeback is in the name of the one who wrote, too.
+file_system() {
+	local device
+	device=$(attach --direct-io=on "$(image_on_disk)")
+	mkfs.ext4 -q "$device"
+	mkdir "$scratch/inner"
+	mount "$device" "$scratch/inner"
+	make_group
+	in_group dd if=/dev/zero of="$scratch/inner/file" bs=64k count=128 status=none
+	wait_for 30 written_back || fail "written to the disk: $(moved wbytes "$disk")"
+	umount "$scratch/inner"
+	rmdir "$scratch/inner"
+	detach "$device"
+	remove_group
+}
+
+# priority CLASS LEVEL SHOWN: of direct I/O, as the disk's requests carry it.
+priority() {
+	local device traced
+	device=$(attach --direct-io=on "$(image_on_disk)")
+	mountpoint -q "$tracing" || mount -t tracefs tracefs "$tracing"
+	: >"$tracing/trace"
+	echo 1 >"$tracing/events/block/block_rq_issue/enable"
+	ionice -c "$1" -n "$2" dd if="$device" of=/dev/null iflag=direct bs=4k count=16 status=none
+	echo 0 >"$tracing/events/block/block_rq_issue/enable"
+	traced=$(awk -v disk="$(sed 's/:/,/' /sys/block/vda/dev)" \
+		'/block_rq_issue:/ && index($0, "block_rq_issue: " disk " ")' "$tracing/trace")
+	equal "requests with $3" "$(grep -c " $3 " <<<"$traced")" 16
+	detach "$device"
+}
+
+check "direct I/O counts for its control group" io on
+check "buffered I/O counts for its control group" io off
+check "the image's cache is charged to the group that fills it" cache
+check "writeback of a file system on the device counts for its control group" file_system
+check "direct I/O keeps a priority of the real-time class" priority 1 3 rt,0,3
+check "direct I/O keeps a priority of the best-effort class" priority 2 7 be,0,7
+run_checks

@@ -1,0 +1,108 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# With standalone=1 the module works beside a C driver that is loaded, or cannot be unloaded because
+# it is built in: under another major, with a control node of its own. Unmodified tools see its
+# devices, and the C driver's stay as they are.
+. "$(dirname "$0")/lib.sh"
+
+[[ $driver == rnull_loop ]] || skip_all "the C driver has no such parameter"
+
+# beside COMMAND...: with both drivers loaded.
+beside() {
+	trap 'alone_again' EXIT
+	wait_for 10 unload_driver 2>/dev/null
+	modprobe loop
+	load_driver standalone=1
+	wait_for 10 test -b /dev/loopr0
+	"$@"
+}
+
+# shellcheck disable=SC2317  # called by the trap
+alone_again() {
+	local status=$?
+	unmount_below "$mnt" || :
+	losetup -D || :
+	wait_for 10 rmmod rnull_loop 2>/dev/null || status=1
+	wait_for 10 rmmod loop 2>/dev/null || status=1
+	load_driver
+	exit "$status"
+}
+
+names() {
+	local number major
+	number=$(awk '$2 == "loopr" { print $1 }' /proc/devices)
+	[[ -n $number && $number != 7 ]] || fail "the major is '$number'"
+	for major in "7 /dev/loop0" "$number /dev/loopr0"; do
+		equal "major of ${major#* }" "$((0x$(stat -c %t "${major#* }")))" "${major% *}"
+	done
+	[[ -c /dev/loop-control && -c /dev/loopr-control ]]
+	equal 'parameter' "$(</sys/module/rnull_loop/parameters/standalone)" Y
+}
+
+# What losetup and lsblk say of a device of either driver.
+tools() {
+	local image other device
+	image=$(backing ext4 16)
+	noise "$image" 16
+	other=$(backing tmpfs 8 other)
+	device=$(attach "$other")
+	equal 'device of the C driver' "$device" /dev/loop0
+	losetup --direct-io=on /dev/loopr3 "$image"
+	equal 'losetup -l' "$(losetup -nl -O NAME,BACK-FILE,DIO | awk '{ print $1, $2, $3 }' | sort | xargs)" \
+		"/dev/loop0 $other 0 /dev/loopr3 $image 1"
+	equal 'losetup -j' "$(losetup -nl -O NAME -j "$image" | xargs)" /dev/loopr3
+	equal lsblk "$(lsblk -nro NAME,TYPE,SIZE /dev/loopr3)" 'loopr3 loop 16M'
+	cmp "$image" /dev/loopr3
+	losetup -d /dev/loopr3
+	wait_for 10 unbound /dev/loopr3 || fail "loopr3 is still bound"
+	equal 'left bound' "$(losetup -nl -O NAME | xargs)" /dev/loop0
+	cmp "$other" "$device"
+}
+
+file_system() {
+	local image
+	image=$(backing ext4 16)
+	losetup --direct-io=on /dev/loopr0 "$image"
+	mkfs.ext4 -q /dev/loopr0
+	mount /dev/loopr0 "$mnt"
+	cp -r /usr/lib/udev/rules.d "$mnt/tree"
+	umount "$mnt"
+	losetup -d /dev/loopr0
+	wait_for 10 unbound /dev/loopr0
+	# The other driver reads what this one wrote.
+	mount -o loop "$image" "$mnt"
+	diff -r /usr/lib/udev/rules.d "$mnt/tree"
+	umount "$mnt"
+}
+
+# Partitions, and one driver on the other.
+stacked() {
+	local image device
+	image=$(backing tmpfs 8)
+	noise "$image" 8
+	sfdisk -q "$image" <<<'start=2048, size=8192'
+	device=$(attach "$image")
+	losetup -P /dev/loopr1 "$device"
+	wait_for 10 test -b /dev/loopr1p1 || fail "no /dev/loopr1p1"
+	cmp -i 1M:0 -n 4M "$image" /dev/loopr1p1
+	losetup -d /dev/loopr1
+	wait_for 10 unbound /dev/loopr1
+}
+
+control() {
+	equal ADD "$(CONTROL=/dev/loopr-control "$tests/lib.py" LOOP_CTL_ADD 50)" 50
+	wait_for 10 test -b /dev/loopr50
+	[[ -e /sys/block/loopr50 && ! -e /sys/block/loop50 ]]
+	equal GET_FREE "$(CONTROL=/dev/loopr-control "$tests/lib.py" LOOP_CTL_GET_FREE 0)" 0
+	wait_for 10 removed || fail "loopr50 cannot be removed"
+	[[ ! -e /sys/block/loopr50 ]]
+}
+
+removed() { CONTROL=/dev/loopr-control "$tests/lib.py" LOOP_CTL_REMOVE 50; }
+
+check "both drivers have names and numbers of their own" beside names
+check "losetup and lsblk see the devices of both" beside tools
+check "a file system, read by the other driver afterwards" beside file_system
+check "a device on one of the other driver, with partitions" beside stacked
+check "a control node of its own" beside control
+run_checks
