@@ -69,10 +69,7 @@ pub(crate) fn validate(file: &ARef<File>, device: &LoopDevice) -> Result {
         if core::ptr::eq(other, device) {
             return Err(EBADF);
         }
-        below = other.backing_file().map_err(|error| match error {
-            ENXIO => EINVAL,
-            other => other,
-        })?;
+        below = other.backing_file().ok_or(EINVAL)?;
     }
     match file.kind() {
         Kind::Regular | Kind::Block(_) => Ok(()),

@@ -12,10 +12,10 @@
 //! 3. the limits of the queue ([`GenDisk::update_limits`]);
 //! 4. the frozen queue ([`GenDisk::freeze`]).
 //!
-//! The table of [`registry`](crate::registry) and [`LoopDevice::attributes`] are leaves: no lock is taken under them.
-//! Under `state` no partition is scanned, as that takes the disk's `open_mutex`. Readers of sysfs
-//! attributes take `state`, so the attributes are neither added nor removed under it. What must not
-//! be done while the queue is frozen stands in `blk_mq/limits.rs`.
+//! The table of [`registry`](crate::registry), [`LoopDevice::attributes`] and [`LoopDevice::shown`]
+//! are leaves: no lock is taken under them. Under `state` no partition is scanned, as that takes the
+//! disk's `open_mutex`. Attributes are removed without `state`, as their readers may take a while.
+//! What must not be done while the queue is frozen stands in `blk_mq/limits.rs`.
 
 #![forbid(unsafe_code)]
 
@@ -63,6 +63,27 @@ pub(crate) struct Binding {
     _module: ModuleRef,
 }
 
+/// What those see of a bound device who cannot wait for `state`: somebody may hold it for as long as
+/// a file system takes.
+pub(crate) struct Shown {
+    /// The file.
+    pub(crate) file: ARef<File>,
+    /// What the device is set to.
+    pub(crate) settings: Settings,
+    /// Whether it is `Bound`, and not being run down.
+    bound: bool,
+}
+
+impl Shown {
+    fn of(state: &State<Binding>) -> Option<Self> {
+        state.binding().map(|binding| Self {
+            file: binding.backing.file.clone(),
+            settings: binding.settings.clone(),
+            bound: !state.is_rundown(),
+        })
+    }
+}
+
 /// One loop device.
 #[pin_data]
 pub(crate) struct LoopDevice {
@@ -75,17 +96,21 @@ pub(crate) struct LoopDevice {
     /// `/sys/block/loopN/loop`, while the device is bound.
     #[pin]
     attributes: Mutex<Option<Group>>,
-    /// Whether `state` is `Unbound`, for those who look without the lock.
+    /// What `state` was when it was last unlocked, for those who look without the lock.
+    #[pin]
+    shown: Mutex<Option<Shown>>,
+    /// Whether `state` is `Unbound`, likewise.
     unbound: Atomic<bool>,
     /// Where workers run: made when the device is bound for the first time, gone with the device,
     /// so that no lock is held when it is destroyed.
     queue: SetOnce<OwnedQueue>,
 }
 
-/// The state of a device, locked. Keeps [`LoopDevice::is_unbound`] true to it.
+/// The state of a device, locked. Keeps what is seen without the lock true to it.
 struct StateGuard<'a> {
     device: &'a LoopDevice,
     guard: MutexGuard<'a, State<Binding>>,
+    changed: bool,
 }
 
 impl core::ops::Deref for StateGuard<'_> {
@@ -98,13 +123,25 @@ impl core::ops::Deref for StateGuard<'_> {
 
 impl core::ops::DerefMut for StateGuard<'_> {
     fn deref_mut(&mut self) -> &mut State<Binding> {
+        self.changed = true;
         &mut self.guard
+    }
+}
+
+impl StateGuard<'_> {
+    /// Lets those who look without the lock see what has changed so far.
+    fn show(&self) {
+        self.device.unbound.store(self.guard.is_unbound(), Relaxed);
+        // The file of before has another user still, in the state or in who took it out.
+        *self.device.shown.lock() = Shown::of(&self.guard);
     }
 }
 
 impl Drop for StateGuard<'_> {
     fn drop(&mut self) {
-        self.device.unbound.store(self.guard.is_unbound(), Relaxed);
+        if self.changed {
+            self.show();
+        }
     }
 }
 
@@ -117,6 +154,7 @@ impl LoopDevice {
                 always_scans,
                 state <- new_mutex!(State::Unbound, "LoopDevice::state"),
                 attributes <- new_mutex!(None, "LoopDevice::attributes"),
+                shown <- new_mutex!(None, "LoopDevice::shown"),
                 unbound: Atomic::new(true),
                 queue: SetOnce::new(),
             }),
@@ -128,6 +166,7 @@ impl LoopDevice {
         StateGuard {
             device: self,
             guard: self.state.lock(),
+            changed: false,
         }
     }
 
@@ -136,6 +175,7 @@ impl LoopDevice {
         Ok(StateGuard {
             device: self,
             guard: self.state.lock_killable()?,
+            changed: false,
         })
     }
 
@@ -144,14 +184,17 @@ impl LoopDevice {
         self.unbound.load(Relaxed)
     }
 
-    /// The file of a bound device; `ENXIO` for another, `EINTR` when a fatal signal comes first.
-    pub(crate) fn backing_file(&self) -> Result<ARef<File>> {
-        Ok(self.lock_killable()?.bound()?.backing.file.clone())
+    /// The file of a bound device. Waits for nobody who sleeps on I/O.
+    pub(crate) fn backing_file(&self) -> Option<ARef<File>> {
+        let shown = self.shown.lock();
+        let shown = shown.as_ref().filter(|shown| shown.bound)?;
+        Some(shown.file.clone())
     }
 
-    /// Lets `show` look at the binding, if there is one. May sleep.
-    pub(crate) fn with_binding<R>(&self, show: impl FnOnce(&Binding) -> Result<R>) -> Result<R> {
-        show(self.lock_killable()?.binding().ok_or(ENXIO)?)
+    /// Lets `show` look at a device that is bound, or being run down; `ENXIO` for others. Waits for
+    /// nobody who sleeps on I/O.
+    pub(crate) fn with_shown<R>(&self, show: impl FnOnce(&Shown) -> Result<R>) -> Result<R> {
+        show(self.shown.lock().as_ref().ok_or(ENXIO)?)
     }
 
     /// Lets a worker run. Any context.

@@ -8,8 +8,8 @@
 
 use crate::{
     device::{
-        Binding,
-        LoopDevice, //
+        LoopDevice,
+        Shown, //
     },
     flags::Flags,
     kern::sysfs::{
@@ -40,8 +40,8 @@ macro_rules! attributes {
             const NAME: &'static CStr = $file;
 
             fn show(device: &LoopDevice, page: &mut Page<'_>) -> Result {
-                let show: fn(&Binding, &mut Page<'_>) -> Result = $show;
-                device.with_binding(|binding| show(binding, page))
+                let show: fn(&Shown, &mut Page<'_>) -> Result = $show;
+                device.with_shown(|shown| show(shown, page))
             }
         }
     )*};
@@ -49,25 +49,25 @@ macro_rules! attributes {
 
 attributes! {
     /// The absolute path of the file.
-    BackingFile, c"backing_file": |binding, page| {
-        page.write_path(&binding.backing.file)?;
+    BackingFile, c"backing_file": |shown, page| {
+        page.write_path(&shown.file)?;
         line(page, "")
     };
     /// Where the device begins in the file, in bytes.
-    Offset, c"offset": |binding, page| line(page, binding.settings.offset);
+    Offset, c"offset": |shown, page| line(page, shown.settings.offset);
     /// How long the device is at most, in bytes; 0 is no limit.
-    SizeLimit, c"sizelimit": |binding, page| line(page, binding.settings.sizelimit);
+    SizeLimit, c"sizelimit": |shown, page| line(page, shown.settings.sizelimit);
     /// Whether it is detached when it is closed.
-    Autoclear, c"autoclear": |binding, page| flag(binding, page, Flags::AUTOCLEAR);
+    Autoclear, c"autoclear": |shown, page| flag(shown, page, Flags::AUTOCLEAR);
     /// Whether the kernel looks for partitions.
-    PartScan, c"partscan": |binding, page| flag(binding, page, Flags::PARTSCAN);
+    PartScan, c"partscan": |shown, page| flag(shown, page, Flags::PARTSCAN);
     /// Whether I/O goes past the page cache of the file.
-    Dio, c"dio": |binding, page| flag(binding, page, Flags::DIRECT_IO);
+    Dio, c"dio": |shown, page| flag(shown, page, Flags::DIRECT_IO);
 }
 
 /// Shows whether a flag is set.
-fn flag(binding: &Binding, page: &mut Page<'_>, flag: Flags) -> Result {
-    line(page, u8::from(binding.settings.flags.contains(flag)))
+fn flag(shown: &Shown, page: &mut Page<'_>, flag: Flags) -> Result {
+    line(page, u8::from(shown.settings.flags.contains(flag)))
 }
 
 /// Ends a line with `value`.

@@ -117,11 +117,12 @@ impl LoopDevice {
         if scans {
             disk.suppress_partition_scan(false);
         }
+        state.show();
+        self.show_attributes(disk);
         drop(state);
         drop(validation);
-        // The caller has the device open, so it is not detached meanwhile.
-        self.show_attributes(disk);
         drop(uevents);
+        // The caller has the device open, so it is not detached meanwhile.
         self.announce(disk, scans);
         Ok(())
     }
@@ -193,8 +194,7 @@ impl LoopDevice {
         disk.announce_partitions();
     }
 
-    /// Adds the directory of attributes. Without `state`: readers take that, and where adding
-    /// fails, it waits for readers.
+    /// Adds the directory of attributes. Whoever waits for `state` to open the device finds it.
     fn show_attributes(&self, disk: &GenDisk<Self>) {
         match Group::create(disk, c"loop", sysfs::ATTRIBUTES) {
             Ok(group) => *self.attributes.lock() = Some(group),
