@@ -30,6 +30,7 @@ use crate::{
     settings::Settings, //
 };
 use kernel::{
+    bindings::LOOP_MAJOR,
     fs::File,
     page::PAGE_SIZE,
     prelude::*,
@@ -72,12 +73,17 @@ pub(crate) fn validate(file: &ARef<File>, device: &LoopDevice) -> Result {
         below = other.backing_file().ok_or(EINVAL)?;
     }
     match file.kind() {
+        // Of another loop driver, with `standalone`: it may well stand on this device, and neither
+        // driver could see that.
+        Kind::Block(bdev) if as_loop(file).is_none() && bdev.disk_major() == LOOP_MAJOR => {
+            Err(EINVAL)
+        }
         Kind::Regular | Kind::Block(_) => Ok(()),
         Kind::Other => Err(EINVAL),
     }
 }
 
-/// What can be known of a file before it is used: nothing here changes while it is attached.
+/// What is known of a file from the time it was asked, before it was attached.
 pub(crate) struct Traits {
     /// What direct I/O to it must keep to.
     direct: DirectAlignment,

@@ -5,7 +5,8 @@
 //! - [`attachment`] - how it comes by its file, by another one, and gets rid of it;
 //! - [`adjustment`] - what else may change while it has one.
 //!
-//! Lock order, outermost first; the block layer takes the disk's `open_mutex` before all of them:
+//! Lock order, outermost first; the block layer takes the disk's `open_mutex` before all of them,
+//! and a claim ([`BlockDevice::claim`](crate::kern::bdev::BlockDevice::claim)) comes before that:
 //!
 //! 1. [`Registry::validation_killable`](crate::registry::Registry::validation_killable), global;
 //! 2. [`LoopDevice::state`];
@@ -13,7 +14,7 @@
 //! 4. the frozen queue ([`GenDisk::freeze`]).
 //!
 //! The table of [`registry`](crate::registry), [`LoopDevice::attributes`] and [`LoopDevice::shown`]
-//! are leaves: no lock is taken under them. Under `state` no partition is scanned, as that takes the
+//! are leaves: no lock is taken under them, as are those inside the abstractions. Under `state` no partition is scanned, as that takes the
 //! disk's `open_mutex`. Attributes are removed without `state`, as their readers may take a while.
 //! What must not be done while the queue is frozen stands in `blk_mq/limits.rs`.
 
@@ -208,9 +209,9 @@ impl LoopDevice {
     }
 
     /// Makes the device ready to run workers. The caller holds `state`.
-    fn make_queue(&self) -> Result {
+    fn make_queue(&self, disk: &GenDisk<Self>) -> Result {
         if self.queue.as_ref().is_none() {
-            self.queue.populate(OwnedQueue::new(self.index)?);
+            self.queue.populate(OwnedQueue::new(disk.name())?);
         }
         Ok(())
     }

@@ -120,7 +120,7 @@ impl DiskOperations for LoopDevice {
     }
 
     fn revise_limits(disk: &GenDisk<Self>) {
-        LoopDevice::revise_limits(disk);
+        LoopDevice::restrict_limits(disk);
     }
 }
 

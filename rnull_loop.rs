@@ -154,7 +154,7 @@ fn parameters(names: &Names) -> Result<(Parameters, u32)> {
 
 /// Says in the log why the module cannot be loaded.
 fn explain(error: Error) -> Error {
-    if error == EBUSY {
+    if error == EBUSY && !standalone.is_on() {
         pr_err!(
             "another loop driver is loaded or built in: it holds major 7 and /dev/loop-control; standalone=1 works beside it\n"
         );

@@ -32,13 +32,14 @@ pub(crate) enum State<B> {
 }
 
 impl<B> State<B> {
-    /// `Unbound` becomes `Bound`; `EBUSY` from anywhere else.
-    pub(crate) fn bind(&mut self, binding: B) -> Result<&mut B> {
-        let Self::Unbound = self else {
-            return Err(EBUSY);
-        };
-        *self = Self::Bound(binding);
-        self.bound()
+    /// Lets an `Unbound` device become `Bound`; `EBUSY` in any other state.
+    pub(crate) fn vacancy(&mut self) -> Result<Vacancy<'_, B>> {
+        if let Self::Unbound = self {
+            // INVARIANT: As seen.
+            Ok(Vacancy(self))
+        } else {
+            Err(EBUSY)
+        }
     }
 
     /// What the device is bound to, for those who use it; `ENXIO` where it is not `Bound`.
@@ -102,6 +103,20 @@ impl<B> State<B> {
     }
 }
 
+/// A device that can be bound.
+///
+/// # Invariants
+///
+/// The state is `Unbound`.
+pub(crate) struct Vacancy<'a, B>(&'a mut State<B>);
+
+impl<B> Vacancy<'_, B> {
+    /// `Unbound` becomes `Bound`.
+    pub(crate) fn bind(self, binding: B) {
+        *self.0 = State::Bound(binding);
+    }
+}
+
 #[cfg_attr(not(test), kernel::macros::kunit_tests(rnull_loop_state))]
 #[cfg_attr(test, cfg(test))]
 mod tests {
@@ -112,8 +127,11 @@ mod tests {
         let mut state = State::Unbound;
         assert!(state.may_open() && state.is_unbound());
         assert!(state.bound().is_err() && state.binding().is_none());
-        assert!(state.bind(1).is_ok());
-        assert!(state.bind(2).is_err());
+        let vacancy = state.vacancy();
+        assert!(vacancy.is_ok());
+        let Ok(vacancy) = vacancy else { return };
+        vacancy.bind(1);
+        assert!(state.vacancy().is_err());
         assert!(state.delete().is_err());
         assert_eq!(state.unbind(), None);
         assert_eq!(state.bound().ok().copied(), Some(1));
@@ -122,12 +140,12 @@ mod tests {
         assert!(state.is_rundown() && !state.may_open());
         assert!(state.bound().is_err());
         assert_eq!(state.binding(), Some(&1));
-        assert!(state.bind(2).is_err() && state.delete().is_err());
+        assert!(state.vacancy().is_err() && state.delete().is_err());
         assert_eq!(state.unbind(), Some(1));
         assert!(state.is_unbound());
         assert!(state.delete().is_ok());
         assert!(!state.may_open() && !state.is_unbound());
-        assert!(state.bind(3).is_err());
+        assert!(state.vacancy().is_err());
     }
 
     #[test]

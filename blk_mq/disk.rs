@@ -78,14 +78,7 @@ pub(crate) trait DiskOperations: Operations {
         arg: usize,
     ) -> Result<c_int>;
 
-    /// Brings the limits in line with what requests have found out, by [`Request::disable_discard`]
-    /// and the like. Called from a worker some time later, however many requests there were. May
-    /// sleep; no locks held.
-    ///
-    /// [`Request::disable_discard`]: super::Request::disable_discard
-    fn revise_limits(disk: &GenDisk<Self>);
-
-    /// The same as `ioctl`, from a 32-bit program.
+    /// The same, from a 32-bit program.
     fn compat_ioctl(
         disk: &GenDisk<Self>,
         bdev: &BlockDevice,
@@ -93,6 +86,13 @@ pub(crate) trait DiskOperations: Operations {
         cmd: u32,
         arg: usize,
     ) -> Result<c_int>;
+
+    /// Brings the limits in line with what requests have found out, by [`Request::disable_discard`]
+    /// and the like. Called from a worker some time later, however many requests there were. May
+    /// sleep; no locks held.
+    ///
+    /// [`Request::disable_discard`]: super::Request::disable_discard
+    fn revise_limits(disk: &GenDisk<Self>);
 }
 
 /// What a queue and its disk carry for the driver: `queuedata` and `private_data`.
@@ -187,8 +187,8 @@ impl<T: DiskOperations> Disk<T> {
         // SAFETY: The disk is new, and nobody else knows of it.
         let disk = unsafe { this.raw.as_mut() };
         disk.private_data = context.cast();
-        // SAFETY: `context` comes from `into_raw` above; the disk outlives what is begun for it, as
-        // `Disk` and `RegisteredDisk` cancel it before they give up the disk.
+        // SAFETY: `context` comes from `into_raw` above. There are no requests before the disk is
+        // added, and `RegisteredDisk` cancels the revision before it gives up the disk.
         unsafe { (*context).revision.set_disk(this.raw) };
         // SAFETY: As above.
         let disk = unsafe { this.raw.as_mut() };
@@ -234,8 +234,6 @@ impl<T: DiskOperations> Drop for Disk<T> {
         // SAFETY: By the type invariant `private_data` comes from `KBox::into_raw()`; for a disk
         // that was never added, `free_disk` is not called, so it is ours to free, below.
         let context = unsafe { (*self.raw.as_ptr()).private_data }.cast::<QueueContext<T>>();
-        // Requests of a partition scan may have begun one.
-        self.context().revision.cancel();
         // SAFETY: The disk was not added; this drops its only reference, and the queue with it.
         unsafe { bindings::put_disk(self.raw.as_ptr()) };
         // SAFETY: The queue, which needed the tag set, is gone, and `self` ends here.
@@ -354,11 +352,10 @@ impl<T: DiskOperations> GenDisk<T> {
     }
 
     /// Its name: `loop0`.
-    pub(crate) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &CStr {
         // SAFETY: By the type invariant the disk is valid; its name does not change, and is
         // NUL-terminated.
-        let name = unsafe { CStr::from_char_ptr((&raw const (*self.raw()).disk_name).cast()) };
-        name.to_str().unwrap_or("?")
+        unsafe { CStr::from_char_ptr((&raw const (*self.raw()).disk_name).cast()) }
     }
 
     /// How many openers the disk has: `disk_openers()`.
@@ -412,12 +409,14 @@ impl<T: DiskOperations> GenDisk<T> {
         };
     }
 
-    /// Drops uevents of the disk, though not of its partitions, until the guard is dropped, and
-    /// those of others, too. May sleep.
+    /// Drops uevents of the disk, and those of partitions that are added, until the guard is
+    /// dropped; whoever causes them. Events of partitions that are there, or go, are sent. May sleep;
+    /// a leaf: no lock is taken under it.
     pub(crate) fn suppress_uevents(&self) -> UeventsSuppressed<'_, T> {
         let mut count = self.context().uevents_suppressed.lock();
         *count = count.saturating_add(1);
-        // SAFETY: By the type invariant the disk is valid; the lock keeps others away.
+        // SAFETY: By the type invariant the disk is valid. The lock keeps other guards away; the
+        // kernel itself writes bits of that word without one, as with drivers in C.
         unsafe { ffi::rnull_loop_set_uevent_suppress(self.raw(), true) };
         // INVARIANT: Counted above.
         UeventsSuppressed(self)
@@ -466,7 +465,7 @@ impl<T: DiskOperations> Drop for UeventsSuppressed<'_, T> {
         let mut count = self.0.context().uevents_suppressed.lock();
         *count = count.saturating_sub(1);
         if *count == 0 {
-            // SAFETY: The disk of a reference is valid; the lock keeps others away.
+            // SAFETY: The disk of a reference is valid; the lock is as in `suppress_uevents`.
             unsafe { ffi::rnull_loop_set_uevent_suppress(self.0.raw(), false) };
         }
     }

@@ -2,7 +2,8 @@
 
 //! Queue limits, frozen queues, and what may change only while a queue is frozen.
 //!
-//! Lock order: limits ([`GenDisk::update_limits`]), then frozen ([`GenDisk::freeze`]). While a
+//! Lock order: limits ([`GenDisk::update_limits`]), then [`IoCell`]'s writer, which
+//! [`GenDisk::publish`] takes alone, then frozen ([`GenDisk::freeze`]). While a
 //! queue is frozen nothing may enter a file system, send a uevent or wait for I/O of that queue;
 //! allocations do no I/O (`memalloc_noio_save()` is in force).
 //!

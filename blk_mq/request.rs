@@ -156,8 +156,8 @@ impl<T: Operations> Request<T> {
 
     /// How many of `bytes` bytes are in whole logical blocks of the disk.
     pub(crate) fn whole_blocks(&self, bytes: u32) -> u32 {
-        // SAFETY: By the type invariant the queue is valid; a change that comes at the same time is
-        // seen or not. (Drivers change it only while requests have nothing to be served from.)
+        // SAFETY: By the type invariant the queue is valid; the block size does not change
+        // under a request in flight, as a change needs a frozen queue, or no request to be served.
         let block = unsafe {
             core::ptr::read_volatile(&raw const (*self.queue()).limits.logical_block_size)
         };

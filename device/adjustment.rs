@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use super::{
+    attachment,
     Binding,
     LoopDevice, //
 };
@@ -55,18 +56,20 @@ impl LoopDevice {
         let Backing { file, traits, .. } = &binding.backing;
         traits.settle_direct(file, disk.logical_block_size(), &mut new);
         if moved {
-            Self::forget_cached(disk);
+            forget_cached(disk);
         }
-        Self::adopt(disk, binding, None, new)?;
+        adopt(disk, binding, None, new)?;
         if scans {
             disk.suppress_partition_scan(false);
         }
         if moved {
-            Self::resize(disk, binding);
+            // What was read from the old place meanwhile.
+            disk.part0().invalidate();
+            resize(disk, binding);
         }
         drop(state);
         if scans {
-            self.reread_partitions(&disk.lock_open());
+            attachment::reread_partitions(&disk.lock_open());
         }
         Ok(())
     }
@@ -74,7 +77,7 @@ impl LoopDevice {
     /// LOOP_SET_CAPACITY: takes over the size that the file has now.
     pub(crate) fn set_capacity(&self, disk: &GenDisk<Self>) -> Result {
         let mut state = self.lock_killable()?;
-        Self::resize(disk, state.bound()?);
+        resize(disk, state.bound()?);
         Ok(())
     }
 
@@ -98,7 +101,7 @@ impl LoopDevice {
         }
         let mut limits = disk.update_limits();
         limits.set_dma_alignment(traits.dma_alignment(new.flags));
-        Self::adopt(disk, binding, Some(limits), new)
+        adopt(disk, binding, Some(limits), new)
     }
 
     /// LOOP_SET_BLOCK_SIZE: another logical block size, in bytes; 0 is the default. `EINVAL` for
@@ -126,54 +129,20 @@ impl LoopDevice {
             size => size,
         };
         traits.settle_direct(file, size, &mut new);
-        Self::forget_cached(disk);
+        forget_cached(disk);
         let mut limits = disk.update_limits();
         traits.apply(&mut limits, file, new.flags, size);
-        Self::adopt(disk, binding, Some(limits), new)
-    }
-
-    /// Writes back and drops what is cached of the device: it belongs to other places of the file
-    /// soon, or to blocks of another size.
-    fn forget_cached(disk: &GenDisk<Self>) {
-        // What cannot be written back is reported to those who wrote it.
-        let _ = disk.part0().sync();
+        adopt(disk, binding, Some(limits), new)?;
+        // What was read in blocks of the old size meanwhile.
         disk.part0().invalidate();
-    }
-
-    /// Brings limits and settings into force, between two requests; nothing has changed when the
-    /// limits are impossible (`EINVAL`).
-    fn adopt(
-        disk: &GenDisk<Self>,
-        binding: &mut Binding,
-        limits: Option<LimitsUpdate<'_, Self>>,
-        new: Settings,
-    ) -> Result {
-        let mut frozen = disk.freeze();
-        if let Some(target) = frozen.io() {
-            if let Some(mut limits) = limits {
-                target.holes.restrict(&mut limits);
-                limits.commit()?;
-            }
-            target.offset = new.offset;
-            target.caching = backing::caching(new.flags);
-        }
-        binding.settings = new;
         Ok(())
-    }
-
-    /// Takes over the size of the file, and tells user space.
-    fn resize(disk: &GenDisk<Self>, binding: &Binding) {
-        let capacity = backing::capacity(&binding.backing.file, &binding.settings);
-        if !disk.set_capacity_and_notify(capacity) {
-            disk.notify_change();
-        }
     }
 
     /// What requests have found out that the file cannot do becomes a limit of the device.
     ///
     /// Called from a worker of the block layer, without locks, after
     /// [`Request::disable_discard`](crate::blk_mq::Request::disable_discard) and the like.
-    pub(crate) fn revise_limits(disk: &GenDisk<Self>) {
+    pub(crate) fn restrict_limits(disk: &GenDisk<Self>) {
         let mut limits = disk.update_limits();
         let mut frozen = disk.freeze();
         // The device may be bound to nothing, or to another file, by now.
@@ -182,5 +151,42 @@ impl LoopDevice {
             // Nothing contradicts a limit of 0.
             let _ = limits.commit();
         }
+    }
+}
+
+/// Writes back and drops what is cached of the device: it belongs to other places of the file soon,
+/// or to blocks of another size.
+fn forget_cached(disk: &GenDisk<LoopDevice>) {
+    // What cannot be written back is reported to those who wrote it.
+    let _ = disk.part0().sync();
+    disk.part0().invalidate();
+}
+
+/// Brings limits and settings into force, between two requests; nothing has changed when the limits
+/// are impossible (`EINVAL`).
+fn adopt(
+    disk: &GenDisk<LoopDevice>,
+    binding: &mut Binding,
+    limits: Option<LimitsUpdate<'_, LoopDevice>>,
+    new: Settings,
+) -> Result {
+    let mut frozen = disk.freeze();
+    // A device that is bound has a target.
+    let target = frozen.io().ok_or(ENXIO)?;
+    if let Some(mut limits) = limits {
+        target.holes.restrict(&mut limits);
+        limits.commit()?;
+    }
+    target.offset = new.offset;
+    target.caching = backing::caching(new.flags);
+    binding.settings = new;
+    Ok(())
+}
+
+/// Takes over the size of the file, and tells user space.
+fn resize(disk: &GenDisk<LoopDevice>, binding: &Binding) {
+    let capacity = backing::capacity(&binding.backing.file, &binding.settings);
+    if !disk.set_capacity_and_notify(capacity) {
+        disk.notify_change();
     }
 }

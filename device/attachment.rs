@@ -34,26 +34,8 @@ use crate::{
 };
 use kernel::{
     fs::File,
-    prelude::*,
-    sync::aref::ARef, //
+    prelude::*, //
 };
-
-/// A file that somebody wants a device to be bound to.
-struct Candidate {
-    file: ARef<File>,
-    traits: Traits,
-}
-
-impl Candidate {
-    /// The file behind a descriptor; see [`backing::candidate`].
-    ///
-    /// Asks its file system, which may sleep on anything: to be called before any lock is taken.
-    fn new(fd: u32) -> Result<Self> {
-        let file = backing::candidate(fd)?;
-        let traits = Traits::of(&file);
-        Ok(Self { file, traits })
-    }
-}
 
 impl LoopDevice {
     /// LOOP_CONFIGURE: binds the device to a file.
@@ -66,16 +48,19 @@ impl LoopDevice {
         mode: Mode,
         config: &LoopConfig,
     ) -> Result {
-        let Candidate { file, traits } = Candidate::new(config.fd)?;
+        let file = backing::candidate(config.fd)?;
         // An exclusive owner must not find another device under its feet.
         let _claim = bdev.claim_unless(mode.is_exclusive())?;
+        if !self.is_unbound() {
+            return Err(EBUSY);
+        }
+        // Asks the file system, which may sleep on anything: before any lock is taken.
+        let traits = Traits::of(&file);
         let registry = registry::registry()?;
         let validation = registry.validation_of(&file)?;
         let valid = backing::validate(&file, self);
         let mut state = self.lock_killable()?;
-        if !state.is_unbound() {
-            return Err(EBUSY);
-        }
+        let vacancy = state.vacancy()?;
         valid?;
         let mut settings = Settings::configured(&config.info)?;
         if !file.is_writable() || !mode.is_write() || !file.has_write() {
@@ -89,7 +74,7 @@ impl LoopDevice {
             size => size,
         };
         traits.settle_direct(&file, block_size, &mut settings);
-        self.make_queue()?;
+        self.make_queue(disk)?;
         let backing = Backing::new(file, traits)?;
         let Backing { file, traits, .. } = &backing;
         let mut limits = disk.update_limits();
@@ -109,21 +94,21 @@ impl LoopDevice {
         // A target that is there already would be that of a device that is not unbound.
         let _ = disk.publish(traits.target(file.clone(), &settings));
         disk.set_capacity_and_notify(backing::capacity(file, &settings));
-        state.bind(Binding {
+        vacancy.bind(Binding {
             backing,
             settings,
             _module: ModuleRef::get(),
-        })?;
+        });
         if scans {
             disk.suppress_partition_scan(false);
         }
         state.show();
         self.show_attributes(disk);
+        drop(uevents);
         drop(state);
         drop(validation);
-        drop(uevents);
         // The caller has the device open, so it is not detached meanwhile.
-        self.announce(disk, scans);
+        announce(disk, scans);
         Ok(())
     }
 
@@ -131,7 +116,11 @@ impl LoopDevice {
     ///
     /// Whatever fails, fails before anything of the device has changed.
     pub(crate) fn change_fd(&self, disk: &GenDisk<Self>, fd: u32) -> Result {
-        let Candidate { file, traits } = Candidate::new(fd)?;
+        let file = backing::candidate(fd)?;
+        if self.backing_file().is_none() {
+            return Err(ENXIO);
+        }
+        let traits = Traits::of(&file);
         let registry = registry::registry()?;
         let validation = registry.validation_of(&file)?;
         let valid = backing::validate(&file, self);
@@ -155,6 +144,10 @@ impl LoopDevice {
         let Backing { file, traits, .. } = &backing;
         // As in `configure`.
         let _ = file.sync();
+        // A file system on the device hears of it before it is served from another file.
+        let uevents = disk.suppress_uevents();
+        disk.force_media_change();
+        drop(uevents);
         let mut limits = disk.update_limits();
         traits.apply(&mut limits, file, settings.flags, block_size);
         let target = traits.target(file.clone(), &settings);
@@ -162,6 +155,8 @@ impl LoopDevice {
         limits.commit()?;
         let old_target = frozen.replace_io(target);
         drop(frozen);
+        // What was read of the old file meanwhile.
+        disk.part0().invalidate();
         let scans = settings.flags.contains(Flags::PARTSCAN);
         binding.settings = settings;
         let old_backing = core::mem::replace(&mut binding.backing, backing);
@@ -170,28 +165,8 @@ impl LoopDevice {
         drop(validation);
         drop(old_target);
         drop(old_backing);
-        let uevents = disk.suppress_uevents();
-        disk.force_media_change();
-        drop(uevents);
-        self.announce(disk, scans);
+        announce(disk, scans);
         Ok(())
-    }
-
-    /// Tells user space that the device has other content, and looks for partitions if it is to.
-    ///
-    /// Partitions are there when user space hears of the device, and it hears of the device before
-    /// it hears of them, as of a disk that appears: udev lets them inherit what it finds out of it.
-    /// No locks held.
-    fn announce(&self, disk: &GenDisk<Self>, scans: bool) {
-        if !scans {
-            return disk.notify_change();
-        }
-        let disk = disk.lock_open();
-        let uevents = disk.suppress_uevents();
-        self.reread_partitions(&disk);
-        drop(uevents);
-        disk.notify_change();
-        disk.announce_partitions();
     }
 
     /// Adds the directory of attributes. Whoever waits for `state` to open the device finds it.
@@ -254,7 +229,7 @@ impl LoopDevice {
         let attributes = self.attributes.lock().take();
         drop(attributes);
         // Partitions that were added by hand (BLKPG) go, too.
-        self.reread_partitions(disk);
+        reread_partitions(disk);
         disk.suppress_partition_scan(!self.always_scans);
         let binding = self.lock().unbind();
         // Nobody can open the device yet, but whoever hears of this will find it unbound. udev
@@ -263,15 +238,37 @@ impl LoopDevice {
         drop(target);
         drop(binding);
     }
+}
 
-    /// Looks for partitions, or for their absence.
-    pub(super) fn reread_partitions(&self, disk: &OpenMutex<'_, Self>) {
-        if let Err(error) = disk.reread_partitions() {
+/// Tells user space that a device has other content, and looks for partitions if it is to.
+///
+/// Partitions are there when user space hears of the device, and it hears of the device before it
+/// hears of them, as of a disk that appears: udev lets them inherit what it finds out of it. Events
+/// that others send of the device during the scan are lost, but the one that is sent after it tells
+/// of everything. No locks held.
+fn announce(disk: &GenDisk<LoopDevice>, scans: bool) {
+    if !scans {
+        return disk.notify_change();
+    }
+    let disk = disk.lock_open();
+    let uevents = disk.suppress_uevents();
+    let scanned = reread_partitions(&disk);
+    drop(uevents);
+    disk.notify_change();
+    if scanned {
+        disk.announce_partitions();
+    }
+}
+
+/// Looks for partitions, or for their absence. False when those of before are left, as one is open.
+pub(super) fn reread_partitions(disk: &OpenMutex<'_, LoopDevice>) -> bool {
+    disk.reread_partitions()
+        .inspect_err(|error| {
             pr_warn!(
                 "{}: partition scan failed (rc={})\n",
                 disk.name(),
                 error.to_errno()
             );
-        }
-    }
+        })
+        .is_ok()
 }

@@ -40,6 +40,12 @@ impl BlockDevice {
         unsafe { (*self.raw()).bd_disk }
     }
 
+    /// The major number of the disk that this is, or is a partition of.
+    pub(crate) fn disk_major(&self) -> u32 {
+        // SAFETY: By the type invariant the disk is valid; its number does not change.
+        unsafe { (*self.disk()).major as u32 }
+    }
+
     /// Writes back what is cached: `sync_blockdev()`. May sleep.
     pub(crate) fn sync(&self) -> Result {
         // SAFETY: By the type invariant.

@@ -135,10 +135,12 @@ pub(crate) struct Entry(bindings::kernel_param);
 unsafe impl Sync for Entry {}
 
 impl Entry {
-    /// The entry of the parameter `value`, which anybody may read and nobody may write.
-    pub(crate) const fn new<P: Parameter>(name: &'static CStr, value: &'static P) -> Self {
+    /// The entry of the parameter `value`, which anybody may read and nobody may write. The name is
+    /// one that [`join`] made.
+    pub(crate) const fn new<P: Parameter>(name: &'static [u8], value: &'static P) -> Self {
+        assert!(matches!(name.last(), Some(0)));
         Self(bindings::kernel_param {
-            name: kernel::str::as_char_ptr_in_const_context(name),
+            name: name.as_ptr(),
             mod_: <crate::LocalModule as kernel::ModuleMetadata>::THIS_MODULE.as_ptr(),
             ops: P::OPS,
             perm: 0o444,
@@ -191,16 +193,11 @@ macro_rules! module_parameters {
             const TYPE: &[&str] =
                 &["parmtype=", NAME, ":", <$type as parameter::Parameter>::TYPE];
             const DESCRIPTION: &[&str] = &["parm=", NAME, ":", $description];
-            const NAME_BYTES: [u8; parameter::length(&[NAME])] = parameter::join(&[NAME]);
-            const NAME_STR: &::kernel::str::CStr =
-                match ::kernel::str::CStr::from_bytes_with_nul(&NAME_BYTES) {
-                    Ok(name) => name,
-                    Err(_) => c"",
-                };
+            static NAME_BYTES: [u8; parameter::length(&[NAME])] = parameter::join(&[NAME]);
 
             #[link_section = "__param"]
             #[used]
-            static ENTRY: parameter::Entry = parameter::Entry::new(NAME_STR, &$name);
+            static ENTRY: parameter::Entry = parameter::Entry::new(&NAME_BYTES, &$name);
 
             #[link_section = ".modinfo"]
             #[used]

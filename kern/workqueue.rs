@@ -27,19 +27,19 @@ unsafe impl Send for OwnedQueue {}
 unsafe impl Sync for OwnedQueue {}
 
 impl OwnedQueue {
-    /// Makes a workqueue named `loop<index>` whose work runs on any CPU and rests while the system
+    /// Makes a workqueue named `name` whose work runs on any CPU and rests while the system
     /// sleeps. May sleep.
     ///
     /// It has no rescuer (`WQ_MEM_RECLAIM`): its work calls file systems, and some of them wait for
     /// workqueues without one (XFS out of space: `xfs_flush_inodes()`), which the kernel warns of.
-    pub(crate) fn new(index: u32) -> Result<Self> {
+    pub(crate) fn new(name: &CStr) -> Result<Self> {
         // SAFETY: The format string is NUL-terminated and agrees with its one argument.
         let ptr = unsafe {
             bindings::alloc_workqueue_noprof(
-                c"loop%d".as_char_ptr(),
+                c"%s".as_char_ptr(),
                 bindings::wq_flags_WQ_UNBOUND | bindings::wq_flags_WQ_FREEZABLE,
                 0,
-                index,
+                name.as_char_ptr(),
             )
         };
         // INVARIANT: `ptr` comes from `alloc_workqueue()`.

@@ -10,20 +10,25 @@ disk=/dev/vda groups=/sys/fs/cgroup tracing=/sys/kernel/tracing
 [[ -b $disk ]] || skip_all "needs a scratch disk at $disk: scripts/vm --disk FILE"
 group=$groups/rnull_loop_test
 
-# An image on a file system on the disk, whose blocks are there.
+# An image on a file system on the disk, whose blocks are there. Mounted anew, as an inode is written
+# back in the name of the group that dirtied it first.
 image_on_disk() {
+	local outer=$mnt/outer
+	mkdir -p "$outer"
 	mkfs.ext4 -q -F -E lazy_itable_init=0,nodiscard "$disk"
-	mount "$disk" "$mnt"
-	fallocate -l 32M "$mnt/image"
-	noise "$mnt/image" 32
-	sync
-	echo 3 >/proc/sys/vm/drop_caches
-	echo "$mnt/image"
+	mount "$disk" "$outer"
+	fallocate -l 32M "$outer/image"
+	noise "$outer/image" 32
+	umount "$outer"
+	mount "$disk" "$outer"
+	echo "$outer/image"
 }
 
+# The group lasts as long as the case.
 make_group() {
 	echo "+io +memory" >"$groups/cgroup.subtree_control"
 	mkdir "$group"
+	trap 'rmdir "$group"' EXIT
 }
 
 # in_group COMMAND...
@@ -43,13 +48,6 @@ moved() {
 
 memory() { awk -v key="$1" '$1 == key { print $2 }' "$group/memory.stat"; }
 
-# Frees the group when what it wrote is written back.
-remove_group() {
-	sync
-	echo 3 >/proc/sys/vm/drop_caches
-	wait_for 10 rmdir "$group" 2>/dev/null
-}
-
 at_least() { (($2 >= $3)) || fail "$1: $2, wanted $3 at least"; }
 
 # io on|off
@@ -64,7 +62,6 @@ io() {
 	equal 'written to the device' "$(moved wbytes "$device")" $((128 << 16))
 	wait_for 30 written_back || fail "written to the disk: $(moved wbytes "$disk")"
 	detach "$device"
-	remove_group
 }
 
 written_back() {
@@ -79,7 +76,6 @@ cache() {
 	in_group dd if="$device" of=/dev/null iflag=direct bs=64k count=128 status=none
 	at_least 'cache of the group' "$(memory file)" $((128 << 16))
 	detach "$device"
-	remove_group
 }
 
 # A file system on the device: its writeback is in the name of the one who wrote, too.
@@ -87,15 +83,13 @@ file_system() {
 	local device
 	device=$(attach --direct-io=on "$(image_on_disk)")
 	mkfs.ext4 -q "$device"
-	mkdir "$scratch/inner"
-	mount "$device" "$scratch/inner"
+	mkdir "$mnt/inner"
+	mount "$device" "$mnt/inner"
 	make_group
-	in_group dd if=/dev/zero of="$scratch/inner/file" bs=64k count=128 status=none
+	in_group dd if=/dev/zero of="$mnt/inner/file" bs=64k count=128 status=none
 	wait_for 30 written_back || fail "written to the disk: $(moved wbytes "$disk")"
-	umount "$scratch/inner"
-	rmdir "$scratch/inner"
+	umount "$mnt/inner"
 	detach "$device"
-	remove_group
 }
 
 # priority CLASS LEVEL SHOWN: of direct I/O, as the disk's requests carry it.

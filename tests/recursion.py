@@ -3,7 +3,9 @@
 """A loop device never stands on itself, even while LOOP_CTL_REMOVE is looking at it: removing a
 device that is open fails with EBUSY, but takes it out of sight for a moment. A device that stands on
 itself waits for itself at the first read, and cannot be detached any more."""
+import ctypes
 import os
+import struct
 import subprocess
 import threading
 from lib import *
@@ -32,6 +34,15 @@ def not_to_itself():
         equal("LOOP_SET_FD", outcomes, {"-EBADF"})
 
 
+def add_partition(fd, number, start, length):
+    """BLKPG_ADD_PARTITION, in bytes: also one that no partition table could have."""
+    partition = struct.pack("@qqi128x", start, length, number)
+    memory = ctypes.create_string_buffer(partition)
+    command = struct.pack("@iiiP", 1, 0, len(partition), ctypes.addressof(memory))
+    argument = ctypes.create_string_buffer(command)
+    equal("BLKPG", fd.ioctl(0x1269, ctypes.addressof(argument)), 0)
+
+
 @check(
     "a device is not put on a partition of itself",
     better="partitions have another major, by which it knows its own kind",
@@ -41,7 +52,7 @@ def not_to_its_partition():
     with attach(path, device_mode=os.O_RDONLY) as fd:
         partition = f"{fd.path}p1"
         # All of it, so that the sizes are the same.
-        subprocess.run(["addpart", fd.path, "1", "0", "2048"], check=True)
+        add_partition(fd, 1, 0, 1 << 20)
         wait_for(lambda: os.path.exists(partition))
         subprocess.run(["udevadm", "settle"], check=True)
         # Whoever read the device while it stands on itself would wait for ever.

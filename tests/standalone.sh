@@ -75,34 +75,49 @@ file_system() {
 	umount "$mnt"
 }
 
-# Partitions, and one driver on the other.
-stacked() {
-	local image device
+partitions() {
+	local image
 	image=$(backing tmpfs 8)
 	noise "$image" 8
 	sfdisk -q "$image" <<<'start=2048, size=8192'
-	device=$(attach "$image")
-	losetup -P /dev/loopr1 "$device"
+	losetup -P /dev/loopr1 "$image"
 	wait_for 10 test -b /dev/loopr1p1 || fail "no /dev/loopr1p1"
 	cmp -i 1M:0 -n 4M "$image" /dev/loopr1p1
 	losetup -d /dev/loopr1
 	wait_for 10 unbound /dev/loopr1
 }
 
+# The C driver does not know ours for loop devices, so a circle can be prevented on one side alone.
+stacked() {
+	local image device
+	image=$(backing tmpfs 8)
+	noise "$image" 8
+	losetup /dev/loopr1 "$image"
+	device=$(attach /dev/loopr1)
+	equal 'driver above' "$device" /dev/loop0
+	cmp "$image" "$device"
+	refuse 'Invalid argument' losetup /dev/loopr2 "$device"
+	losetup -d "$device"
+	wait_for 10 unbound "$device"
+	losetup -d /dev/loopr1
+	wait_for 10 unbound /dev/loopr1
+}
+
 control() {
-	equal ADD "$(CONTROL=/dev/loopr-control "$tests/lib.py" LOOP_CTL_ADD 50)" 50
+	equal ADD "$(CONTROL=/dev/loopr-control python3 "$tests/lib.py" LOOP_CTL_ADD 50)" 50
 	wait_for 10 test -b /dev/loopr50
 	[[ -e /sys/block/loopr50 && ! -e /sys/block/loop50 ]]
-	equal GET_FREE "$(CONTROL=/dev/loopr-control "$tests/lib.py" LOOP_CTL_GET_FREE 0)" 0
+	equal GET_FREE "$(CONTROL=/dev/loopr-control python3 "$tests/lib.py" LOOP_CTL_GET_FREE 0)" 0
 	wait_for 10 removed || fail "loopr50 cannot be removed"
 	[[ ! -e /sys/block/loopr50 ]]
 }
 
-removed() { CONTROL=/dev/loopr-control "$tests/lib.py" LOOP_CTL_REMOVE 50; }
+removed() { CONTROL=/dev/loopr-control python3 "$tests/lib.py" LOOP_CTL_REMOVE 50; }
 
 check "both drivers have names and numbers of their own" beside names
 check "losetup and lsblk see the devices of both" beside tools
 check "a file system, read by the other driver afterwards" beside file_system
-check "a device on one of the other driver, with partitions" beside stacked
+check "partitions" beside partitions
+check "a device of the C driver on one of ours, but not the other way round" beside stacked
 check "a control node of its own" beside control
 run_checks
