@@ -7,9 +7,11 @@ or to the control node that the environment names as CONTROL.
 """
 import ctypes
 import errno
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -44,6 +46,25 @@ class Info(ctypes.Structure):
         ("crypt_name", ctypes.c_char * 64),
         ("encrypt_key", ctypes.c_uint8 * 32),
         ("init", ctypes.c_uint64 * 2),
+    ]
+
+
+class OldInfo(ctypes.Structure):
+    """struct loop_info"""
+
+    _fields_ = [
+        ("number", ctypes.c_int),
+        ("device", ctypes.c_ulong),
+        ("inode", ctypes.c_ulong),
+        ("rdevice", ctypes.c_ulong),
+        ("offset", ctypes.c_int),
+        ("encrypt_type", ctypes.c_int),
+        ("encrypt_key_size", ctypes.c_int),
+        ("flags", ctypes.c_int),
+        ("name", ctypes.c_char * 64),
+        ("encrypt_key", ctypes.c_uint8 * 32),
+        ("init", ctypes.c_ulong * 2),
+        ("reserved", ctypes.c_char * 4),
     ]
 
 
@@ -156,6 +177,100 @@ def image(mib=1, name="image"):
     with open(path, "wb") as file:
         file.truncate(mib << 20)
     return path
+
+
+def numbered_image(mib=1, name="image", first=0):
+    """An image whose every sector begins with its number, counted from `first`."""
+    path = image(mib, name)
+    with open(path, "r+b") as file:
+        file.write(b"".join((first + n).to_bytes(512, "little") for n in range(mib << 11)))
+    return path
+
+
+def number_at(fd, sector):
+    """The number at the beginning of a sector, see numbered_image()."""
+    return int.from_bytes(os.pread(fd.fd, 512, sector * 512)[:8], "little")
+
+
+def status(fd):
+    info = Info()
+    equal("GET_STATUS64", fd.ioctl(GET_STATUS64, info), 0)
+    return info
+
+
+def run(*command, **arguments):
+    """Runs a program that must succeed; what it prints."""
+    result = subprocess.run(command, capture_output=True, text=True, check=False, **arguments)
+    assert result.returncode == 0, f"{command}: {result.returncode}: {result.stdout}{result.stderr}"
+    return result.stdout.strip()
+
+
+def settle():
+    """Until udev has looked at everything: then nobody but the test has devices open."""
+    run("udevadm", "settle")
+
+
+def mounted(source, name, *options):
+    """Mounts a file system in the scratch directory; where."""
+    place = f"{SCRATCH}/{name}"
+    os.makedirs(place, exist_ok=True)
+    run("mount", *options, source, place)
+    return place
+
+
+def as_nobody(function):
+    """What a function returns in a process without any right."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            os.write(writing, json.dumps(function()).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as file:
+        text = file.read()
+    os.waitpid(pid, 0)
+    return json.loads(text)
+
+
+def program(name, *flags):
+    """Builds tests/programs/NAME.c; where it is."""
+    path = f"{SCRATCH}/{name}"
+    source = f"{os.path.dirname(os.path.abspath(__file__))}/programs/{name}.c"
+    run("gcc-14", "-O2", "-Wall", "-Wextra", "-Werror", "-static", *flags, "-o", path, source)
+    return path
+
+
+class Events:
+    """The kernel's events of block devices since it was made."""
+
+    def __init__(self):
+        # 15: NETLINK_KOBJECT_UEVENT, group 1: from the kernel
+        self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, 15)
+        self.socket.bind((0, 1))
+        self.socket.setblocking(False)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
+
+    def of(self, device):
+        """Those of a device that came since the last call: their variables."""
+        found = []
+        while True:
+            try:
+                lines = self.socket.recv(16384).decode().split("\0")
+            except BlockingIOError:
+                return found
+            variables = dict(line.split("=", 1) for line in lines if "=" in line)
+            if variables.get("DEVNAME") == os.path.basename(device):
+                found.append(variables)
 
 
 SCRATCH = f"/tmp/{os.path.basename(sys.argv[0])}.scratch"

@@ -7,23 +7,8 @@ import subprocess
 from lib import *
 
 
-def status(fd):
-    info = Info()
-    equal("GET_STATUS64", fd.ioctl(GET_STATUS64, info), 0)
-    return info
-
-
 def sector(fd, number=0):
     return os.pread(fd.fd, 512, number * 512)
-
-
-def numbered_image(mib=1):
-    """An image whose every sector begins with its number."""
-    path = image(mib)
-    with open(path, "r+b") as file:
-        for number in range(mib << 11):
-            file.write(number.to_bytes(512, "little"))
-    return path
 
 
 @check("GET_STATUS64 tells the file, the number and the settings")
