@@ -353,6 +353,9 @@ def control_numbers():
     equal("ADD the last minor", control(CTL_ADD, last), last)
     settle()
     equal("REMOVE the last minor", control(CTL_REMOVE, last), 0)
+    for number in last + 1, last + 2, (1 << 31) - 1:
+        equal(f"ADD {number}", control(CTL_ADD, number), "-EINVAL")
+        equal(f"REMOVE {number}", control(CTL_REMOVE, number), "-ENODEV")
 
 
 run_checks()

@@ -1,0 +1,191 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0
+"""Whoever waits for a device that is busy can be killed: in every ioctl, in open, and in
+LOOP_CTL_REMOVE. Loop devices on stuck file systems are common, and processes that nobody can end
+keep systems from shutting down. What was killed has changed nothing and holds nothing.
+
+The device is busy with a LOOP_SET_STATUS64 that moves the offset: it writes the device's cache back
+first, to a file on a frozen file system."""
+import os
+from lib import *
+
+SECONDS = 20
+
+
+def state_of(pid):
+    with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+        return file.read().rpartition(")")[2].split()[0]
+
+
+class Child:
+    """A process that calls a function, and what it returned."""
+
+    def __init__(self, function):
+        self.outcome = None
+        self.waiting = 0
+        self.reading, writing = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.write(writing, json.dumps(function()).encode())
+            os._exit(0)
+        os.close(writing)
+
+    def ended(self):
+        """the process ends"""
+        if self.pid and os.waitpid(self.pid, os.WNOHANG)[0]:
+            self.pid = 0
+            with os.fdopen(self.reading) as file:
+                self.outcome = file.read()
+        return not self.pid
+
+    def waits(self):
+        """the process waits"""
+        assert not self.ended(), f"did not wait: {self.outcome}"
+        # Not just for a moment.
+        self.waiting = self.waiting + 1 if state_of(self.pid) == "D" else 0
+        return self.waiting >= 4
+
+    def kill(self, what):
+        """Kills it while it waits."""
+        wait_for(self.waits, SECONDS)
+        os.kill(self.pid, signal.SIGKILL)
+        try:
+            wait_for(self.ended, SECONDS)
+        except AssertionError as error:
+            raise AssertionError(f"{what} cannot be killed") from error
+        equal(f"{what}: returned", self.outcome, "")
+
+
+class Busy:
+    """A device that somebody changes, and cannot until the end of the `with`."""
+
+    def __init__(self):
+        disk = image(16, "disk")
+        run("mkfs.ext4", "-q", disk)
+        self.place = mounted(disk, "place", "-o", "loop")
+        self.path = image(1, "place/image")
+
+    def __enter__(self):
+        self.fd = attach(self.path)
+        self.device = self.fd.path
+        # A second opener, as LOOP_CLR_FD by the only one would be another matter.
+        self.reader = Fd(self.device, os.O_RDONLY)
+        settle()
+        run("fsfreeze", "-f", self.place)
+        os.pwrite(self.fd.fd, b"data" * 16384, 0)
+        self.changer = Child(lambda: self.fd.ioctl(SET_STATUS64, Info(sizelimit=1 << 19)))
+        wait_for(self.changer.waits, SECONDS)
+        return self
+
+    def __exit__(self, *_):
+        run("fsfreeze", "-u", self.place)
+        wait_for(self.changer.ended, SECONDS)
+
+    def usable(self):
+        """The change is done, and nothing is left of what was killed."""
+        equal("SET_STATUS64", self.changer.outcome, "0")
+        info = status(self.fd)
+        equal("settings", (info.offset, info.sizelimit, info.flags), (0, 1 << 19, 0))
+        equal("size", sysfs(self.device, "size"), "1024")
+        equal("block size", sysfs(self.device, "queue/logical_block_size"), "512")
+        with open(self.path, "rb") as file:
+            equal("data", file.read(65536) == b"data" * 16384, True)
+        number = int(self.device.removeprefix("/dev/loop"))
+        equal("REMOVE", control(CTL_REMOVE, number), "-EBUSY")
+        # No claim is left.
+        with Fd(self.device, os.O_RDWR | os.O_EXCL):
+            pass
+        self.reader.close()
+        settle()
+        equal("CLR_FD", self.fd.ioctl(CLR_FD), 0)
+        self.fd.close()
+        wait_for(lambda: not is_bound(self.device))
+        # No file either.
+        run("umount", self.place)
+
+
+def killed(what, call):
+    """A case: a call that gets a busy device is killed."""
+
+    def case():
+        with Busy() as busy:
+            Child(lambda: call(busy)).kill(what)
+        busy.usable()
+
+    check(f"{what} waits for a busy device, and can be killed")(case)
+
+
+def with_file(busy, command):
+    with Fd(busy.path, os.O_RDONLY) as file:
+        if command == CONFIGURE:
+            return busy.fd.ioctl(CONFIGURE, Config(fd=file.fd))
+        return busy.fd.ioctl(command, file.fd)
+
+
+def remove(busy):
+    return control(CTL_REMOVE, int(busy.device.removeprefix("/dev/loop")))
+
+
+killed("SET_FD", lambda busy: with_file(busy, SET_FD))
+killed("CONFIGURE", lambda busy: with_file(busy, CONFIGURE))
+killed("CHANGE_FD", lambda busy: with_file(busy, CHANGE_FD))
+killed("CLR_FD", lambda busy: busy.reader.ioctl(CLR_FD))
+killed("GET_STATUS", lambda busy: busy.reader.ioctl(GET_STATUS, OldInfo()))
+killed("GET_STATUS64", lambda busy: busy.reader.ioctl(GET_STATUS64, Info()))
+killed("SET_STATUS", lambda busy: busy.fd.ioctl(SET_STATUS, OldInfo(flags=AUTOCLEAR)))
+killed("SET_STATUS64", lambda busy: busy.fd.ioctl(SET_STATUS64, Info(flags=AUTOCLEAR)))
+killed("SET_CAPACITY", lambda busy: busy.fd.ioctl(SET_CAPACITY))
+killed("SET_DIRECT_IO", lambda busy: busy.fd.ioctl(SET_DIRECT_IO, 1))
+killed("SET_BLOCK_SIZE", lambda busy: busy.fd.ioctl(SET_BLOCK_SIZE, 4096))
+killed("an unknown ioctl", lambda busy: busy.fd.ioctl(0x4C7F))
+killed("open", lambda busy: Fd(busy.device, os.O_RDONLY).close())
+killed("LOOP_CTL_REMOVE", remove)
+
+
+@check("a file of its own is let go by a LOOP_CONFIGURE that is killed")
+def file_let_go():
+    own = mounted("tmpfs", "own", "-t", "tmpfs")
+    path = image(1, "own/image")
+
+    def configure(busy):
+        with Fd(path) as file:
+            return busy.fd.ioctl(CONFIGURE, Config(fd=file.fd))
+
+    with Busy() as busy:
+        Child(lambda: configure(busy)).kill("CONFIGURE")
+        run("umount", own)
+    busy.usable()
+
+
+@check("who waits for another device's busy LOOP_CLR_FD can be killed, and it all goes on")
+def chain():
+    with Busy() as busy, attach(image()) as other:
+        first = Child(lambda: busy.reader.ioctl(CLR_FD))
+        wait_for(first.waits, SECONDS)
+        # The C driver has it wait for what the first one holds.
+        second = Child(lambda: other.ioctl(CLR_FD))
+        wait_for(lambda: second.ended() or second.waits(), SECONDS)
+        if second.ended():
+            equal("CLR_FD", second.outcome, "0")
+        else:
+            second.kill("CLR_FD")
+            equal("flags", status(other).flags, 0)
+        first.kill("CLR_FD")
+    busy.usable()
+
+
+@check("a busy device can be looked at in sysfs, and others are found, attached and detached")
+def others():
+    with Busy() as busy:
+        equal("loop/backing_file", sysfs(busy.device, "loop/backing_file"), busy.path)
+        for name in "offset", "sizelimit", "autoclear", "partscan", "dio":
+            equal(name, sysfs(busy.device, f"loop/{name}"), "0")
+        with attach(image()) as other:
+            assert other.path != busy.device
+            equal("CLR_FD", other.ioctl(CLR_FD), 0)
+        wait_for(lambda: not is_bound(other.path))
+    busy.usable()
+
+
+run_checks()
