@@ -228,6 +228,12 @@ backing() {
 # noise FILE MIB: fills the beginning with what does not repeat.
 noise() { dd if=/dev/urandom of="$1" bs=1M count="$2" conv=notrunc,fsync status=none; }
 
+# program NAME [FLAG...]: builds tests/programs/NAME.c; where it is.
+program() {
+	gcc-14 -O2 -Wall -Wextra -Werror -static "${@:2}" -o "$scratch/$1" "$tests/programs/$1.c"
+	echo "$scratch/$1"
+}
+
 # --- loop devices
 
 # attach LOSETUP-ARGUMENT...: the device's name.
