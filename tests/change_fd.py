@@ -332,6 +332,65 @@ def under_reads():
     equal("wrong", wrong, [])
 
 
+@check(
+    "nothing of the old file stays in the device's cache, however busy its readers are",
+    better="it drops the cache and then changes the file; what is read in between stays",
+)
+def nothing_stale():
+    paths = [numbered_image(), numbered_image(1, "two", OTHER)]
+    done = threading.Event()
+
+    def reader(device):
+        with Fd(device, os.O_RDONLY) as fd:
+            while not done.is_set():
+                os.posix_fadvise(fd.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                for place in range(0, 1 << 20, 1 << 14):
+                    os.pread(fd.fd, 4096, place)
+
+    with attach_reader(paths[0]) as fd:
+        readers = [threading.Thread(target=reader, args=(fd.path,)) for _ in range(4)]
+        for thread in readers:
+            thread.start()
+        try:
+            for turn in range(60):
+                equal("CHANGE_FD", change(fd, paths[(turn + 1) % 2]), 0)
+                first = OTHER * ((turn + 1) % 2)
+                stale = [n for n in range(0, 2048, 32) if number_at(fd, n) != first + n]
+                equal("stale sectors", stale, [])
+        finally:
+            done.set()
+            for thread in readers:
+                thread.join()
+
+
+@check(
+    "the limits are those of the new file",
+    better="it keeps what the old one could do",
+)
+def limits():
+    tree = f"{SCRATCH}/tree"
+    os.mkdir(tree)
+    os.rename(image(1, "two"), f"{tree}/two")
+    run("mksquashfs", tree, f"{SCRATCH}/squashfs", "-quiet", "-no-progress")
+    place = mounted(f"{SCRATCH}/squashfs", "place", "-o", "loop")
+    with attach_reader(image()) as fd, attach(image(1, "three")) as slow:
+        with open(f"/sys/block/{os.path.basename(slow.path)}/queue/rotational", "w") as file:
+            file.write("1")
+        names = "discard_max_bytes", "rotational"
+        before = [sysfs(fd.path, f"queue/{name}") for name in names]
+        assert before[0] != "0" and before[1] == "0", before
+        # A file of squashfs has no fallocate().
+        equal("CHANGE_FD", change(fd, f"{place}/two"), 0)
+        equal("discard", sysfs(fd.path, "queue/discard_max_bytes"), "0")
+        equal("CHANGE_FD", change(fd, slow.path), 0)
+        equal("rotational", sysfs(fd.path, "queue/rotational"), "1")
+        equal("CHANGE_FD", change(fd, f"{SCRATCH}/image"), 0)
+        equal("limits", [sysfs(fd.path, f"queue/{name}") for name in names], before)
+        device = fd.path
+    detach(device)
+    run("umount", place)
+
+
 @check("a device is stacked on one whose file changes again and again")
 def stacked_meanwhile():
     # loop_validate_file() once followed a file that was about to go (3ce6e1f662a9).

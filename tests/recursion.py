@@ -6,7 +6,6 @@ itself waits for itself at the first read, and cannot be detached any more."""
 import ctypes
 import os
 import struct
-import subprocess
 import threading
 from lib import *
 
@@ -43,29 +42,66 @@ def add_partition(fd, number, start, length):
     equal("BLKPG", fd.ioctl(0x1269, ctypes.addressof(argument)), 0)
 
 
-@check(
-    "a device is not put on a partition of itself",
-    better="partitions have another major, by which it knows its own kind",
-)
-def not_to_its_partition():
+PARTITIONS = "partitions have another major, by which it knows its own kind"
+
+
+def change_to(choose):
+    """What LOOP_CHANGE_FD answers for a partitioned device: `choose` gets it and its partition,
+    and gives the descriptor to ask and the one to change to."""
     path = image()
     with attach(path, device_mode=os.O_RDONLY) as fd:
-        partition = f"{fd.path}p1"
         # All of it, so that the sizes are the same.
         add_partition(fd, 1, 0, 1 << 20)
-        wait_for(lambda: os.path.exists(partition))
-        subprocess.run(["udevadm", "settle"], check=True)
-        # Whoever read the device while it stands on itself would wait for ever.
-        subprocess.run(["udevadm", "control", "--stop-exec-queue"], check=True)
-        try:
-            with Fd(partition, os.O_RDONLY) as backing:
-                outcome = fd.ioctl(CHANGE_FD, backing.fd)
-            if outcome == 0:
-                with Fd(path, os.O_RDONLY) as backing:
-                    equal("back", fd.ioctl(CHANGE_FD, backing.fd), 0)
-        finally:
-            subprocess.run(["udevadm", "control", "--start-exec-queue"], check=True)
-        equal("CHANGE_FD", outcome, "-EBADF")
+        wait_for(lambda: os.path.exists(f"{fd.path}p1"))
+        with Fd(f"{fd.path}p1", os.O_RDONLY) as partition:
+            asked, backing = choose(fd, partition)
+            settle()
+            # Whoever read the device while it stands on itself would wait for ever.
+            run("udevadm", "control", "--stop-exec-queue")
+            try:
+                outcome = asked.ioctl(CHANGE_FD, backing.fd)
+                if outcome == 0:
+                    with Fd(path, os.O_RDONLY) as file:
+                        equal("back", fd.ioctl(CHANGE_FD, file.fd), 0)
+            finally:
+                run("udevadm", "control", "--start-exec-queue")
+        equal("the file", sysfs(fd.path, "loop/backing_file"), path)
+    return outcome
+
+
+@check("a device is not put on a partition of itself", better=PARTITIONS)
+def not_to_its_partition():
+    equal("CHANGE_FD", change_to(lambda fd, partition: (fd, partition)), "-EBADF")
+
+
+@check("nor on itself by the node of its partition", better="it compares with the number of the node")
+def not_by_its_partition():
+    equal("CHANGE_FD", change_to(lambda fd, partition: (partition, fd)), "-EBADF")
+
+
+@check("nor on another that stands on its partition", better=PARTITIONS)
+def not_by_another():
+    others = []
+
+    def choose(fd, _):
+        others.append(attach(f"{fd.path}p1", mode=os.O_RDONLY, device_mode=os.O_RDONLY))
+        return fd, others[0]
+
+    try:
+        equal("CHANGE_FD", change_to(choose), "-EBADF")
+    finally:
+        others[0].close()
+
+
+@check("but on a partition of another it can stand")
+def on_another():
+    path = numbered_image()
+    with attach(path) as low:
+        add_partition(low, 1, 1 << 16, 1 << 19)
+        wait_for(lambda: os.path.exists(f"{low.path}p1"))
+        with attach(f"{low.path}p1") as fd:
+            equal("size", sysfs(fd.path, "size"), "1024")
+            equal("sector", number_at(fd, 5), 128 + 5)
 
 
 run_checks()
