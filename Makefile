@@ -16,8 +16,9 @@ clean: ## remove what was built
 demo: ## the main job on real input, from nothing
 	@scripts/demo
 
-test: ## every test, on the host and in the VM
+test: ## every test, on the host and in the VM; those of the ABI on the C driver, too
 	@scripts/test
+	@scripts/test --driver loop --abi
 
 check: ## format, clippy, documentation, shell scripts
 	@scripts/check
