@@ -10,6 +10,13 @@ variables = $(filter-out KDIR=%,$(MAKEOVERRIDES))
 modules: ## build rnull-loop.ko (default)
 	$(kbuild) modules $(variables)
 
+install: ## the module as this machine's loop driver (as root; DKMS=1, RELEASE=, DESTDIR=)
+	@scripts/install $(if $(DKMS),--dkms) $(if $(RELEASE),--release '$(RELEASE)') \
+		$(if $(DESTDIR)$(INSTALL_MOD_PATH),--destdir '$(or $(DESTDIR),$(INSTALL_MOD_PATH))')
+
+uninstall: ## take that away again
+	@scripts/install --remove
+
 clean: ## remove what was built
 	$(kbuild) clean
 
@@ -39,4 +46,4 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.* ## /\1\t/p' Makefile | expand -t 16
 	@echo 'A command in the VM: scripts/vm -- COMMAND (scripts/vm --help)'
 
-.PHONY: modules clean demo test check doc rust-analyzer rustfmt lab help
+.PHONY: modules install uninstall clean demo test check doc rust-analyzer rustfmt lab help

@@ -21,7 +21,8 @@ show_help() { sed -n '3,/^[^#]/{/^#/{s/^# \{0,1\}//;p}}' "$0"; }
 # need_argument OPTION COUNT: COUNT arguments are left, the option itself included.
 need_argument() { (($2 > 1)) || die "$1 needs an argument; see ${0##*/} --help"; }
 
-# need_packages WHY PACKAGE...: installs what is missing on this machine.
+# need_packages WHY PACKAGE...: installs what is missing on this machine. Who cannot have that, as
+# apt is at work already, exports `no_install`.
 need_packages() {
 	local why=$1 package missing=()
 	shift
@@ -33,7 +34,7 @@ need_packages() {
 		skip "packages on this machine"
 		return
 	fi
-	((EUID == 0)) || die "$why needs packages that are missing here; as root run:" \
+	[[ $EUID == 0 && -z ${no_install-} ]] || die "$why needs packages that are missing here; as root run:" \
 		"apt-get install --no-install-recommends ${missing[*]}"
 	step "install ${missing[*]} on this machine ($why)" install_packages "${missing[@]}"
 }
