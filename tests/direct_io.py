@@ -120,7 +120,8 @@ def nothing_lost():
             switch(fd, (turn + 1) % 2)
         os.fsync(fd.fd)
         for turn in range(16):
-            equal("read", os.pread(fd.fd, 1 << 18, turn << 18) == bytes([turn + 1]) * (1 << 18), True)
+            wanted = bytes([turn + 1]) * (1 << 18)
+            equal("read", os.pread(fd.fd, 1 << 18, turn << 18) == wanted, True)
         with open(path, "rb") as file:
             for turn in range(16):
                 equal("file", file.read(1 << 18) == bytes([turn + 1]) * (1 << 18), True)

@@ -3,9 +3,9 @@
 # tests/fuzz.sh [CALLS [SEED]]
 #
 # A million random ioctls from several threads to several devices, on files of two file systems and
-# on each other: each returns what the C driver can return, none hangs, the kernel finds nothing wrong,
-# and at the end no device, file or module is held. See programs/fuzz.c. A run can be repeated with
-# the seed that it prints, as far as the scheduler agrees.
+# on each other: each returns what the C driver can return, none hangs, the kernel finds nothing
+# wrong, and at the end no device, file or module is held. See programs/fuzz.c. A run can be repeated
+# with the seed that it prints, as far as the scheduler agrees.
 . "$(dirname "$0")/lib.sh"
 
 calls=${1-1000000}
@@ -15,12 +15,12 @@ ignore_loglevel=/sys/module/printk/parameters/ignore_loglevel
 
 # Images of one size, so that one can take the other's place; partitions in some.
 images() {
-	local kind number image
+	local kind number image table=$'label: dos\nstart=64,size=512\nstart=1024,size=512'
 	for kind in ext4 tmpfs; do
 		for number in 1 2; do
 			image=$(backing "$kind" 1 "image$number")
 			noise "$image" 1
-			[[ $number == 1 ]] || sfdisk -q "$image" <<<$'label: dos\nstart=64,size=512\nstart=1024,size=512'
+			[[ $number == 1 ]] || sfdisk -q "$image" <<<"$table"
 			echo "$image"
 		done
 	done
@@ -31,7 +31,8 @@ fuzz() {
 	local program files
 	program=$(program fuzz -pthread)
 	mapfile -t files < <(images)
-	"$program" "$2" "$1" "$driver" "${files[@]}" | tee "/dev/fd/$progress" >"$scratch/out" || fail "the fuzzer: $(tail -n 3 "$scratch/out")"
+	"$program" "$2" "$1" "$driver" "${files[@]}" | tee "/dev/fd/$progress" >"$scratch/out" ||
+		fail "the fuzzer: $(tail -n 3 "$scratch/out")"
 	udevadm settle
 	nothing_bound || fail "devices stay bound: $(echo /sys/block/loop*/loop)"
 	umount "$scratch"/{ext4,tmpfs}
@@ -52,6 +53,7 @@ without_udev() {
 	return "$status"
 }
 
-check "$((calls / 50)) calls with udev looking on, seed $((seed + 1))" fuzz $((calls / 50)) $((seed + 1))
+some=$((calls / 50)) another=$((seed + 1))
+check "$some calls with udev looking on, seed $another" fuzz $some $another
 check "$calls calls, seed $seed" without_udev "$calls" "$seed"
 run_checks

@@ -46,9 +46,12 @@ class Child:
         self.waiting = self.waiting + 1 if state_of(self.pid) == "D" else 0
         return self.waiting >= 4
 
-    def kill(self, what):
-        """Kills it while it waits."""
-        wait_for(self.waits, SECONDS)
+    def kill(self, what, at_once=None):
+        """Kills it while it waits; where `at_once` is given, it may as well return that."""
+        wait_for(lambda: at_once and self.ended() or self.waits(), SECONDS)
+        if not self.pid:
+            equal(f"{what}: returned", self.outcome, json.dumps(at_once))
+            return
         os.kill(self.pid, signal.SIGKILL)
         try:
             wait_for(self.ended, SECONDS)
@@ -105,15 +108,15 @@ class Busy:
         run("umount", self.place)
 
 
-def killed(what, call):
+def killed(what, call, at_once=None):
     """A case: a call that gets a busy device is killed."""
 
     def case():
         with Busy() as busy:
-            Child(lambda: call(busy)).kill(what)
+            Child(lambda: call(busy)).kill(what, at_once)
         busy.usable()
 
-    check(f"{what} waits for a busy device, and can be killed")(case)
+    check(f"{what} on a busy device can be killed")(case)
 
 
 def with_file(busy, command):
@@ -127,8 +130,9 @@ def remove(busy):
     return control(CTL_REMOVE, int(busy.device.removeprefix("/dev/loop")))
 
 
-killed("SET_FD", lambda busy: with_file(busy, SET_FD))
-killed("CONFIGURE", lambda busy: with_file(busy, CONFIGURE))
+# That the device is bound can be known without the lock.
+killed("SET_FD", lambda busy: with_file(busy, SET_FD), "-EBUSY")
+killed("CONFIGURE", lambda busy: with_file(busy, CONFIGURE), "-EBUSY")
 killed("CHANGE_FD", lambda busy: with_file(busy, CHANGE_FD))
 killed("CLR_FD", lambda busy: busy.reader.ioctl(CLR_FD))
 killed("GET_STATUS", lambda busy: busy.reader.ioctl(GET_STATUS, OldInfo()))
@@ -142,19 +146,34 @@ killed("open", lambda busy: Fd(busy.device, os.O_RDONLY).close())
 killed("LOOP_CTL_REMOVE", remove)
 
 
-@check("a file of its own is let go by a LOOP_CONFIGURE that is killed")
+@check("the file of a LOOP_CHANGE_FD that is killed is let go")
 def file_let_go():
     own = mounted("tmpfs", "own", "-t", "tmpfs")
     path = image(1, "own/image")
 
-    def configure(busy):
+    def change(busy):
         with Fd(path) as file:
-            return busy.fd.ioctl(CONFIGURE, Config(fd=file.fd))
+            return busy.fd.ioctl(CHANGE_FD, file.fd)
 
     with Busy() as busy:
-        Child(lambda: configure(busy)).kill("CONFIGURE")
+        Child(lambda: change(busy)).kill("CHANGE_FD")
         run("umount", own)
     busy.usable()
+
+
+@check(
+    "LOOP_CONFIGURE of a busy device is refused without waiting for it",
+    better="it takes the lock before it sees that the device is bound",
+)
+def configure():
+    with Busy() as busy:
+        child = Child(lambda: with_file(busy, CONFIGURE))
+        try:
+            wait_for(child.ended, 3)
+        except AssertionError:
+            child.kill("CONFIGURE")
+    busy.usable()
+    equal("CONFIGURE", child.outcome, '"-EBUSY"')
 
 
 @check("who waits for another device's busy LOOP_CLR_FD can be killed, and it all goes on")

@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
 """Which error comes when there are several reasons for one, for every ioctl in every state of a
-device: programs take the first answer for the reason. And who may: with the device open for writing,
-or by right, everything; without, what needs neither."""
+device: programs take the first answer for the reason. And who may: with the device open for
+writing, or by right, everything; without, what needs neither."""
 import os
 from lib import *
 

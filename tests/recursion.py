@@ -74,7 +74,7 @@ def not_to_its_partition():
     equal("CHANGE_FD", change_to(lambda fd, partition: (fd, partition)), "-EBADF")
 
 
-@check("nor on itself by the node of its partition", better="it compares with the number of the node")
+@check("nor on itself by the node of its partition", better="it compares numbers of nodes")
 def not_by_its_partition():
     equal("CHANGE_FD", change_to(lambda fd, partition: (partition, fd)), "-EBADF")
 

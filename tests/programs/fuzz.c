@@ -2,8 +2,8 @@
 /*
  * fuzz SEED CALLS loop|rnull_loop FILE...
  *
- * Threads send random ioctls, sensible and hostile ones, to a few loop devices with the numbers from
- * FIRST on, and open, close, read, write, add and remove them meanwhile. FILEs and the devices
+ * Threads send random ioctls, sensible and hostile ones, to a few loop devices with the numbers
+ * from FIRST on, and open, close, read, write, add and remove them meanwhile. FILEs and the devices
  * themselves are what is attached. What a call may return is known for each, from the C driver's
  * source; anything else ends the run. So does a call that takes too long.
  *
@@ -173,7 +173,8 @@ static long call(struct thread *t, int kind, int fd, unsigned int command, unsig
 static uint64_t number(struct thread *t)
 {
 	static const uint64_t limits[] = {
-		0, 1, 511, 512, 4096, 65536, 1ull << 20, INT32_MAX, 1ull << 32, INT64_MAX, UINT64_MAX,
+		0, 1, 511, 512, 4096, 65536, 1ull << 20,
+		INT32_MAX, 1ull << 32, INT64_MAX, UINT64_MAX,
 	};
 
 	return chance(t, 20) ? roll(t) : PICK(t, limits) + below(t, 5) - 2;
@@ -214,7 +215,10 @@ static int backing(struct thread *t, bool no_device)
 
 static void fill_info(struct thread *t, struct loop_info64 *info, bool hostile)
 {
-	static const uint32_t flags[] = { 0, 0, 1, 4, 8, 16, 24, 12, 20, 29, 31, 2, 32, 0xffffffff };
+	/* The first ten are possible. */
+	static const uint32_t flags[] = {
+		0, 0, 1, 4, 8, 16, 24, 12, 20, 29, 31, 2, 32, 0xffffffff,
+	};
 	uint64_t *words = (uint64_t *)info;
 
 	memset(info, 0, sizeof(*info));
@@ -244,6 +248,8 @@ static uint32_t block_size(struct thread *t)
 
 static void cheap_call(struct thread *t, int fd)
 {
+	/* No open files, also when cut to 32 bits. */
+	static const long closed[] = { -1, 1000, INT32_MAX, 1ul << 31, 1ul << 40 | 999 };
 	struct loop_config *config = (void *)t->buffer;
 	unsigned long pointer = chance(t, 80) ? (unsigned long)t->buffer : bad_pointer(t);
 
@@ -261,13 +267,14 @@ static void cheap_call(struct thread *t, int fd)
 		call(t, K_UNKNOWN, fd, 0x4c0b + below(t, 0x74), roll(t));
 		break;
 	case 6:
-		call(t, K_SET_FD, fd, LOOP_SET_FD, PICK(t, ((long[]){ -1, 1000, 1ul << 31, 1ul << 40 | 999 })));
+		call(t, K_SET_FD, fd, LOOP_SET_FD, PICK(t, closed));
 		break;
 	case 7:
-		call(t, K_CHANGE_FD, fd, LOOP_CHANGE_FD, PICK(t, ((long[]){ -1, 1000, INT32_MAX, 0xffffffff })));
+		call(t, K_CHANGE_FD, fd, LOOP_CHANGE_FD, PICK(t, closed));
 		break;
 	case 8:
-		call(t, K_SET_STATUS64, fd, LOOP_SET_STATUS64, chance(t, 50) ? 0 : (unsigned long)protected);
+		call(t, K_SET_STATUS64, fd, LOOP_SET_STATUS64,
+		     chance(t, 50) ? 0 : (unsigned long)protected);
 		break;
 	case 9:
 		call(t, K_SET_STATUS, fd, LOOP_SET_STATUS, (unsigned long)protected);
@@ -360,9 +367,10 @@ static void io(struct thread *t, int fd)
 		done(t, K_READ, result);
 		return;
 	}
+	if (place < 65536)
+		place = 65536;
 	begin(t, K_WRITE);
-	/* A place so large that it ends beyond what can be counted is an error of the file's. */
-	result = pwrite(fd, t->buffer, size, place > 1ll << 40 ? 1ll << 40 : place < 65536 ? 65536 : place);
+	result = pwrite(fd, t->buffer, size, place);
 	done(t, K_WRITE, result);
 }
 
@@ -401,7 +409,8 @@ static void device_call(struct thread *t, const struct slot *slot)
 		break;
 	case 15:
 	case 16:
-		call(t, K_SET_DIRECT_IO, fd, LOOP_SET_DIRECT_IO, chance(t, 50) ? below(t, 2) : number(t));
+		call(t, K_SET_DIRECT_IO, fd, LOOP_SET_DIRECT_IO,
+		     chance(t, 50) ? below(t, 2) : number(t));
 		break;
 	case 17:
 		call(t, K_SET_BLOCK_SIZE, fd, LOOP_SET_BLOCK_SIZE,
@@ -446,11 +455,15 @@ static void reopen(struct thread *t, struct slot *slot)
 static void resize(struct thread *t)
 {
 	int file = files[below(t, nr_files)];
-	static const off_t sizes[] = { 1 << 20, 1 << 20, 1 << 20, (1 << 20) + 511, 1 << 18, 2 << 20 };
+	static const off_t sizes[] = {
+		1 << 20, 1 << 20, 1 << 20, (1 << 20) + 511, 1 << 18, 2 << 20,
+	};
 
 	struct stat stat;
 
-	if ((fcntl(file, F_GETFL) & (O_ACCMODE | O_PATH)) != O_RDWR || fstat(file, &stat) || !S_ISREG(stat.st_mode))
+	if ((fcntl(file, F_GETFL) & (O_ACCMODE | O_PATH)) != O_RDWR)
+		return;
+	if (fstat(file, &stat) || !S_ISREG(stat.st_mode))
 		return;
 	begin(t, K_TRUNCATE);
 	done(t, K_TRUNCATE, ftruncate(file, PICK(t, sizes)));
@@ -551,8 +564,8 @@ static void take_down(void)
 		close(fd);
 	}
 	for (n = FIRST; n < FIRST + DEVICES; n++) {
-		for (tries = 0; ioctl(control, LOOP_CTL_REMOVE, n) < 0 && errno != ENODEV; tries++) {
-			snprintf(path, sizeof(path), "loop%d cannot be removed", n);
+		snprintf(path, sizeof(path), "removing loop%d", n);
+		for (tries = 0; ioctl(control, LOOP_CTL_REMOVE, n) && errno != ENODEV; tries++) {
 			if (tries == 200)
 				failed(path, strerrorname_np(errno));
 			usleep(100000);
@@ -572,7 +585,8 @@ static void report(void)
 				counts[error] += threads[n].counts[kind][error];
 		for (int error = 0; error < 134; error++)
 			if (counts[error])
-				printf(" %s %lu", error ? strerrorname_np(error) : "done", counts[error]);
+				printf(" %s %lu", error ? strerrorname_np(error) : "done",
+				       counts[error]);
 		printf("\n");
 	}
 }
@@ -596,7 +610,8 @@ static void watch(unsigned long wanted)
 				failed(kinds[threads[n].kind].name, why);
 		}
 		if ((now - start) % 10 == 0 || calls >= wanted) {
-			printf("# %lu calls in %ld s, %lu in the last 10\n", calls, now - start, calls - before);
+			printf("# %lu calls in %ld s, %lu in the last 10\n", calls, now - start,
+			       calls - before);
 			fflush(stdout);
 			before = calls;
 		}

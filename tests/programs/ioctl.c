@@ -98,18 +98,20 @@ static void print_status(unsigned int command, const union argument *argument)
 	const struct loop_info64 *info = &argument->info;
 
 	if (command == LOOP_GET_STATUS)
-		printf("number=%d\ndevice=%llu\ninode=%llu\nrdevice=%llu\noffset=%d\nflags=%d\nname=%.64s\n",
+		printf("number=%d\ndevice=%llu\ninode=%llu\nrdevice=%llu\n"
+		       "offset=%d\nflags=%d\nname=%.64s\n",
 		       old->lo_number, (unsigned long long)old->lo_device,
 		       (unsigned long long)old->lo_inode, (unsigned long long)old->lo_rdevice,
 		       old->lo_offset, old->lo_flags, old->lo_name);
 	else if (command == LOOP_GET_STATUS64)
-		printf("number=%u\ndevice=%llu\ninode=%llu\nrdevice=%llu\noffset=%llu\nflags=%u\nname=%.64s\n",
+		printf("number=%u\ndevice=%llu\ninode=%llu\nrdevice=%llu\n"
+		       "offset=%llu\nflags=%u\nname=%.64s\n",
 		       info->lo_number, (unsigned long long)info->lo_device,
 		       (unsigned long long)info->lo_inode, (unsigned long long)info->lo_rdevice,
 		       (unsigned long long)info->lo_offset, info->lo_flags, info->lo_file_name);
 }
 
-/* Where the structure is: a page of its own, all but it filled, to see what is written behind it. */
+/* Where the structure is: a page of its own, so that it shows what is written behind it. */
 static void *place(const char *where)
 {
 	void *hint = (void *)(uintptr_t)(!strcmp(where, "high") ? 0xb0000000 : 0x10000000);
@@ -166,7 +168,7 @@ int main(int argc, char **argv)
 		print_status(command, (void *)page);
 	for (n = size; page && n < 4096; n++) {
 		if (page[n] != 0xa5) {
-			fprintf(stderr, "byte %zu behind a structure of %zu was written\n", n, size);
+			fprintf(stderr, "byte %zu behind %zu was written\n", n, size);
 			return 2;
 		}
 	}
