@@ -52,10 +52,15 @@ impl BlockDevice {
         to_result(unsafe { bindings::sync_blockdev(self.raw()) })
     }
 
-    /// Drops what is cached and clean: `invalidate_bdev()`. May sleep.
+    /// Drops what is cached and clean, also what somebody is reading just now. What a file system
+    /// holds on to stays. May sleep.
     pub(crate) fn invalidate(&self) {
         // SAFETY: By the type invariant.
         unsafe { bindings::invalidate_bdev(self.raw()) };
+        // The above leaves pages that are locked or in use; this waits for them.
+        // SAFETY: By the type invariant; the mapping of a block device lives as long. What cannot
+        // be dropped makes it fail, and stays.
+        unsafe { bindings::invalidate_inode_pages2((*self.raw()).bd_mapping) };
     }
 
     /// The longest write of zeroes, in sectors of 512 bytes; 0 when there is none.
