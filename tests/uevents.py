@@ -1,0 +1,380 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0
+"""The kernel's events, upon which udev, udisks and systemd act, come once each and in the order in
+which things happen: too few and a disk is not noticed, too many and it is probed again and again.
+Lost and doubled events were bugs of the C driver more than once (e7bc0010ceb4, bb430b694226,
+267ec4d7223a).
+
+udev is stopped meanwhile: it answers with events of its own, and reads partition tables again."""
+import atexit
+import os
+import select
+import socket
+import subprocess
+from lib import *
+
+NETLINK_KOBJECT_UEVENT = 15
+
+
+class Events:
+    """What the kernel says of a disk and its partitions from now on."""
+
+    def __init__(self, device):
+        self.name = os.path.basename(device)
+        self.socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_KOBJECT_UEVENT
+        )
+        self.socket.bind((0, 1))
+
+    def take(self):
+        """What came since the last time, as ACTION NAME [MORE]. An event is sent before the call
+        that is its cause returns: there is none to wait for."""
+        self.sequence, events = [], []
+        while select.select([self.socket], [], [], 0)[0]:
+            message = self.socket.recv(65536).decode().split("\0")
+            event = dict(line.split("=", 1) for line in message if "=" in line)
+            name = os.path.basename(event["DEVPATH"])
+            disk = event["DEVPATH"].removeprefix("/devices/virtual/block/").split("/")[0]
+            if event["SUBSYSTEM"] != "block" or disk != self.name:
+                continue
+            self.sequence.append(int(event["DISKSEQ"]))
+            what = name if event["DEVTYPE"] == "disk" else name.removeprefix(self.name)
+            more = [key for key in ("RESIZE", "DISK_MEDIA_CHANGE") if event.get(key) == "1"]
+            equal("major", event["MAJOR"] == "7", event["DEVTYPE"] == "disk")
+            events.append(" ".join([event["ACTION"], what.replace(self.name, "disk"), *more]))
+        return events
+
+    def expect(self, what, *events):
+        equal(f"events of {what}", self.take(), list(events))
+
+
+ADDED = ("add p1", "add p2")
+REMOVED = ("remove p1", "remove p2")
+DETACHED = ("change disk", "change disk DISK_MEDIA_CHANGE")
+
+
+def stop_udev():
+    # It ends when it has worked off what there is.
+    subprocess.run(["udevadm", "settle"], check=True)
+    subprocess.run(["udevadm", "control", "--exit"], check=True)
+    atexit.register(subprocess.run, ["/usr/lib/systemd/systemd-udevd", "--daemon"], check=True)
+
+
+def partitioned(name="image", mib=8):
+    path = image(mib, name)
+    table = b"label: dos\nstart=2048, size=4096\nstart=8192, size=2048\n"
+    subprocess.run(["sfdisk", "-q", path], input=table, check=True)
+    return path
+
+
+def listen():
+    """A free device and its events from now on."""
+    device = free_device()
+    return device, Events(device)
+
+
+def configure(fd, path, mode=os.O_RDWR, block_size=0, **info):
+    with Fd(path, mode) as backing:
+        config = Config(fd=backing.fd, block_size=block_size, info=Info(**info))
+        return fd.ioctl(CONFIGURE, config)
+
+
+def change_fd(fd, path, mode=os.O_RDONLY):
+    with Fd(path, mode) as backing:
+        return fd.ioctl(CHANGE_FD, backing.fd)
+
+
+def clear(fd):
+    equal("CLR_FD", fd.ioctl(CLR_FD), 0)
+    fd.close()
+
+
+@check("attach and detach")
+def attach_detach():
+    device, events = listen()
+    for path in image(1), image(0, "empty"), partitioned("partitioned"):
+        with Fd(device) as fd:
+            equal("CONFIGURE", configure(fd, path), 0)
+            events.expect("attach", "change disk")
+            equal("CLR_FD", fd.ioctl(CLR_FD), 0)
+            events.expect("CLR_FD, before the last close")
+        events.expect("detach", *DETACHED)
+
+
+@check("LOOP_SET_FD")
+def set_fd():
+    device, events = listen()
+    with Fd(device) as fd, Fd(image()) as backing:
+        equal("SET_FD", fd.ioctl(SET_FD, backing.fd), 0)
+        events.expect("attach", "change disk")
+        clear(fd)
+    events.expect("detach", *DETACHED)
+
+
+@check("AUTOCLEAR: the same events at the last close")
+def autoclear():
+    device, events = listen()
+    with Fd(device) as fd:
+        equal("CONFIGURE", configure(fd, partitioned(), flags=AUTOCLEAR | PARTSCAN), 0)
+        with Fd(device, os.O_RDONLY):
+            events.take()
+        events.expect("a close that is not the last one")
+    events.expect("the last close", *DETACHED, *REMOVED)
+
+
+@check("attach with partitions: each is added once")
+def partitions():
+    device, events = listen()
+    for _ in range(3):
+        with Fd(device) as fd:
+            equal("CONFIGURE", configure(fd, partitioned(), flags=PARTSCAN), 0)
+            got = events.take()
+            equal("partitions", [event for event in got if "disk" not in event], list(ADDED))
+            # The driver's, and the block layer's, which has found a table.
+            equal("of the disk", got.count("change disk"), 2)
+            equal("all", len(got), 4)
+            clear(fd)
+        events.expect("detach", *DETACHED, *REMOVED)
+
+
+@check(
+    "attach with partitions: the last event of the disk comes when they are there",
+    better="it says that the disk has changed before it looks for partitions",
+)
+def partitions_first():
+    device, events = listen()
+    with Fd(device) as fd:
+        equal("CONFIGURE", configure(fd, partitioned(), flags=PARTSCAN), 0)
+        events.expect("attach", "change disk", *ADDED, "change disk")
+
+
+@check("attach with PARTSCAN, but no partition table")
+def no_table():
+    device, events = listen()
+    with Fd(device) as fd:
+        equal("CONFIGURE", configure(fd, image(4), flags=PARTSCAN), 0)
+        events.expect("attach", "change disk")
+        clear(fd)
+    events.expect("detach", *DETACHED)
+
+
+@check("PARTSCAN set later, as systemd does: one scan")
+def partscan_later():
+    device, events = listen()
+    with Fd(device) as fd:
+        equal("CONFIGURE", configure(fd, partitioned()), 0)
+    events.expect("attach", "change disk")
+    with Fd(device) as fd:
+        events.expect("opening it again")
+        equal("SET_STATUS64", fd.ioctl(SET_STATUS64, Info(flags=PARTSCAN)), 0)
+        events.expect("PARTSCAN", "change disk", *ADDED)
+        equal("SET_STATUS64", fd.ioctl(SET_STATUS64, Info(flags=PARTSCAN)), 0)
+        events.expect("PARTSCAN again")
+        equal("SET_STATUS64", fd.ioctl(SET_STATUS64, Info(flags=0)), 0)
+        events.expect("PARTSCAN taken back")
+    with Fd(device) as fd:
+        events.expect("opening it once more")
+        clear(fd)
+    events.expect("detach", *DETACHED, *REMOVED)
+
+
+@check("partitions that partx added go at detach")
+def partx():
+    device, events = listen()
+    with Fd(device) as fd:
+        equal("CONFIGURE", configure(fd, partitioned()), 0)
+        events.expect("attach", "change disk")
+        subprocess.run(["partx", "-a", device], check=True)
+        events.expect("partx -a", *ADDED)
+        clear(fd)
+    events.expect("detach", *DETACHED, *REMOVED)
+
+
+@check("another offset or limit: one event each, RESIZE where the size is another")
+def offset_and_limit():
+    device, events = listen()
+    with Fd(device) as fd:
+        equal("CONFIGURE", configure(fd, image(4)), 0)
+        events.expect("attach", "change disk")
+        for what, info, wanted in (
+            ("nothing new", Info(), ()),
+            ("offset", Info(offset=512), ("change disk RESIZE",)),
+            ("sizelimit", Info(offset=512, sizelimit=8192), ("change disk RESIZE",)),
+            ("the same part", Info(offset=1024, sizelimit=8192), ("change disk",)),
+            ("a file name", Info(offset=1024, sizelimit=8192, file_name=b"name"), ()),
+            ("beyond the end", Info(offset=1 << 30), ("change disk",)),
+            ("everything", Info(), ("change disk",)),
+        ):
+            equal(f"SET_STATUS64: {what}", fd.ioctl(SET_STATUS64, info), 0)
+            events.expect(what, *wanted)
+
+
+@check("LOOP_SET_CAPACITY: one event, RESIZE where the size is another")
+def capacity():
+    device, events = listen()
+    path = image(4)
+    with Fd(device) as fd:
+        equal("CONFIGURE", configure(fd, path), 0)
+        events.expect("attach", "change disk")
+        for what, size, wanted in (
+            ("grown", 8 << 20, "change disk RESIZE"),
+            ("the same", 8 << 20, "change disk"),
+            ("shrunk", 1 << 20, "change disk RESIZE"),
+            ("less than a sector more", (1 << 20) + 511, "change disk"),
+            ("emptied", 0, "change disk"),
+            ("filled", 1 << 20, "change disk"),
+        ):
+            os.truncate(path, size)
+            events.expect(f"truncate, {what}")
+            equal("SET_CAPACITY", fd.ioctl(SET_CAPACITY), 0)
+            events.expect(what, wanted)
+            equal("size", sysfs(device, "size"), str(size >> 9))
+
+
+@check("block size, direct I/O and read-only: no event")
+def silent():
+    device, events = listen()
+    with Fd(device) as fd:
+        equal("CONFIGURE", configure(fd, image(4)), 0)
+        events.expect("attach", "change disk")
+        for command, argument in (
+            (SET_BLOCK_SIZE, 4096),
+            (SET_BLOCK_SIZE, 512),
+            (SET_DIRECT_IO, 1),
+            (SET_DIRECT_IO, 0),
+            (GET_STATUS64, Info()),
+        ):
+            equal(hex(command), fd.ioctl(command, argument), 0)
+        events.expect("settings")
+
+
+@check("LOOP_CHANGE_FD: one event of the disk")
+def changed_file():
+    device, events = listen()
+    other = image(1, "other")
+    with Fd(device) as fd:
+        equal("CONFIGURE", configure(fd, image(1), flags=READ_ONLY), 0)
+        before = int(sysfs(device, "diskseq"))
+        events.take()
+        equal("CHANGE_FD", change_fd(fd, other), 0)
+        events.expect("CHANGE_FD", "change disk")
+        equal("diskseq", sysfs(device, "diskseq"), str(before + 1))
+        equal("diskseq in the event", events.sequence, [before + 1])
+
+
+@check("LOOP_CHANGE_FD with PARTSCAN: the partitions are others")
+def changed_partitions():
+    device, events = listen()
+    other = partitioned("other")
+    with Fd(device) as fd:
+        equal("CONFIGURE", configure(fd, partitioned(), flags=READ_ONLY | PARTSCAN), 0)
+        events.take()
+        equal("CHANGE_FD", change_fd(fd, other), 0)
+        events.expect("CHANGE_FD", *REMOVED, "change disk", *ADDED, "change disk")
+        clear(fd)
+    events.expect("detach", *DETACHED, *REMOVED)
+
+
+@check("refused ioctls send none")
+def refused():
+    device, events = listen()
+    other, path = image(2, "other"), image(1)
+    with Fd(device) as fd:
+        for command in SET_CAPACITY, CLR_FD, SET_DIRECT_IO, SET_BLOCK_SIZE:
+            equal(hex(command), fd.ioctl(command), "-ENXIO")
+        equal("SET_STATUS64", fd.ioctl(SET_STATUS64, Info()), "-ENXIO")
+        equal("flags", configure(fd, path, flags=2), "-EINVAL")
+        equal("offset", configure(fd, path, offset=1 << 63), "-EOVERFLOW")
+        equal("encryption", configure(fd, path, encrypt_type=1), "-EINVAL")
+        equal("directory", configure(fd, SCRATCH, os.O_RDONLY), "-EINVAL")
+        equal("bad file", fd.ioctl(CONFIGURE, Config(fd=1000)), "-EBADF")
+        events.expect("refusals of an unbound device")
+        equal("CONFIGURE", configure(fd, path), 0)
+        events.expect("attach", "change disk")
+        equal("CONFIGURE", configure(fd, other), "-EBUSY")
+        equal("SET_STATUS64", fd.ioctl(SET_STATUS64, Info(encrypt_type=1, offset=512)), "-EINVAL")
+        equal("SET_STATUS64", fd.ioctl(SET_STATUS64, Info(offset=1 << 63)), "-EOVERFLOW")
+        equal("SET_BLOCK_SIZE", fd.ioctl(SET_BLOCK_SIZE, 1000), "-EINVAL")
+        equal("CHANGE_FD", fd.ioctl(CHANGE_FD, 1000), "-EBADF")
+        equal("SET_FD", fd.ioctl(SET_FD, 1000), "-EBADF")
+        events.expect("refusals of a bound device")
+
+
+@check("a refused LOOP_CHANGE_FD sends none", better="it sends one for most errors")
+def refused_change():
+    device, events = listen()
+    other, path = image(2, "other"), image(1)
+    with Fd(device) as fd:
+        equal("unbound", change_fd(fd, path), "-ENXIO")
+        events.expect("CHANGE_FD, unbound")
+        equal("CONFIGURE", configure(fd, path), 0)
+        events.take()
+        equal("writable", change_fd(fd, path), "-EINVAL")
+        events.expect("CHANGE_FD, writable")
+        clear(fd)
+    with Fd(device) as fd:
+        equal("CONFIGURE", configure(fd, path, flags=READ_ONLY), 0)
+        events.take()
+        equal("other size", change_fd(fd, other), "-EINVAL")
+        events.expect("CHANGE_FD, other size")
+
+
+@check(
+    "a refused block size at attach sends none, and takes none from the next attach",
+    better="its events stay suppressed after it",
+)
+def refused_block_size():
+    device, events = listen()
+    with Fd(device) as fd:
+        before = sysfs(device, "diskseq")
+        equal("CONFIGURE", configure(fd, image(), block_size=1000), "-EINVAL")
+        events.expect("refused attach")
+        equal("diskseq", sysfs(device, "diskseq"), before)
+        # An event asked for through sysfs comes.
+        with open(f"/sys/block/{events.name}/uevent", "w", encoding="ascii") as file:
+            file.write("change")
+        events.expect("uevent", "change disk")
+        equal("CONFIGURE", configure(fd, image()), 0)
+        events.expect("attach", "change disk")
+
+
+@check("the events carry the disk's sequence number, which grows with each attach and detach")
+def sequence():
+    device, events = listen()
+    path = partitioned()
+    last = int(sysfs(device, "diskseq"))
+    for _ in range(2):
+        with Fd(device) as fd:
+            equal("CONFIGURE", configure(fd, path, flags=PARTSCAN), 0)
+            now = int(sysfs(device, "diskseq"))
+            assert now > last, f"diskseq is {now} after {last}"
+            events.take()
+            equal("DISKSEQ of attach", set(events.sequence), {now})
+            last = now
+            clear(fd)
+        now = int(sysfs(device, "diskseq"))
+        assert now > last, f"diskseq is {now} after {last}"
+        events.take()
+        # The number grows when the file has gone, before the partitions do.
+        equal("DISKSEQ of detach", events.sequence, [last, last, now, now])
+        last = now
+
+
+@check("LOOP_CTL_ADD and LOOP_CTL_REMOVE")
+def add_remove():
+    events = Events("/dev/loop50")
+    equal("ADD", control(CTL_ADD, 50), 50)
+    events.expect("ADD", "add disk")
+    equal("ADD", control(CTL_ADD, 50), "-EEXIST")
+    events.expect("ADD again")
+    with Fd("/dev/loop50"):
+        equal("REMOVE", control(CTL_REMOVE, 50), "-EBUSY")
+    events.expect("REMOVE while open")
+    equal("REMOVE", control(CTL_REMOVE, 50), 0)
+    events.expect("REMOVE", "remove disk")
+    equal("REMOVE", control(CTL_REMOVE, 50), "-ENODEV")
+    events.expect("REMOVE again")
+
+
+stop_udev()
+run_checks()
