@@ -1,0 +1,455 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0
+"""What /sys/block/loopN says of a device, for each kind of backing, is what the C driver says: tools
+read from there what they know of sizes, limits and caches, and adapt to it. The group loop/ is there
+while a device is bound, and only then. Nothing of one binding shows in the next."""
+import contextlib
+import mmap
+import os
+import stat
+import subprocess
+from lib import *
+
+# Of a device that has no file. What is not here differs from machine to machine, or is times.
+UNBOUND = {
+    "alignment_offset": "0",
+    "capability": "0",
+    "discard_alignment": "0",
+    "events": "media_change",
+    "events_async": "",
+    "events_poll_msecs": "-1",
+    "ext_range": "256",
+    "hidden": "0",
+    "partscan": "0",
+    "range": "1",
+    "removable": "0",
+    "ro": "0",
+    "size": "0",
+    "queue/add_random": "0",
+    "queue/atomic_write_max_bytes": "0",
+    "queue/atomic_write_unit_max_bytes": "0",
+    "queue/chunk_sectors": "0",
+    "queue/dax": "0",
+    "queue/discard_granularity": "0",
+    "queue/discard_max_bytes": "0",
+    "queue/discard_max_hw_bytes": "0",
+    "queue/dma_alignment": "511",
+    "queue/fua": "0",
+    "queue/hw_sector_size": "512",
+    "queue/io_poll": "0",
+    "queue/iostats": "1",
+    "queue/logical_block_size": "512",
+    "queue/max_discard_segments": "1",
+    "queue/max_hw_sectors_kb": "1280",
+    "queue/max_integrity_segments": "0",
+    "queue/max_sectors_kb": "1280",
+    "queue/max_segment_size": "65536",
+    "queue/max_segments": "128",
+    "queue/minimum_io_size": "512",
+    "queue/nomerges": "0",
+    "queue/nr_requests": "128",
+    "queue/nr_zones": "0",
+    "queue/optimal_io_size": "0",
+    "queue/physical_block_size": "512",
+    "queue/read_ahead_kb": "128",
+    "queue/rotational": "0",
+    "queue/rq_affinity": "1",
+    "queue/stable_writes": "0",
+    "queue/virt_boundary_mask": "0",
+    "queue/write_cache": "write through",
+    "queue/write_zeroes_max_bytes": "0",
+    "queue/zone_append_max_bytes": "0",
+    "queue/zoned": "none",
+}
+# What the largest discard of a file is: all sectors that 32 bits can count the bytes of.
+LARGEST = str(0xFFFFFFFF >> 9 << 9)
+BLKDISCARD = 0x1277
+GROUP = ("autoclear", "backing_file", "dio", "offset", "partscan", "sizelimit")
+
+
+def everything(device):
+    """All that is readable in the device's directory, without times and counters."""
+    top, found = f"/sys/block/{os.path.basename(device)}", {}
+    for directory, _, names in os.walk(top):
+        for name in names:
+            path = os.path.relpath(f"{directory}/{name}", top)
+            if not path.startswith(("power/", "trace/")) and path not in ("stat", "inflight"):
+                try:
+                    found[path] = sysfs(device, path)
+                except OSError as error:
+                    found[path] = str(error)
+    return found
+
+
+def expect(what, device, **changes):
+    """The device is as an unbound one, but for the changes: `queue__x` is queue/x."""
+    wanted = UNBOUND | {name.replace("__", "/"): value for name, value in changes.items()}
+    got = {name: sysfs(device, name) for name in wanted}
+    different = [f"{n} is {got[n]!r}, not {wanted[n]!r}" for n in wanted if got[n] != wanted[n]]
+    assert not different, f"{what}: {', '.join(different)}"
+
+
+def sized(size, dio="0", **changes):
+    """A bound device of so many bytes, with a file that can be synced, and nothing special."""
+    return {
+        "size": str(size >> 9),
+        "loop__offset": "0",
+        "loop__sizelimit": "0",
+        "loop__autoclear": "0",
+        "loop__partscan": "0",
+        "loop__dio": dio,
+        "queue__write_cache": "write back",
+    } | changes
+
+
+def discard(granularity, largest=LARGEST):
+    return {
+        "queue__discard_granularity": str(granularity),
+        "queue__discard_max_bytes": largest,
+        "queue__discard_max_hw_bytes": largest,
+        "queue__write_zeroes_max_bytes": largest,
+    }
+
+
+def blocks(size):
+    return {
+        "queue__logical_block_size": str(size),
+        "queue__physical_block_size": str(size),
+        "queue__hw_sector_size": str(size),
+        "queue__minimum_io_size": str(size),
+    }
+
+
+READ_ONLY_DEVICE = {"ro": "1", "queue__write_cache": "write through"}
+
+
+def each_way(path, size, limits):
+    """Attached in each way, a file or block device shows what it should. Discards are not smaller
+    than blocks."""
+    large = blocks(4096) | ({"queue__discard_granularity": "4096"} if limits else {})
+    for what, arguments, changes in (
+        ("buffered", {}, {}),
+        ("read-only", {"flags": READ_ONLY}, READ_ONLY_DEVICE),
+        ("a file open for reading", {"mode": os.O_RDONLY}, READ_ONLY_DEVICE),
+        ("direct", {"flags": DIRECT_IO}, {"loop__dio": "1"}),
+        ("opened for direct I/O", {"mode": os.O_RDWR | os.O_DIRECT}, {"loop__dio": "1"}),
+        ("blocks of 4096", {"block_size": 4096}, large),
+        ("both", {"block_size": 4096, "flags": DIRECT_IO}, large | {"loop__dio": "1"}),
+        ("buffered again", {}, {}),
+    ):
+        device = free_device()
+        with Fd(device) as fd:
+            equal("CONFIGURE", configure(fd, path, **arguments), 0)
+            expect(what, device, **(sized(size, loop__backing_file=path) | limits | changes))
+        unbound_again(device)
+
+
+def configure(fd, path, mode=os.O_RDWR, block_size=0, **info):
+    with Fd(path, mode) as backing:
+        config = Config(fd=backing.fd, block_size=block_size, info=Info(**info))
+        return fd.ioctl(CONFIGURE, config)
+
+
+def unbound_again(device):
+    """Detaches. What the next file sets anew may stay until then: limits, cache, read-only."""
+    before = int(sysfs(device, "diskseq"))
+    detach(device)
+    stays = ("ro", "queue/write_cache", "queue/rotational")
+    stays += tuple(name.replace("__", "/") for name in discard(0))
+    for name, value in UNBOUND.items():
+        if name not in stays:
+            equal(f"{name} after detach", sysfs(device, name), value)
+    equal("diskseq after detach", int(sysfs(device, "diskseq")), before + 1)
+    assert not os.path.exists(f"/sys/block/{device[5:]}/loop")
+
+
+@contextlib.contextmanager
+def new_device(number):
+    """A device that is added, and removed: some of what is set in queue/ outlasts the file."""
+    path = f"/dev/loop{number}"
+    equal("ADD", control(CTL_ADD, number), number)
+    wait_for(lambda: os.path.exists(path))
+    yield path
+    wait_for(lambda: control(CTL_REMOVE, number) == 0)
+    assert not os.path.exists(f"/sys/block/loop{number}")
+
+
+def make_file_system(below):
+    """Makes a file system on a device, mounts it, and says where an image in it is."""
+    place = f"{SCRATCH}/ext4"
+    os.mkdir(place)
+    subprocess.run(["mkfs.ext4", "-q", below], check=True)
+    subprocess.run(["mount", below, place], check=True)
+    return image(1, "ext4/image")
+
+
+def ram_disks():
+    """Two disks that can neither discard nor write zeroes."""
+    subprocess.run(["modprobe", "brd", "rd_nr=2", "rd_size=16384"], check=True)
+    wait_for(lambda: os.path.exists("/dev/ram1"))
+
+
+def no_ram_disks():
+    """The disks are gone."""
+    subprocess.run(["umount", "-ql", f"{SCRATCH}/ext4"], check=False, stderr=subprocess.DEVNULL)
+    # udev may have one open for a moment.
+    rmmod = ["rmmod", "brd"]
+    wait_for(lambda: not subprocess.run(rmmod, check=False, stderr=subprocess.DEVNULL).returncode)
+
+
+@check("an unbound device, which never had a file")
+def unbound():
+    with new_device(60):
+        expect("unbound", "loop60")
+        assert not os.path.exists("/sys/block/loop60/loop")
+        equal("dev", sysfs("loop60", "dev"), "7:60")
+        for path in "/sys/block/loop60", "/sys/dev/block/7:60":
+            equal(path, os.path.realpath(path), "/sys/devices/virtual/block/loop60")
+        equal("bdi", os.path.basename(os.path.realpath("/sys/block/loop60/bdi")), "7:60")
+        sequence = sysfs("loop60", "diskseq")
+        wanted = f"MAJOR=7\nMINOR=60\nDEVNAME=loop60\nDEVTYPE=disk\nDISKSEQ={sequence}"
+        equal("uevent", sysfs("loop60", "uevent"), wanted)
+        equal("inflight", sysfs("loop60", "inflight").split(), ["0", "0"])
+        equal("stat", set(sysfs("loop60", "stat").split()), {"0"})
+
+
+@check("a file on tmpfs")
+def on_tmpfs():
+    path = image(4)
+    each_way(path, 4 << 20, discard(os.statvfs(path).f_bsize))
+
+
+@check("a file on ext4")
+def on_ext4():
+    ram_disks()
+    try:
+        path = make_file_system("/dev/ram0")
+        each_way(path, 1 << 20, discard(os.statvfs(path).f_bsize))
+    finally:
+        no_ram_disks()
+
+
+@check("a block device that cannot write zeroes")
+def on_ram_disk():
+    ram_disks()
+    try:
+        each_way("/dev/ram1", 16 << 20, {})
+    finally:
+        no_ram_disks()
+
+
+@check("a block device that can write zeroes")
+def on_loop():
+    with attach(image(4)) as below:
+        each_way(below.path, 4 << 20, discard(os.statvfs(SCRATCH).f_bsize))
+
+
+@check("direct I/O needs the blocks of what is below")
+def large_blocks_below():
+    with attach(image(4), block_size=4096) as below:
+        size, limits = 4 << 20, discard(4096)
+        for arguments, changes in (
+            ({}, {}),
+            ({"flags": DIRECT_IO}, {"loop__dio": "1"} | blocks(4096)),
+            ({"flags": DIRECT_IO, "block_size": 512}, {}),
+            ({"flags": DIRECT_IO, "block_size": 4096}, {"loop__dio": "1"} | blocks(4096)),
+            (
+                {"flags": DIRECT_IO, "offset": 512},
+                {"loop__offset": "512", "size": "8191"} | blocks(4096),
+            ),
+        ):
+            with attach(below.path, **arguments) as fd:
+                expect(f"{arguments}", fd.path, **(sized(size) | limits | changes))
+
+
+@check("what is below turns, so does the device")
+def rotational():
+    with new_device(60) as below, new_device(61) as above:
+        with Fd(below) as fd:
+            equal("CONFIGURE", configure(fd, image(16)), 0)
+        assert set_queue("loop60", "rotational", "1")
+        inner = make_file_system(below)
+        for path, wanted in (inner, "1"), (image(1), "0"), (below, "1"):
+            if path == below:
+                subprocess.run(["umount", f"{SCRATCH}/ext4"], check=True)
+            with Fd(above) as fd:
+                equal("CONFIGURE", configure(fd, path), 0)
+            equal(f"rotational on {path}", sysfs(above, "queue/rotational"), wanted)
+            detach(above)
+        detach(below)
+
+
+@check("a file that can only be read, and has no size")
+def on_proc():
+    with attach("/proc/version", mode=os.O_RDONLY) as fd:
+        wanted = sized(0, loop__backing_file="/proc/version") | READ_ONLY_DEVICE
+        expect("/proc/version", fd.path, **wanted)
+
+
+@check("loop/ shows offset, sizelimit and flags as they are now")
+def group_follows():
+    path = image(4)
+    with attach(path, offset=1 << 20, sizelimit=1 << 20, flags=PARTSCAN) as fd:
+        wanted = {"loop__offset": "1048576", "loop__sizelimit": "1048576", "loop__partscan": "1"}
+        limits = discard(os.statvfs(path).f_bsize)
+        expect("attach", fd.path, partscan="1", **(sized(1 << 20) | limits | wanted))
+        equal("SET_STATUS64", fd.ioctl(SET_STATUS64, Info(flags=AUTOCLEAR, offset=513)), 0)
+        wanted = {"loop__offset": "513", "loop__partscan": "1", "loop__autoclear": "1"}
+        expect("SET_STATUS64", fd.path, partscan="1", **(sized((4 << 20) - 1024) | limits | wanted))
+
+
+@check("the files of loop/: their names, modes and lines")
+def group_files():
+    path = image(1, "a name with spaces, \n and \u00e9")
+    with attach(path) as fd:
+        group = f"/sys/block/{fd.path[5:]}/loop"
+        equal("names", tuple(sorted(os.listdir(group))), GROUP)
+        for name in GROUP:
+            mode = os.stat(f"{group}/{name}").st_mode
+            equal(f"mode of {name}", (stat.S_ISREG(mode), stat.S_IMODE(mode)), (True, 0o444))
+            with open(f"{group}/{name}", encoding="utf-8") as file:
+                wanted = path + "\n" if name == "backing_file" else "0\n"
+                equal(name, file.read(), wanted)
+        os.rename(path, f"{SCRATCH}/other")
+        equal("renamed", sysfs(fd.path, "loop/backing_file"), f"{SCRATCH}/other")
+        # Who has a file of the group open does not keep the group.
+        held = Fd(f"{group}/backing_file", os.O_RDONLY)
+        equal("CLR_FD", fd.ioctl(CLR_FD), 0)
+    wait_for(lambda: not is_bound(fd.path))
+    try:
+        os.read(held.fd, 100)
+        raise AssertionError("a file of a group that is gone could be read")
+    except OSError as error:
+        equal("read", error.errno, errno.ENODEV)
+    held.close()
+
+
+@check("the settings of a bound device show when they change")
+def settings_follow():
+    path, other = image(4), image(4, "other")
+    with attach(path) as fd:
+        limits, shown = discard(os.statvfs(path).f_bsize), sized(4 << 20)
+        subprocess.run(["udevadm", "settle"], check=True)
+        for command, argument, changes in (
+            (SET_BLOCK_SIZE, 2048, blocks(2048)),
+            (SET_BLOCK_SIZE, 65536, blocks(65536) | {"queue__discard_granularity": "65536"}),
+            (SET_BLOCK_SIZE, 0, blocks(512)),
+            (SET_DIRECT_IO, 1, {"loop__dio": "1"}),
+            (SET_DIRECT_IO, 0, {"loop__dio": "0"}),
+        ):
+            equal(hex(command), fd.ioctl(command, argument), 0)
+            expect(f"{hex(command)} {argument}", fd.path, **(shown | limits | changes))
+        os.truncate(path, 6 << 20)
+        equal("SET_CAPACITY", fd.ioctl(SET_CAPACITY), 0)
+        expect("SET_CAPACITY", fd.path, **(sized(6 << 20) | limits))
+        equal("CLR_FD", fd.ioctl(CLR_FD), 0)
+    wait_for(lambda: not is_bound(fd.path))
+    os.truncate(path, 4 << 20)
+    with attach(path, flags=READ_ONLY) as fd, Fd(other, os.O_RDONLY) as backing:
+        sequence = int(sysfs(fd.path, "diskseq"))
+        equal("CHANGE_FD", fd.ioctl(CHANGE_FD, backing.fd), 0)
+        wanted = sized(4 << 20, loop__backing_file=other) | limits | READ_ONLY_DEVICE
+        expect("CHANGE_FD", fd.path, **wanted)
+        equal("diskseq", sysfs(fd.path, "diskseq"), str(sequence + 1))
+
+
+def refusals(device, **arguments):
+    """An attach that is refused leaves all as it was; after it the device can be used."""
+    path = image(1, "refused")
+    for mode in os.O_RDWR, os.O_RDONLY:
+        before = everything(device)
+        with Fd(device) as fd:
+            got = configure(fd, path, mode, **arguments)
+            assert isinstance(got, str), f"{arguments}: {got}"
+        equal(f"{arguments}", everything(device), before)
+
+
+@check("a refused attach changes nothing")
+def refused():
+    device = free_device()
+    for arguments in {"flags": 2}, {"offset": 1 << 63}, {"encrypt_type": 1}:
+        refusals(device, **arguments)
+    with Fd(device) as fd:
+        equal("CONFIGURE", configure(fd, image(1)), 0)
+    refusals(device)
+    detach(device)
+
+
+@check(
+    "an attach refused for its block size changes nothing",
+    better="it counts diskseq on, and makes the device read-only where the file is",
+)
+def refused_block_size():
+    refusals(free_device(), block_size=1000)
+
+
+@check("stat and inflight count what is done")
+def counted():
+    with attach(image(4), flags=DIRECT_IO) as fd:
+        subprocess.run(["udevadm", "settle"], check=True)
+        with Fd(fd.path, os.O_RDWR | os.O_DIRECT) as direct:
+            before = [int(field) for field in sysfs(fd.path, "stat").split()]
+            buffer = mmap.mmap(-1, 65536)
+            equal("read", os.preadv(direct.fd, [buffer], 0), 65536)
+            equal("write", os.pwritev(direct.fd, [memoryview(buffer)[:8192]], 1 << 20), 8192)
+            os.fsync(direct.fd)
+            area = (ctypes.c_uint64 * 2)(2 << 20, 1 << 20)
+            equal("BLKDISCARD", LIBC.ioctl(direct.fd, BLKDISCARD, area), 0)
+            now = [int(field) for field in sysfs(fd.path, "stat").split()]
+    done = [after - first for after, first in zip(now, before)]
+    equal("reads, and their sectors", (done[0], done[2]), (1, 128))
+    # A flush is a write without sectors.
+    equal("writes, and their sectors", (done[4], done[6]), (2, 16))
+    equal("discards, and their sectors", (done[11], done[13]), (1, 2048))
+    equal("flushes", done[15], 1)
+    equal("in flight", now[8], 0)
+    equal("inflight", sysfs(fd.path, "inflight").split(), ["0", "0"])
+
+
+@check("what can be set in queue/ is in force, and what cannot is refused")
+def settable():
+    with new_device(61) as device:
+        with Fd(device) as fd:
+            equal("CONFIGURE", configure(fd, image(4)), 0)
+            for name, value, outcome in SETTABLE:
+                before = sysfs(device, f"queue/{name}")
+                taken = set_queue("loop61", name, value)
+                equal(f"{name}={value} taken", taken, outcome is not None)
+                now = sysfs(device, f"queue/{name}")
+                equal(f"{name} after {value}", now.strip(), outcome or before.strip())
+                # I/O goes on.
+                os.pwrite(fd.fd, b"x" * 4096, 8192)
+                os.fsync(fd.fd)
+        detach(device)
+
+
+# A file of queue/, what is written, and what is read then; None: it is refused.
+SETTABLE = (
+    ("read_ahead_kb", "512", "512"),
+    ("max_sectors_kb", "64", "64"),
+    ("max_sectors_kb", "1281", "1280"),
+    ("nr_requests", "64", "64"),
+    ("nr_requests", "129", None),
+    ("nomerges", "2", "2"),
+    ("iostats", "0", "0"),
+    ("rotational", "1", "1"),
+    ("write_cache", "write through", "write through"),
+    ("scheduler", "mq-deadline", "none [mq-deadline]"),
+    ("scheduler", "not-there", None),
+    ("discard_max_bytes", "1048576", "1048576"),
+    ("scheduler", "none", "[none] mq-deadline"),
+)
+
+
+def set_queue(device, name, value):
+    """Whether the value is taken."""
+    with Fd(f"/sys/block/{device}/queue/{name}", os.O_WRONLY) as file:
+        try:
+            os.write(file.fd, value.encode())
+            return True
+        except OSError as error:
+            equal(f"{name}={value}", error.errno, errno.EINVAL)
+            return False
+
+
+run_checks()
