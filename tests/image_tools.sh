@@ -156,7 +156,8 @@ build() {
 	cmp "$mnt/root/noise" "$scratch/copy"
 	cmp "$mnt/root/boot/script" "$tests/image_tools.sh"
 	diff -r "$tree" "$mnt/root/rules"
-	equal 'labels' "$(lsblk -nro LABEL "${device}p1" "${device}p2" | xargs)" 'ESP root'
+	equal 'label of p1' "$(lsblk -ndo LABEL "${device}p1")" ESP
+	equal 'label of p2' "$(lsblk -ndo LABEL "${device}p2")" root
 	umount -R "$mnt/root"
 	losetup -d "$device"
 	wait_for 10 unbound "$device" || fail "bound after losetup -d"
