@@ -130,7 +130,8 @@ monitored() {
 	udevadm monitor --udev --subsystem-match=block/partition >"$scratch/events" &
 	monitor=$!
 	wait_for 10 grep -q 'UDEV - ' "$scratch/events"
-	device=$(attach -P "$(partitioned tmpfs)")
+	# Were the device opened for writing, udev might have its partitions read again when it is closed.
+	device=$(attach -r -P "$(partitioned tmpfs)")
 	name=${device#/dev/}
 	wait_for 10 grep -Eq "add +/devices/virtual/block/$name/${name}p2 " "$scratch/events" || fail "no event for p2"
 	has "$device" 1:2048+8192 2:10240+4096
