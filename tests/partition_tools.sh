@@ -125,19 +125,21 @@ links_of_udev() {
 }
 
 monitored() {
-	local device name monitor
+	local device name monitor events
 	udevadm settle
 	udevadm monitor --udev --subsystem-match=block/partition >"$scratch/events" &
 	monitor=$!
 	wait_for 10 grep -q 'UDEV - ' "$scratch/events"
-	# Were the device opened for writing, udev might have its partitions read again when it is closed.
-	device=$(attach -r -P "$(partitioned tmpfs)")
+	device=$(attach -P "$(partitioned tmpfs)")
 	name=${device#/dev/}
 	wait_for 10 grep -Eq "add +/devices/virtual/block/$name/${name}p2 " "$scratch/events" || fail "no event for p2"
 	has "$device" 1:2048+8192 2:10240+4096
 	detach "$device"
 	wait_for 10 grep -Eq "remove +/devices/virtual/block/$name/${name}p2 " "$scratch/events" || fail "no event for p2"
-	equal 'events for p1' "$(grep -Eo "(add|remove) .*/${name}p1 " "$scratch/events" | cut -d ' ' -f 1 | xargs)" 'add remove'
+	# udev may have seen losetup close the device, which it had open for writing, and have had the
+	# partitions read again. uevents.py shows that the driver reads them once.
+	events=$(grep -Eo "(add|remove) .*/${name}p1 " "$scratch/events" | cut -d ' ' -f 1 | xargs)
+	[[ $events =~ ^'add remove'(' add remove')*$ ]] || fail "events for p1: $events"
 	kill "$monitor"
 }
 
