@@ -228,13 +228,13 @@ impl LoopDevice {
         disk.invalidate();
         let attributes = self.attributes.lock().take();
         drop(attributes);
+        // udev waits for this event (DISK_MEDIA_CHANGE) to see that the device is free. Whoever
+        // opens it then waits for the end of this.
+        disk.force_media_change();
         // Partitions that were added by hand (BLKPG) go, too.
         reread_partitions(disk);
         disk.suppress_partition_scan(!self.always_scans);
         let binding = self.lock().unbind();
-        // Nobody can open the device yet, but whoever hears of this will find it unbound. udev
-        // waits for this event (DISK_MEDIA_CHANGE) to reset who may use the device.
-        disk.force_media_change();
         drop(target);
         drop(binding);
     }
@@ -242,19 +242,20 @@ impl LoopDevice {
 
 /// Tells user space that a device has other content, and looks for partitions if it is to.
 ///
-/// Partitions are there when user space hears of the device, and it hears of the device before it
-/// hears of them, as of a disk that appears: udev lets them inherit what it finds out of it. Events
-/// that others send of the device during the scan are lost, but the one that is sent after it tells
-/// of everything. No locks held.
+/// User space hears of the device before it hears of its partitions: udev lets them inherit what it
+/// finds out of it, and has begun with that when the caller closes the device. Whoever opens the
+/// device when it hears of that finds the partitions, as opening waits for this. Events that others
+/// send of the device during the scan are lost. No locks held.
 fn announce(disk: &GenDisk<LoopDevice>, scans: bool) {
-    if !scans {
-        return disk.notify_change();
-    }
     let disk = disk.lock_open();
+    disk.notify_change();
+    if !scans {
+        return;
+    }
+    // The block layer would send the event of the disk again.
     let uevents = disk.suppress_uevents();
     let scanned = reread_partitions(&disk);
     drop(uevents);
-    disk.notify_change();
     if scanned {
         disk.announce_partitions();
     }

@@ -141,6 +141,38 @@ limits() {
 	fallocate -z -o 1M -l 1M "$device"
 }
 
+# on_fat COMMAND...: of an image on VFAT, which knows fallocate(), but no holes.
+on_fat() {
+	local image=$mnt/image device
+	load_brd
+	mkfs.vfat "$ram_spare"
+	mount "$ram_spare" "$mnt"
+	fallocate -l 8M "$image"
+	noise "$image" 8
+	cp "$image" "$scratch/before"
+	device=$(attach "$image")
+	(($(attribute "$device" queue/discard_max_bytes)))
+	refuse 'not supported' blkdiscard -o 4M -l 1M "$device"
+	equal 'discard_max_bytes' "$(attribute "$device" queue/discard_max_bytes)" 0
+	"$@" "$device"
+	cmp "$scratch/before" "$device"
+}
+
+# For good, once the requests under way are done.
+none_in_hardware() {
+	wait_for 10 no_discards "$1" || fail "discard_max_hw_bytes: $(attribute "$1" queue/discard_max_hw_bytes)"
+	equal discard_granularity "$(attribute "$1" queue/discard_granularity)" 0
+}
+
+no_discards() { (($(attribute "$1" queue/discard_max_hw_bytes) == 0)); }
+
+none_after_block_size() {
+	losetup --sector-size 1024 "$1"
+	losetup --sector-size 512 "$1"
+	no_discards "$1"
+	equal 'discard_max_bytes' "$(attribute "$1" queue/discard_max_bytes)" 0
+}
+
 # A block device behind it: a loop device whose image shows what arrived.
 on_block_device() {
 	local image below device before
@@ -185,6 +217,8 @@ for kind in ext4 xfs; do
 	check "fallocate -z keeps the blocks: $kind" zero_keeping $kind
 done
 check "fallocate -z on tmpfs, which cannot" zero_on_tmpfs
+check "a discard that turns out to be impossible: there are none any more" on_fat none_in_hardware
+check_better "it tries its luck again" "nor after another block size" on_fat none_after_block_size
 check "discards beside writes, direct" beside_writes ext4 on
 check "discards beside writes, buffered" beside_writes xfs off
 run_checks

@@ -260,17 +260,20 @@ class Events:
     def __exit__(self, *_):
         self.socket.close()
 
-    def of(self, device):
-        """Those of a device that came since the last call: their variables."""
+    def all(self):
+        """Those that came since the last call: their variables."""
         found = []
         while True:
             try:
-                lines = self.socket.recv(16384).decode().split("\0")
+                lines = self.socket.recv(65536).decode().split("\0")
             except BlockingIOError:
                 return found
-            variables = dict(line.split("=", 1) for line in lines if "=" in line)
-            if variables.get("DEVNAME") == os.path.basename(device):
-                found.append(variables)
+            found.append(dict(line.split("=", 1) for line in lines if "=" in line))
+
+    def of(self, device):
+        """As `all`, of one device."""
+        name = os.path.basename(device)
+        return [event for event in self.all() if event.get("DEVNAME") == name]
 
 
 SCRATCH = f"/tmp/{os.path.basename(sys.argv[0])}.scratch"
