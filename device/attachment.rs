@@ -152,6 +152,7 @@ impl LoopDevice {
         traits.apply(&mut limits, file, settings.flags, block_size);
         let target = traits.target(file.clone(), &settings);
         let mut frozen = disk.freeze();
+        // What a file adds contradicts nothing, and the block size is the present one.
         limits.commit()?;
         let old_target = frozen.replace_io(target);
         drop(frozen);
