@@ -50,13 +50,18 @@ memory() { awk -v key="$1" '$1 == key { print $2 }' "$group/memory.stat"; }
 
 at_least() { (($2 >= $3)) || fail "$1: $2, wanted $3 at least"; }
 
-direct() {
-	local device
-	device=$(attach --direct-io=on "$(image_on_disk)")
+# reading on|off: leaves the device in `device`.
+reading() {
+	device=$(attach --direct-io="$1" "$(image_on_disk)")
 	make_group
 	in_group dd if="$device" of=/dev/null iflag=direct bs=64k count=64 status=none
 	equal 'read from the device' "$(moved rbytes "$device")" $((64 << 16))
 	at_least 'read from the disk' "$(moved rbytes "$disk")" $((64 << 16))
+}
+
+direct() {
+	local device
+	reading on
 	in_group dd if=/dev/zero of="$device" oflag=direct bs=64k count=128 conv=fsync status=none
 	equal 'written to the device' "$(moved wbytes "$device")" $((128 << 16))
 	at_least 'written to the disk' "$(moved wbytes "$disk")" $((128 << 16))
@@ -67,11 +72,7 @@ direct() {
 # changed the inode's times first, which is the worker.
 buffered() {
 	local device
-	device=$(attach --direct-io=off "$(image_on_disk)")
-	make_group
-	in_group dd if="$device" of=/dev/null iflag=direct bs=64k count=64 status=none
-	equal 'read from the device' "$(moved rbytes "$device")" $((64 << 16))
-	at_least 'read from the disk' "$(moved rbytes "$disk")" $((64 << 16))
+	reading off
 	detach "$device"
 }
 

@@ -247,6 +247,16 @@ detach() {
 
 unbound() { [[ ! -e /sys/block/${1#/dev/}/loop ]]; }
 
+# row DEVICE COLUMN...: what losetup lists of a device.
+row() {
+	local columns
+	columns=$(IFS=, && echo "${*:2}")
+	losetup --noheadings --raw --output "$columns" "$1"
+}
+
+# bytes DEVICE SIZE: it must have that size.
+bytes() { equal "size of $1" "$(blockdev --getsize64 "$1")" "$2"; }
+
 # attribute DEVICE NAME: what sysfs says, such as `ro` or `loop/dio`.
 attribute() { cat "/sys/block/${1#/dev/}/$2"; }
 

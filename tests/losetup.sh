@@ -5,15 +5,6 @@
 # What attach.sh shows is not repeated; losetup_change.sh changes devices that are bound.
 . "$(dirname "$0")/lib.sh"
 
-# row DEVICE COLUMN...: what losetup lists of a device.
-row() {
-	local columns
-	columns=$(IFS=, && echo "${*:2}")
-	losetup --noheadings --raw --output "$columns" "$1"
-}
-
-bytes() { equal "size of $1" "$(blockdev --getsize64 "$1")" "$2"; }
-
 # A new image full of noise, and a copy to compare with.
 noisy() {
 	local image

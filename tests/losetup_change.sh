@@ -5,16 +5,7 @@
 # is refused with the C driver's errors, and changes nothing.
 . "$(dirname "$0")/lib.sh"
 
-# row DEVICE COLUMN...: what losetup lists of a device.
-row() {
-	local columns
-	columns=$(IFS=, && echo "${*:2}")
-	losetup --noheadings --raw --output "$columns" "$1"
-}
-
 block_size() { attribute "$1" queue/logical_block_size; }
-
-bytes() { equal "size of $1" "$(blockdev --getsize64 "$1")" "$2"; }
 
 # A new image full of noise, and a copy to compare with.
 noisy() {
