@@ -53,7 +53,7 @@ mount_options() {
 mount_fails() {
 	local image
 	image=$(image_with_offset tmpfs)
-	refuse 'wrong fs type' mount -o loop "$image" "$mnt"
+	refuse 'wrong fs type' mount -t ext4 -o loop "$image" "$mnt"
 	wait_for 10 nothing_bound || fail "bound after a mount that failed"
 	refuse 'failed to setup loop device' mount -o loop "$image.not" "$mnt"
 	refuse 'overlapping loop device exists' mount_overlapping "$image"
