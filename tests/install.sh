@@ -76,10 +76,13 @@ drivers() { find /sys/module -maxdepth 1 \( -name loop -o -name rnull_loop \) -p
 devices() { find /sys/block -maxdepth 1 -name 'loop*' | wc -l; }
 loaded() { equal 'drivers loaded' "$(drivers | xargs)" "$1"; }
 
+# udev, which opens a node that is about to go, loads the driver again.
 unload() {
-	wait_for 10 modprobe -r loop 2>/dev/null || fail "modprobe -r loop: $(modprobe -r loop 2>&1)"
-	loaded ''
+	udevadm settle
+	wait_for 10 unloaded 2>/dev/null || fail "modprobe -r loop: $(modprobe -r loop 2>&1)"
 }
+
+unloaded() { modprobe -r loop && [[ -z $(drivers) ]]; }
 
 # What a system makes at boot; opening it loads the driver.
 control_node() {
