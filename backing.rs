@@ -60,7 +60,8 @@ pub(crate) fn as_loop(file: &File) -> Option<&LoopDevice> {
 /// Checks that `file` may be the backing file of `device`: `loop_validate_file()`.
 ///
 /// A device must not be its own backing file, through however many loop devices in between
-/// (`EBADF`), nor stand on one that has none (`EINVAL`); and the file must have blocks (`EINVAL`).
+/// (`EBADF`), nor stand on one that has none or that is another loop driver's (`EINVAL`); and the
+/// file must have blocks (`EINVAL`).
 /// When `file` is a loop device, the caller holds
 /// [`Registry::validation_killable`](crate::registry::Registry::validation_killable), so that the
 /// devices in between stay as they are.
