@@ -27,6 +27,9 @@ test: ## every test, on the host and in the VM; those of the ABI on the C driver
 	@scripts/test
 	@scripts/test --driver loop --abi
 
+bench: ## raw backing, C driver and this one measured in turns (BENCH=full: the whole matrix)
+	@scripts/bench
+
 check: ## format, clippy, documentation, shell scripts
 	@scripts/check
 
@@ -46,4 +49,4 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.* ## /\1\t/p' Makefile | expand -t 16
 	@echo 'A command in the VM: scripts/vm -- COMMAND (scripts/vm --help)'
 
-.PHONY: modules install uninstall clean demo test check doc rust-analyzer rustfmt lab help
+.PHONY: modules install uninstall clean demo test bench check doc rust-analyzer rustfmt lab help
