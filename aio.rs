@@ -15,7 +15,10 @@
 
 pub(crate) mod request;
 
-use crate::kern::ffi;
+use crate::kern::{
+    bvec::Memory,
+    ffi, //
+};
 use kernel::{
     bindings,
     fs::File,
@@ -41,6 +44,16 @@ pub(crate) enum Caching {
     Direct,
 }
 
+/// What an operation may do before it is under way.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// Sleep on whatever the file needs.
+    Allowed,
+    /// Nothing that takes long: where it would have to, it fails with `EAGAIN`, or `EOPNOTSUPP` where
+    /// the file cannot say. `IOCB_NOWAIT`; through the page cache, also `IOCB_NOIO`.
+    Forbidden,
+}
+
 /// What to transfer.
 #[derive(Clone, Copy)]
 pub(crate) struct Transfer {
@@ -48,26 +61,41 @@ pub(crate) struct Transfer {
     pub(crate) direction: Direction,
     /// How.
     pub(crate) caching: Caching,
+    /// Whether to wait.
+    pub(crate) wait: Wait,
+    /// Whether what is written must be durable when it is over: `IOCB_DSYNC`.
+    pub(crate) durable: bool,
     /// Where in the file, in bytes.
     pub(crate) position: i64,
     /// With which I/O priority.
     pub(crate) ioprio: u16,
 }
 
-/// Memory to transfer: `count` bytes from `offset` on in `segments` bio_vecs.
-pub(crate) struct Memory {
-    bvecs: *const bindings::bio_vec,
-    segments: usize,
-    offset: usize,
-    count: usize,
+impl Transfer {
+    fn flags(&self) -> c_int {
+        let mut flags = 0;
+        if self.caching == Caching::Direct {
+            flags |= bindings::IOCB_DIRECT as c_int;
+        }
+        if self.durable {
+            flags |= ffi::IOCB_DSYNC;
+        }
+        if self.wait == Wait::Forbidden {
+            flags |= ffi::IOCB_NOWAIT;
+            if self.caching == Caching::Buffered {
+                flags |= bindings::IOCB_NOIO as c_int;
+            }
+        }
+        flags
+    }
 }
 
 /// What is told of the end of an operation.
 pub(crate) trait Completion {
     /// The operation of `iocb` is over: `result` is the number of bytes done or a negative errno.
     ///
-    /// Called once for every submission, before or after [`Iocb::submit`] returns, from any
-    /// context, hard interrupts included.
+    /// Called once for every submission that is [`Submitted::Queued`], before or after
+    /// [`Iocb::submit`] returns, from any context, hard interrupts included.
     ///
     /// # Safety
     ///
@@ -75,20 +103,23 @@ pub(crate) trait Completion {
     unsafe fn complete(iocb: *mut Iocb, result: isize);
 }
 
+/// What became of a submission.
+pub(crate) enum Submitted {
+    /// It is under way, or over: [`Completion::complete`] tells.
+    Queued,
+    /// It is over, with that result, and nobody else is told.
+    Done(isize),
+}
+
 /// The state of one operation: `struct kiocb`.
 #[repr(transparent)]
 pub(crate) struct Iocb(Opaque<bindings::kiocb>);
 
 impl Iocb {
-    /// An operation that is not under way.
-    pub(crate) fn new() -> Self {
-        Self(Opaque::zeroed())
-    }
-
-    /// Begins the transfer of `memory` between itself and `file`, and sees to it that
-    /// [`Completion::complete`] is called when it is over.
+    /// Begins the transfer of `memory` between itself and `file`.
     ///
-    /// May sleep. Counts as a write to the file's file system, so freezing that waits for it.
+    /// May sleep, see [`Wait`]. A write counts as one to the file's file system, so freezing that
+    /// waits for it.
     ///
     /// # Safety
     ///
@@ -101,20 +132,15 @@ impl Iocb {
         file: &File,
         transfer: Transfer,
         memory: &Memory,
-    ) {
+    ) -> Submitted {
         let kiocb = this.cast::<bindings::kiocb>();
-        let direct = transfer.caching == Caching::Direct;
         // SAFETY: By the function's requirements `this` is valid and has no operation under way.
         unsafe {
             kiocb.write(bindings::kiocb {
                 ki_filp: file.as_ptr(),
                 ki_pos: transfer.position,
-                ki_complete: direct.then_some(callback::<C>),
-                ki_flags: if direct {
-                    bindings::IOCB_DIRECT as c_int
-                } else {
-                    0
-                },
+                ki_complete: (transfer.caching == Caching::Direct).then_some(callback::<C>),
+                ki_flags: transfer.flags(),
                 ki_ioprio: transfer.ioprio,
                 ..pin_init::zeroed()
             })
@@ -123,12 +149,14 @@ impl Iocb {
             // SAFETY: `kiocb` is set up, the rest is by the function's requirements.
             Direction::Read => unsafe { read(file, kiocb, memory) },
             // SAFETY: As above.
-            Direction::Write => unsafe { write(file, kiocb, memory) },
+            Direction::Write => unsafe { write(file, kiocb, memory, transfer.wait) },
         };
-        if ret != -(bindings::EIOCBQUEUED as isize) {
-            // SAFETY: The operation is over, and nobody else was told or will be.
-            unsafe { finish::<C>(kiocb, ret) };
+        if ret == -(bindings::EIOCBQUEUED as isize) {
+            return Submitted::Queued;
         }
+        // SAFETY: The operation is over, and nobody else was told or will be.
+        unsafe { finish(kiocb) };
+        Submitted::Done(ret)
     }
 }
 
@@ -148,10 +176,15 @@ unsafe fn read(file: &File, kiocb: *mut bindings::kiocb, memory: &Memory) -> isi
 /// # Safety
 ///
 /// As of [`Iocb::submit`]; `kiocb` is set up.
-unsafe fn write(file: &File, kiocb: *mut bindings::kiocb, memory: &Memory) -> isize {
-    // SAFETY: By the function's requirements. This waits while the file system is frozen, and
-    // holds off freezing until `finish`.
-    unsafe { ffi::rnull_loop_kiocb_start_write(kiocb) };
+unsafe fn write(file: &File, kiocb: *mut bindings::kiocb, memory: &Memory, wait: Wait) -> isize {
+    // Either way freezing is held off until `finish`.
+    match wait {
+        // SAFETY: By the function's requirements. This waits while the file system is frozen.
+        Wait::Allowed => unsafe { ffi::rnull_loop_kiocb_start_write(kiocb) },
+        // SAFETY: By the function's requirements.
+        Wait::Forbidden if unsafe { ffi::rnull_loop_kiocb_start_write_trylock(kiocb) } => {}
+        Wait::Forbidden => return EAGAIN.to_errno() as isize,
+    }
     // SAFETY: `kiocb` is ours until `write_iter` is called. The flag tells `finish` of the above.
     unsafe { (*kiocb).ki_flags |= bindings::IOCB_WRITE as c_int };
     // SAFETY: The file is open, so it has operations.
@@ -169,34 +202,22 @@ unsafe fn write(file: &File, kiocb: *mut bindings::kiocb, memory: &Memory) -> is
 ///
 /// Called once by the file, for a kiocb that [`Iocb::submit`] gave it with the same `C`.
 unsafe extern "C" fn callback<C: Completion>(kiocb: *mut bindings::kiocb, ret: c_long) {
-    // SAFETY: By the function's requirements the operation is over, and `submit` got `EIOCBQUEUED`,
-    // so it told nobody.
-    unsafe { finish::<C>(kiocb, ret) };
-}
-
-/// # Safety
-///
-/// The operation of `kiocb`, which [`Iocb::submit`] set up for `C`, must be over, and `C` not told.
-unsafe fn finish<C: Completion>(kiocb: *mut bindings::kiocb, ret: isize) {
-    // SAFETY: By the function's requirements `kiocb` is valid, and nobody else uses it.
-    if unsafe { (*kiocb).ki_flags } & bindings::IOCB_WRITE as c_int != 0 {
-        // SAFETY: `write` called `kiocb_start_write()` when it set the flag.
-        unsafe { ffi::rnull_loop_kiocb_end_write(kiocb) };
-    }
-    // SAFETY: By the function's requirements; an `Iocb` is a `struct kiocb`.
+    // SAFETY: By the function's requirements the operation is over.
+    unsafe { finish(kiocb) };
+    // SAFETY: As above; an `Iocb` is a `struct kiocb`, and `submit` got `EIOCBQUEUED`, so it told
+    // nobody.
     unsafe { C::complete(kiocb.cast(), ret) };
 }
 
-impl Memory {
-    /// The same as a `struct iov_iter`, for `ITER_SOURCE` or `ITER_DEST`.
-    fn iter(&self, direction: c_uint) -> Opaque<bindings::iov_iter> {
-        let iter = Opaque::<bindings::iov_iter>::uninit();
-        // SAFETY: `iter` is valid for writes; the bio_vecs are only noted here.
-        unsafe {
-            bindings::iov_iter_bvec(iter.get(), direction, self.bvecs, self.segments, self.count)
-        };
-        // SAFETY: Initialized by the call above.
-        unsafe { (*iter.get()).iov_offset = self.offset };
-        iter
+/// Undoes what [`write()`] did before the operation.
+///
+/// # Safety
+///
+/// The operation of `kiocb`, which [`Iocb::submit`] set up, must be over, and nobody use it.
+unsafe fn finish(kiocb: *mut bindings::kiocb) {
+    // SAFETY: By the function's requirements.
+    if unsafe { (*kiocb).ki_flags } & bindings::IOCB_WRITE as c_int != 0 {
+        // SAFETY: `write` called `kiocb_start_write()` when it set the flag.
+        unsafe { ffi::rnull_loop_kiocb_end_write(kiocb) };
     }
 }

@@ -6,6 +6,7 @@
 
 use crate::{
     aio::Caching,
+    backoff::Backoff,
     blk_mq::{
         GenDisk,
         LimitsUpdate, //
@@ -94,6 +95,9 @@ pub(crate) struct Traits {
     discard_granularity: u32,
     /// Whether the disk below seeks.
     rotational: bool,
+    /// Whether single writes can be made durable. Else the block layer makes a write and a flush of
+    /// them.
+    durable_writes: bool,
 }
 
 impl Traits {
@@ -109,6 +113,7 @@ impl Traits {
             max_discard_sectors,
             discard_granularity,
             rotational: device.is_some_and(|bdev| bdev.is_rotational()),
+            durable_writes: file.honours_dsync(),
         }
     }
 
@@ -144,7 +149,9 @@ impl Traits {
     ) {
         limits.set_block_size(block_size);
         limits.set_dma_alignment(self.dma_alignment(flags));
-        limits.set_write_cache(file.has_sync() && !flags.contains(Flags::READ_ONLY));
+        let cached = file.has_sync() && !flags.contains(Flags::READ_ONLY);
+        limits.set_write_cache(cached);
+        limits.set_fua(cached && self.durable_writes);
         limits.set_rotational(self.rotational);
         limits.set_discard(self.max_discard_sectors, self.discard_granularity);
         limits.set_write_zeroes(self.max_discard_sectors);
@@ -162,11 +169,14 @@ impl Traits {
     /// What requests need to be served from `file` with `settings`.
     pub(crate) fn target(&self, file: ARef<File>, settings: &Settings) -> Target {
         Target {
-            file,
             offset: settings.offset,
             caching: caching(settings.flags),
             read_only: settings.flags.contains(Flags::READ_ONLY),
             holes: HoleSupport::new(self.max_discard_sectors != 0),
+            nowait: file.has_nowait(),
+            reads: Backoff::new(),
+            writes: Backoff::new(),
+            file,
         }
     }
 }

@@ -20,14 +20,20 @@
 //! C headers: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h),
 //! [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
+mod bio;
 mod disk;
 mod limits;
 mod list;
 mod major;
 mod request;
+mod submitter;
 mod tag_set;
 
 pub(crate) use self::{
+    bio::{
+        Bio,
+        BioCompletion, //
+    },
     disk::{
         Disk,
         DiskOperations,
@@ -51,6 +57,7 @@ pub(crate) use self::{
         Request,
         StartedRequest, //
     },
+    submitter::Submitter,
     tag_set::TagSet,
 };
 
@@ -136,18 +143,17 @@ pub(crate) trait Operations: Send + Sync + Sized + 'static {
     /// Makes the driver's part of one hardware context. May sleep.
     fn new_hw_data() -> Result<Self::HwData>;
 
-    /// Takes a request: `->queue_rq`.
+    /// Takes a request: `->queue_rq`, and for each of several `->queue_rqs`.
     ///
-    /// `last` is false when more requests for the same hardware context follow at once. `device`
-    /// and `hw` outlive the call, whatever becomes of the request.
-    ///
-    /// Called in the context of any submitter, with RCU read lock held: must not sleep. A refused
+    /// `device` and `hw` outlive the call, whatever becomes of the request. Called in the context of any
+    /// submitter, which `submitter` knows more of, with the tag set's SRCU read lock held: may sleep,
+    /// but not wait for anything that needs requests of this queue to be handed over. A refused
     /// request is ended by the block layer.
     fn queue_rq(
         device: &Arc<Self>,
         hw: &Self::HwData,
         rq: IdleRequest<Self>,
-        last: bool,
+        submitter: Pin<&Submitter>,
     ) -> Result<(), Refused<Self>>;
 
     /// Ends a request, or sends it round again: `->complete`.

@@ -8,11 +8,15 @@ use crate::{
     aio::{
         request::{
             self,
-            FileBacked, //
+            FileBacked,
+            Haste, //
         },
-        Caching, //
+        Caching,
+        Wait, //
     },
+    backoff::Backoff,
     blk_mq::{
+        CompletedRequest,
         LimitsUpdate,
         Op,
         Request,
@@ -20,14 +24,16 @@ use crate::{
     },
     device::LoopDevice,
     kern::{
-        cgroup::ChargeScope,
+        bdev::BlockDevice,
         file::{
             BackingFile,
-            Fallocate, //
+            Fallocate,
+            Kind, //
         },
     },
 };
 use kernel::{
+    block::SECTOR_SHIFT,
     fs::File,
     prelude::*,
     sync::{
@@ -51,6 +57,12 @@ pub(crate) struct Target {
     pub(crate) read_only: bool,
     /// Which operations on holes have not turned out to be unsupported.
     pub(crate) holes: HoleSupport,
+    /// Whether the file can be told not to wait.
+    pub(crate) nowait: bool,
+    /// Whether reads without waiting work.
+    pub(crate) reads: Backoff,
+    /// Whether writes do.
+    pub(crate) writes: Backoff,
 }
 
 /// Which operations on holes a file system is believed to support. It can be asked by trying alone.
@@ -90,41 +102,174 @@ impl FileBacked for LoopDevice {
     fn file(target: &Target) -> &File {
         &target.file
     }
+
+    fn block_device(target: &Target) -> Option<&BlockDevice> {
+        target.block_device()
+    }
 }
 
-/// Carries out a request and completes it, or sees to it that it is completed. May sleep.
-pub(crate) fn execute(rq: StartedRequest<LoopDevice>) {
-    let _scope = ChargeScope::enter(&rq);
+/// How a read or a write gets to the file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Past the file, to the block device that it is, as it is.
+    Remap,
+    /// By direct I/O.
+    Direct,
+    /// Through the page cache.
+    Buffered,
+}
+
+/// Carries out a read or a write, see [`transfer_by`].
+pub(crate) fn transfer(
+    rq: StartedRequest<LoopDevice>,
+    wait: Wait,
+) -> Result<(), StartedRequest<LoopDevice>> {
+    let way = rq.io().map_or(Way::Buffered, |target| target.way(&rq));
+    // A worker waits for tags of the device below at most, as all after it would.
+    let wait = if way == Way::Remap {
+        Wait::Allowed
+    } else {
+        wait
+    };
+    transfer_by(rq, way, wait)
+}
+
+/// Carries out a read or a write this way and sees to it that it is completed; or hands it, or what is
+/// left of it, back where it would have to wait and must not. May sleep.
+pub(crate) fn transfer_by(
+    rq: StartedRequest<LoopDevice>,
+    way: Way,
+    wait: Wait,
+) -> Result<(), StartedRequest<LoopDevice>> {
+    let Some(target) = rq.io() else {
+        rq.complete(Err(EIO));
+        return Ok(());
+    };
+    // The block layer lets nothing through that ends beyond the device, whose size is that of a
+    // file; so this does not fail.
+    let Some(position) = rq.position().checked_add(target.offset) else {
+        rq.complete(Err(EFBIG));
+        return Ok(());
+    };
+    let result = match way {
+        Way::Remap => request::remap(rq, position >> SECTOR_SHIFT, wait),
+        Way::Direct => request::submit(rq, position, Caching::Direct, wait),
+        Way::Buffered => request::submit(rq, position, Caching::Buffered, wait),
+    };
+    result.inspect_err(|rq| tried(rq, false))
+}
+
+/// Takes note of whether a request could be carried out without waiting.
+fn tried(rq: &Request<LoopDevice>, worked: bool) {
+    let Some(target) = rq.io() else { return };
+    let backoff = target.backoff(rq);
+    if worked {
+        backoff.worked();
+    } else {
+        backoff.failed();
+    }
+}
+
+/// Whether a worker should try to carry out a read or a write without waiting, before it is left to
+/// one that may wait. Writes to files would have to wait too often, if only for the next time stamp.
+pub(crate) fn is_worth_a_try(rq: &Request<LoopDevice>) -> bool {
+    let Some(target) = rq.io() else { return false };
+    match (target.way(rq), rq.op()) {
+        _ if must_wait(rq) => false,
+        (Way::Remap, _) => true,
+        (_, Op::Read) => target.has_nowait(rq) && target.backoff(rq).is_due(),
+        _ => false,
+    }
+}
+
+/// Whether a request has been found to wait.
+pub(crate) fn must_wait(rq: &Request<LoopDevice>) -> bool {
+    rq.data().must_wait()
+}
+
+/// Whether `result` says that a request would have had to wait and must not.
+pub(crate) fn would_wait(rq: &CompletedRequest<LoopDevice>, result: Result<u32>) -> bool {
+    match request::haste(rq, result) {
+        Haste::None => false,
+        Haste::Worked => {
+            tried(rq, true);
+            false
+        }
+        Haste::InVain => {
+            tried(rq, false);
+            true
+        }
+    }
+}
+
+/// Carries out and completes what is neither a read nor a write nor a flush. May sleep.
+pub(crate) fn execute_slow(rq: StartedRequest<LoopDevice>) {
     let Some(target) = rq.io() else {
         return rq.complete(Err(EIO));
     };
-    match rq.op() {
-        Op::Read | Op::Write => {
-            let caching = target.caching;
-            match target.position_of(&rq) {
-                Ok(position) => request::submit(rq, position, caching),
-                Err(error) => rq.complete(Err(error)),
-            }
-        }
-        // Has no position: it is for all that was written.
-        Op::Flush => {
-            let result = target.file.sync();
-            rq.complete(result.map(|()| 0));
-        }
-        Op::Discard | Op::WriteZeroes => {
-            let result = target.change_holes(&rq);
-            rq.complete(result.map(|()| 0));
-        }
-        Op::Other => rq.complete(Err(EOPNOTSUPP)),
-    }
+    let result = match rq.op() {
+        Op::Discard | Op::WriteZeroes => target.change_holes(&rq),
+        _ => Err(EOPNOTSUPP),
+    };
+    rq.complete(result.map(|()| 0));
 }
 
 impl Target {
     /// Where a request begins in the file, in bytes.
     fn position_of(&self, rq: &Request<LoopDevice>) -> Result<u64> {
-        // The block layer lets nothing through that ends beyond the device, whose size is that of
-        // a file; so this does not fail.
+        // As in `transfer`.
         rq.position().checked_add(self.offset).ok_or(EFBIG)
+    }
+
+    /// Where a request ends in the file, in bytes.
+    pub(crate) fn end_of(&self, rq: &Request<LoopDevice>) -> u64 {
+        self.position_of(rq).map_or(u64::MAX, |position| {
+            position.saturating_add(u64::from(rq.len()))
+        })
+    }
+
+    fn block_device(&self) -> Option<&BlockDevice> {
+        match self.file.kind() {
+            Kind::Block(bdev) => Some(bdev),
+            _ => None,
+        }
+    }
+
+    /// How a read or a write gets to the file.
+    ///
+    /// What is in the page cache of a block device must be heeded, and a device that has become
+    /// shorter or read-only says so in its own way.
+    pub(crate) fn way(&self, rq: &Request<LoopDevice>) -> Way {
+        match self.block_device() {
+            _ if self.caching == Caching::Buffered => Way::Buffered,
+            Some(bdev)
+                if rq.device().switches.remap.is_on()
+                    && !self.file.is_cached()
+                    && bdev.admits(rq.op().is_write(), self.end_of(rq)) =>
+            {
+                Way::Remap
+            }
+            _ => Way::Direct,
+        }
+    }
+
+    /// Whether a request can go on to the block device and be told not to wait.
+    pub(crate) fn remaps_without_waiting(&self, rq: &Request<LoopDevice>) -> bool {
+        self.block_device()
+            .is_some_and(|bdev| bdev.has_nowait() && rq.len() <= bdev.max_bytes())
+    }
+
+    /// Whether the file can, and may, be told not to wait.
+    pub(crate) fn has_nowait(&self, rq: &Request<LoopDevice>) -> bool {
+        self.nowait && rq.device().switches.nowait.is_on()
+    }
+
+    /// Whether it is worth while to try without waiting.
+    pub(crate) fn backoff(&self, rq: &Request<LoopDevice>) -> &Backoff {
+        match rq.op() {
+            Op::Read => &self.reads,
+            _ => &self.writes,
+        }
     }
 
     /// Frees or zeroes the range of a request in the file.

@@ -15,6 +15,7 @@ use crate::{
         Op,
         Status, //
     },
+    command,
     device::LoopDevice, //
 };
 use kernel::prelude::*;
@@ -24,10 +25,16 @@ use kernel::prelude::*;
 /// Any context, hard interrupts included.
 pub(crate) fn complete(mut rq: CompletedRequest<LoopDevice>, result: Result<u32>) {
     request::finish(&mut rq);
-    match (rq.op(), result) {
-        (_, Err(error)) => rq.end(Status::from(error)),
-        (Op::Read | Op::Write, Ok(done)) if done < rq.len() => short(rq, done),
-        (_, Ok(_)) => rq.end(Status::OK),
+    match rq.op() {
+        // A worker that may wait takes it next time.
+        Op::Read | Op::Write if command::would_wait(&rq, result) => return rq.requeue(),
+        Op::Read | Op::Write => {}
+        _ => return rq.end(result.map_or_else(Status::from, |_| Status::OK)),
+    }
+    match result {
+        Ok(done) if done < rq.len() => short(rq, done),
+        Ok(_) => rq.end(Status::OK),
+        Err(error) => rq.end(Status::from(error)),
     }
 }
 

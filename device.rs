@@ -30,10 +30,14 @@ use crate::{
         module::ModuleRef,
         mutex::LockKillable,
         sysfs::Group,
-        workqueue::OwnedQueue, //
+        workqueue::{
+            OwnedQueue,
+            Place, //
+        },
     },
     settings::Settings,
     state::State,
+    switches::Switches,
     worker::Worker, //
 };
 use kernel::{
@@ -102,9 +106,13 @@ pub(crate) struct LoopDevice {
     shown: Mutex<Option<Shown>>,
     /// Whether `state` is `Unbound`, likewise.
     unbound: Atomic<bool>,
-    /// Where workers run: made when the device is bound for the first time, gone with the device,
-    /// so that no lock is held when it is destroyed.
-    queue: SetOnce<OwnedQueue>,
+    /// Where workers run, here or anywhere: made when the device is bound for the first time, gone with
+    /// the device, so that no lock is held when they are destroyed.
+    queues: SetOnce<(OwnedQueue, OwnedQueue)>,
+    /// Serves flushes of all hardware contexts.
+    pub(crate) flusher: Arc<Worker>,
+    /// Which ways requests may take.
+    pub(crate) switches: Switches,
 }
 
 /// The state of a device, locked. Keeps what is seen without the lock true to it.
@@ -150,14 +158,16 @@ impl LoopDevice {
     /// A device that is not bound. May sleep.
     pub(crate) fn new(index: u32, always_scans: bool) -> Result<Arc<Self>> {
         Arc::pin_init(
-            pin_init!(Self {
+            try_pin_init!(Self {
                 index,
                 always_scans,
                 state <- new_mutex!(State::Unbound, "LoopDevice::state"),
                 attributes <- new_mutex!(None, "LoopDevice::attributes"),
                 shown <- new_mutex!(None, "LoopDevice::shown"),
                 unbound: Atomic::new(true),
-                queue: SetOnce::new(),
+                queues: SetOnce::new(),
+                flusher: Worker::flusher()?,
+                switches: Switches::new(),
             }),
             GFP_KERNEL,
         )
@@ -199,19 +209,22 @@ impl LoopDevice {
     }
 
     /// Lets a worker run. Any context.
-    pub(crate) fn enqueue(&self, worker: Arc<Worker>) {
-        // Requests find a target only when `configure` made the queue before. A worker that is
+    pub(crate) fn enqueue(&self, worker: Arc<Worker>, place: Place) {
+        // Requests find a target only when `configure` made the queues before. A worker that is
         // queued already needs nothing.
-        let _ = match self.queue.as_ref() {
-            Some(queue) => queue.enqueue(worker),
-            None => workqueue::system_unbound().enqueue(worker),
+        let _ = match (self.queues.as_ref(), place) {
+            (Some((here, _)), Place::Here) => here.enqueue(worker),
+            (Some((_, anywhere)), Place::Anywhere) => anywhere.enqueue(worker),
+            (None, _) => workqueue::system_unbound().enqueue(worker),
         };
     }
 
     /// Makes the device ready to run workers. The caller holds `state`.
-    fn make_queue(&self, disk: &GenDisk<Self>) -> Result {
-        if self.queue.as_ref().is_none() {
-            self.queue.populate(OwnedQueue::new(disk.name())?);
+    fn make_queues(&self, disk: &GenDisk<Self>) -> Result {
+        if self.queues.as_ref().is_none() {
+            let make = |place| OwnedQueue::new(disk.name(), place);
+            self.queues
+                .populate((make(Place::Here)?, make(Place::Anywhere)?));
         }
         Ok(())
     }

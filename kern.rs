@@ -4,6 +4,7 @@
 //! `rust/kernel/`.
 
 pub(crate) mod bdev;
+pub(crate) mod bvec;
 pub(crate) mod cgroup;
 pub(crate) mod ffi;
 pub(crate) mod file;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Step 1 of a request: the block layer hands it over.
+//! Step 1 of a request: the block layer hands it over, and it is decided who serves it.
 
 #![forbid(unsafe_code)]
 
@@ -11,12 +11,14 @@ use crate::{
         IdleRequest,
         Operations,
         Refused,
-        Status, //
+        Status,
+        Submitter, //
     },
     command::Target,
     completion,
     device::LoopDevice,
-    worker::Worker, //
+    inline,
+    worker::Workers, //
 };
 use kernel::{
     prelude::*,
@@ -25,22 +27,22 @@ use kernel::{
 
 impl Operations for LoopDevice {
     type RequestData = Slot;
-    type HwData = Arc<Worker>;
+    type HwData = Workers;
     type Io = Target;
 
     fn new_request_data() -> impl PinInit<Slot> {
         Slot::new()
     }
 
-    fn new_hw_data() -> Result<Arc<Worker>> {
-        Worker::new()
+    fn new_hw_data() -> Result<Workers> {
+        Workers::new()
     }
 
     fn queue_rq(
         device: &Arc<Self>,
-        worker: &Arc<Worker>,
+        workers: &Workers,
         rq: IdleRequest<Self>,
-        _last: bool,
+        submitter: Pin<&Submitter>,
     ) -> Result<(), Refused<Self>> {
         // The last close and its write-back may come after LOOP_CLR_FD: what counts is whether
         // there is a file, not whether the device is still bound.
@@ -50,7 +52,9 @@ impl Operations for LoopDevice {
         if target.read_only && rq.op().is_write() {
             return Err(rq.refuse(Status::IOERR));
         }
-        worker.submit(device, rq.start());
+        if let Err(rq) = inline::submit(rq.start(), submitter) {
+            workers.submit(device, rq);
+        }
         Ok(())
     }
 

@@ -16,8 +16,10 @@ use crate::{
     device::LoopDevice,
     kern::{
         mutex::LockKillable,
+        sysfs::Group,
         task, //
     },
+    sysfs, //
 };
 use kernel::{
     fs::File,
@@ -31,8 +33,20 @@ use kernel::{
     },
 };
 
-/// The longest request, in sectors of 512 bytes: the historic cap of the block layer.
-const MAX_HW_SECTORS: u32 = 2560;
+/// The longest request unless user space asks for longer ones (`max_sectors_kb`), in sectors of 512
+/// bytes: 1280 KiB, as it has always been.
+const MAX_SECTORS: u32 = 2560;
+
+/// The longest that it may ask for: 32 MiB.
+const MAX_HW_SECTORS: u32 = 32 << 11;
+
+/// How many segments a request has at most: 1 MiB of single pages. As the backing file, or the disk
+/// below, splits what it cannot take at once, there is no other limit.
+const MAX_SEGMENTS: u16 = 256;
+
+/// How many hardware contexts a device has at most when nobody says: each has its own requests, and
+/// from here on memory is worth more than CPUs that do not meet.
+const MOST_HW_QUEUES: u32 = 8;
 
 /// How devices are made.
 pub(crate) struct Parameters {
@@ -48,11 +62,25 @@ pub(crate) struct Parameters {
     pub(crate) nr_hw_queues: u32,
 }
 
+/// A device that is there for all to see; fields are dropped in the order of their declaration.
+struct Listed {
+    _switches: Option<Group>,
+    disk: RegisteredDisk<LoopDevice>,
+}
+
+impl core::ops::Deref for Listed {
+    type Target = RegisteredDisk<LoopDevice>;
+
+    fn deref(&self) -> &RegisteredDisk<LoopDevice> {
+        &self.disk
+    }
+}
+
 /// A number that is taken.
 struct Entry {
     index: u32,
     /// The disk, unless it is being added or removed.
-    disk: Option<RegisteredDisk<LoopDevice>>,
+    disk: Option<Listed>,
 }
 
 /// All loop devices of a module that is loaded.
@@ -152,7 +180,7 @@ impl Registry {
         Ok(index)
     }
 
-    fn make_disk(&self, index: u32) -> Result<RegisteredDisk<LoopDevice>> {
+    fn make_disk(&self, index: u32) -> Result<Listed> {
         let Parameters {
             prefix,
             part_shift,
@@ -161,14 +189,14 @@ impl Registry {
             ..
         } = self.parameters;
         let nr_hw_queues = match nr_hw_queues {
-            0 => task::num_online_cpus(),
+            0 => task::num_online_cpus().min(MOST_HW_QUEUES),
             n => n,
         };
         let tags = KBox::pin_init(TagSet::new(nr_hw_queues, hw_queue_depth), GFP_KERNEL)?;
         let scans = part_shift != 0;
         let minors = 1_u32.checked_shl(part_shift).ok_or(EINVAL)?;
         let device = LoopDevice::new(index, scans)?;
-        Disk::new(
+        let disk = Disk::new(
             tags,
             device,
             DiskOptions {
@@ -177,10 +205,18 @@ impl Registry {
                 minors,
                 name: fmt!("{prefix}{index}"),
                 scan_partitions: scans,
+                max_sectors: MAX_SECTORS,
                 max_hw_sectors: MAX_HW_SECTORS,
+                max_segments: MAX_SEGMENTS,
             },
         )?
-        .add()
+        .add()?;
+        let switches = Group::create(&disk, c"rnull_loop", sysfs::SWITCHES);
+        Ok(Listed {
+            // The device works without.
+            _switches: switches.ok(),
+            disk,
+        })
     }
 
     /// Removes the device `index`: LOOP_CTL_REMOVE.

@@ -10,13 +10,15 @@
 //! - [`device`] - one device and every change of its [`state`];
 //! - [`backing`] - the file behind it;
 //! - [`sysfs`] - `/sys/block/loopN/loop/*`;
-//! - [`settings`], [`flags`], [`geometry`], [`info`] - what can be said without a kernel.
+//! - [`settings`], [`switches`], [`flags`], [`geometry`], [`info`] - what can be said without a kernel.
 //!
 //! # One request, in the order of its life
 //!
 //! 1. [`queue`] - the block layer hands it over;
-//! 2. [`worker`] - it waits for the worker of its hardware context;
-//! 3. [`command`] - it becomes an operation on the backing file;
+//! 2. [`inline`] - it goes on at once, where that is allowed;
+//!    [`worker`] - or it waits for a worker of its hardware context;
+//! 3. [`command`] - it becomes an operation on the backing file, or a bio for the block device
+//!    that the file is; [`backoff`] - what fails is tried less often;
 //! 4. [`completion`] - the result goes back.
 //!
 //! # How the kernel is called
@@ -30,6 +32,7 @@
 
 mod aio;
 mod backing;
+mod backoff;
 mod blk_mq;
 mod command;
 mod completion;
@@ -38,12 +41,14 @@ mod device;
 mod flags;
 mod geometry;
 mod info;
+mod inline;
 mod ioctl;
 mod kern;
 mod queue;
 mod registry;
 mod settings;
 mod state;
+mod switches;
 mod sysfs;
 mod worker;
 
@@ -89,7 +94,7 @@ module_parameters! {
     hw_queue_depth: Integer = Integer::new(128, 1),
         "Queue depth for each hardware queue. Default: 128";
     nr_hw_queues: Integer = Integer::new(0, 0),
-        "Number of hardware queues of a device, 0: one per CPU. Default: 0";
+        "Number of hardware queues of a device, 0: one per CPU, at most 8. Default: 0";
     standalone: Switch = Switch::new(),
         "Work beside another loop driver: devices are /dev/loopr*, made by /dev/loopr-control";
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `/sys/block/loopN/loop/*`: what a device is bound to.
+//! `/sys/block/loopN/loop/*`: what a device is bound to; and `/sys/block/loopN/rnull_loop/*`, which is
+//! this driver's own: its [`switches`](crate::switches).
 //!
 //! Documentation: `Documentation/ABI/testing/sysfs-block-loop`
 
@@ -14,21 +15,30 @@ use crate::{
     flags::Flags,
     kern::sysfs::{
         Attribute,
-        Page,
-        ShowAttribute, //
+        DeviceAttribute,
+        MutableAttribute,
+        Page, //
     },
+    switches::Switches, //
 };
 use core::fmt::Write;
 use kernel::prelude::*;
 
-/// The files of the directory.
-pub(crate) const ATTRIBUTES: &[ShowAttribute<LoopDevice>] = &[
-    ShowAttribute::new::<BackingFile>(),
-    ShowAttribute::new::<Offset>(),
-    ShowAttribute::new::<SizeLimit>(),
-    ShowAttribute::new::<Autoclear>(),
-    ShowAttribute::new::<PartScan>(),
-    ShowAttribute::new::<Dio>(),
+/// The files of the directory `loop`.
+pub(crate) const ATTRIBUTES: &[DeviceAttribute<LoopDevice>] = &[
+    DeviceAttribute::new::<BackingFile>(),
+    DeviceAttribute::new::<Offset>(),
+    DeviceAttribute::new::<SizeLimit>(),
+    DeviceAttribute::new::<Autoclear>(),
+    DeviceAttribute::new::<PartScan>(),
+    DeviceAttribute::new::<Dio>(),
+];
+
+/// The files of the directory `rnull_loop`.
+pub(crate) const SWITCHES: &[DeviceAttribute<LoopDevice>] = &[
+    DeviceAttribute::new_mutable::<Inline>(),
+    DeviceAttribute::new_mutable::<Remap>(),
+    DeviceAttribute::new_mutable::<Nowait>(),
 ];
 
 macro_rules! attributes {
@@ -63,6 +73,37 @@ attributes! {
     PartScan, c"partscan": |shown, page| flag(shown, page, Flags::PARTSCAN);
     /// Whether I/O goes past the page cache of the file.
     Dio, c"dio": |shown, page| flag(shown, page, Flags::DIRECT_IO);
+}
+
+macro_rules! switches {
+    ($($(#[$doc:meta])* $name:ident, $file:literal: $field:ident;)*) => {$(
+        $(#[$doc])*
+        struct $name;
+
+        impl Attribute<LoopDevice> for $name {
+            const NAME: &'static CStr = $file;
+
+            fn show(device: &LoopDevice, page: &mut Page<'_>) -> Result {
+                line(page, u8::from(device.switches.$field.is_on()))
+            }
+        }
+
+        impl MutableAttribute<LoopDevice> for $name {
+            fn store(device: &LoopDevice, value: &[u8]) -> Result {
+                device.switches.$field.set(Switches::parse(value)?);
+                Ok(())
+            }
+        }
+    )*};
+}
+
+switches! {
+    /// Whether requests may be submitted in the context of their submitters.
+    Inline, c"inline": inline;
+    /// Whether requests for a block device may be passed on as they are.
+    Remap, c"remap": remap;
+    /// Whether files may be asked for what they can do without waiting.
+    Nowait, c"nowait": nowait;
 }
 
 /// Shows whether a flag is set.

@@ -1,20 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Requests of the block layer that are served by asynchronous I/O to a file.
+//! Requests of the block layer that are served from files.
 //!
-//! A driver whose requests carry a [`Slot`] hands a started request to [`submit`]; it is completed
-//! with the number of bytes done, or the error, when the file is done with it.
+//! A driver whose requests carry a [`Slot`] hands a started request to [`submit`], for asynchronous
+//! I/O to a file, or to [`remap`], to another block device as it is; it is completed with the number
+//! of bytes done, or the error, when that is over.
 
 use super::{
     Caching,
     Completion,
     Direction,
     Iocb,
-    Memory,
-    Transfer, //
+    Submitted,
+    Transfer,
+    Wait, //
 };
 use crate::{
     blk_mq::{
+        Bio,
+        BioCompletion,
         CompletedRequest,
         InFlight,
         Op,
@@ -22,18 +26,25 @@ use crate::{
         Request,
         StartedRequest, //
     },
-    kern::ffi, //
+    kern::{
+        bdev::BlockDevice,
+        bvec::Memory,
+        ffi, //
+    },
 };
 use core::{
     cell::UnsafeCell,
     marker::PhantomData,
-    ptr::NonNull, //
+    mem::ManuallyDrop, //
 };
 use kernel::{
     bindings,
-    error::code::EINVAL,
     fs::File,
     prelude::*,
+    sync::atomic::{
+        ordering::Relaxed,
+        Atomic, //
+    },
     time::{
         delay::fsleep,
         Delta, //
@@ -48,16 +59,30 @@ const INLINE: usize = 8;
 /// How long to wait for memory when not even a part of a request can be served.
 const RETRY_DELAY: Delta = Delta::from_millis(10);
 
-/// What a request needs for I/O to a file: the PDU of drivers that use [`submit`].
+/// What carries out a request: one or the other, both at the beginning.
+#[repr(C)]
+union Operation {
+    _iocb: ManuallyDrop<Iocb>,
+    _bio: ManuallyDrop<Bio>,
+}
+
+/// What a request needs for I/O to a file: the PDU of drivers that use [`submit`] and [`remap`].
 ///
 /// # Invariants
 ///
 /// The fields are used by the owner of the request alone, and by the operation it submitted.
 #[repr(C)]
 pub(crate) struct Slot {
-    iocb: UnsafeCell<Iocb>,
+    // First, so that a pointer to it is one to the slot.
+    operation: Opaque<Operation>,
     inline: Opaque<[bindings::bio_vec; INLINE]>,
     overflow: UnsafeCell<KVec<bindings::bio_vec>>,
+    /// How many bytes the bio was to transfer.
+    bytes: Atomic<u32>,
+    /// Whether the operation was not to wait.
+    hasty: Atomic<bool>,
+    /// Whether an operation that was not to wait would have had to.
+    must_wait: Atomic<bool>,
 }
 
 // SAFETY: By the type invariant there is one user at a time, who may be on any CPU.
@@ -69,10 +94,23 @@ impl Slot {
     /// A slot that is not in use.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init::init!(Self {
-            iocb: UnsafeCell::new(Iocb::new()),
+            operation: Opaque::uninit(),
             inline: Opaque::uninit(),
             overflow: UnsafeCell::new(KVec::new()),
+            bytes: Atomic::new(0),
+            hasty: Atomic::new(false),
+            must_wait: Atomic::new(false),
         })
+    }
+
+    /// Whether the request is to be submitted by who may wait, as an operation that was not to wait
+    /// would have had to.
+    pub(crate) fn must_wait(&self) -> bool {
+        self.must_wait.load(Relaxed)
+    }
+
+    fn begin(&self, wait: Wait) {
+        self.hasty.store(wait == Wait::Forbidden, Relaxed);
     }
 }
 
@@ -81,6 +119,9 @@ pub(crate) trait FileBacked: Operations<RequestData = Slot> {
     /// The file to serve requests from. It is part of what requests need of the device, so it
     /// stays open while there is one.
     fn file(io: &Self::Io) -> &File;
+
+    /// The block device that the file is, likewise.
+    fn block_device(io: &Self::Io) -> Option<&BlockDevice>;
 }
 
 /// Ends of operations on requests of `T`.
@@ -91,10 +132,25 @@ impl<T: FileBacked> Completion for RequestCompletion<T> {
         // SAFETY: `submit` gave the `Iocb` of a slot, which is its first field, and left an owner
         // of the request behind for this function, which is called once.
         let rq = unsafe { InFlight::<T>::from_data(iocb.cast::<Slot>()) };
-        rq.complete(match u32::try_from(result) {
-            Ok(bytes) => Ok(bytes),
-            Err(_) => Err(i32::try_from(result).map_or(EIO, Error::from_errno)),
-        });
+        rq.complete(outcome(result));
+    }
+}
+
+impl<T: FileBacked> BioCompletion for RequestCompletion<T> {
+    unsafe fn complete(bio: *mut Bio, result: Result) {
+        // SAFETY: `remap` gave the `Bio` of a slot, which is its first field, and left the request
+        // behind for this function, which is called once.
+        let rq = unsafe { StartedRequest::<T>::from_data(bio.cast::<Slot>()) };
+        let bytes = rq.data().bytes.load(Relaxed);
+        rq.complete(result.map(|()| bytes));
+    }
+}
+
+/// The number of bytes done, or the error.
+fn outcome(result: isize) -> Result<u32> {
+    match u32::try_from(result) {
+        Ok(bytes) => Ok(bytes),
+        Err(_) => Err(i32::try_from(result).map_or(EIO, Error::from_errno)),
     }
 }
 
@@ -102,33 +158,48 @@ impl<T: FileBacked> Completion for RequestCompletion<T> {
 /// number of bytes done or an error.
 ///
 /// The file may do less than all of the request, as files do, and so may this function, when memory
-/// is short; see [`Operations::complete`]. May sleep.
-pub(crate) fn submit<T: FileBacked>(rq: StartedRequest<T>, position: u64, caching: Caching) {
+/// is short; see [`Operations::complete`]. May sleep, but with [`Wait::Forbidden`] as little as the
+/// file makes it; the request, or what is left of it, is handed back where it would have to wait, and
+/// where it finds out too late for that, it is completed and [`haste`] says so.
+pub(crate) fn submit<T: FileBacked>(
+    rq: StartedRequest<T>,
+    position: u64,
+    caching: Caching,
+    wait: Wait,
+) -> Result<(), StartedRequest<T>> {
     let direction = match rq.op() {
         Op::Read => Direction::Read,
         Op::Write => Direction::Write,
-        _ => return rq.complete(Err(EINVAL)),
+        _ => {
+            rq.complete(Err(EINVAL));
+            return Ok(());
+        }
     };
     let Ok(position) = i64::try_from(position) else {
-        return rq.complete(Err(EFBIG));
+        rq.complete(Err(EFBIG));
+        return Ok(());
     };
     let Some(memory) = describe(&rq) else {
-        fsleep(RETRY_DELAY);
-        return rq.requeue();
+        return no_memory(rq, wait);
     };
     let transfer = Transfer {
         direction,
         caching,
+        wait,
+        durable: direction == Direction::Write && rq.is_durable(),
         position,
         ioprio: rq.ioprio(),
     };
+    rq.data().begin(wait);
     // One owner for this function, one for `RequestCompletion`: the file may use `memory` for as
     // long as `submit` has not returned, even when the operation is over before.
     let (submitter, completer) = rq.into_in_flight();
     let Some(io) = submitter.io() else {
-        return completer.complete(Err(EIO));
+        completer.complete(Err(EIO));
+        return Ok(());
     };
-    let iocb = completer.into_data().cast_mut().cast::<Iocb>();
+    let data = completer.into_data();
+    let iocb = data.cast_mut().cast::<Iocb>();
     // SAFETY:
     // - The slot is in the PDU, which is pinned and outlives the request's time in flight; the
     //   request had one owner, so no other operation uses the slot.
@@ -136,7 +207,119 @@ pub(crate) fn submit<T: FileBacked>(rq: StartedRequest<T>, position: u64, cachin
     //   in flight; a file without the operation fails the request.
     // - The bio_vecs are in the request's bios or its slot, and describe memory of its submitter;
     //   all of it stays until the request is completed, for which both owners must be gone.
-    unsafe { Iocb::submit::<RequestCompletion<T>>(iocb, T::file(io), transfer, &memory) };
+    let submitted =
+        unsafe { Iocb::submit::<RequestCompletion<T>>(iocb, T::file(io), transfer, &memory) };
+    let Submitted::Done(result) = submitted else {
+        return Ok(());
+    };
+    // SAFETY: `RequestCompletion` was not told and will not be, so this takes back its owner.
+    let completer = unsafe { InFlight::<T>::from_data(data) };
+    // SAFETY: They are the two from above.
+    let rq = unsafe { StartedRequest::rejoin(submitter, completer) };
+    done(rq, outcome(result), wait)
+}
+
+/// An operation was over at once.
+fn done<T: FileBacked>(
+    mut rq: StartedRequest<T>,
+    result: Result<u32>,
+    wait: Wait,
+) -> Result<(), StartedRequest<T>> {
+    if wait == Wait::Forbidden {
+        match result {
+            Err(error) if is_would_wait(error) => return Err(left(rq)),
+            // What is in the page cache is done; the rest is not there.
+            Ok(bytes) if bytes < rq.len() => {
+                let whole = rq.whole_blocks(bytes);
+                if whole != 0 {
+                    rq.advance(whole);
+                }
+                return Err(left(rq));
+            }
+            _ => {}
+        }
+    }
+    rq.complete(result);
+    Ok(())
+}
+
+/// What is left of a request must wait.
+fn left<T: FileBacked>(rq: StartedRequest<T>) -> StartedRequest<T> {
+    rq.data().must_wait.store(true, Relaxed);
+    rq
+}
+
+/// There was no memory to describe even a part of the request.
+fn no_memory<T: FileBacked>(rq: StartedRequest<T>, wait: Wait) -> Result<(), StartedRequest<T>> {
+    if wait == Wait::Forbidden {
+        return Err(left(rq));
+    }
+    fsleep(RETRY_DELAY);
+    rq.requeue();
+    Ok(())
+}
+
+/// Passes `rq`, a read or a write, on to the device's [block device](FileBacked::block_device), where
+/// it begins at `sector` (of 512 bytes), and completes it as [`submit`] does.
+///
+/// May sleep; with [`Wait::Forbidden`], not for tags or a frozen queue.
+pub(crate) fn remap<T: FileBacked>(
+    rq: StartedRequest<T>,
+    sector: u64,
+    wait: Wait,
+) -> Result<(), StartedRequest<T>> {
+    let bdev = rq.io().and_then(T::block_device).map(BlockDevice::raw);
+    let (Some(bdev), Op::Read | Op::Write) = (bdev, rq.op()) else {
+        rq.complete(Err(EINVAL));
+        return Ok(());
+    };
+    let Some(memory) = describe(&rq) else {
+        return no_memory(rq, wait);
+    };
+    rq.data().begin(wait);
+    // CAST: A part of a request is no longer than the request.
+    rq.data().bytes.store(memory.count as u32, Relaxed);
+    let nowait = wait == Wait::Forbidden;
+    let raw = rq.as_ptr();
+    let bio = rq.into_data().cast_mut().cast::<Bio>();
+    // SAFETY:
+    // - The slot is in the PDU, which is pinned and outlives the request's time in flight; the
+    //   request had one owner, so no other operation uses the slot.
+    // - The request is a valid read or write, and completed by `RequestCompletion`; `memory`
+    //   describes memory of its submitter, which stays as long. `bdev` is part of what requests need
+    //   of their device, which stays while there are some.
+    unsafe { Bio::submit::<RequestCompletion<T>>(bio, raw, bdev, sector, &memory, nowait) };
+    Ok(())
+}
+
+/// Whether an operation that was not to wait says that it would have had to.
+fn is_would_wait(error: Error) -> bool {
+    error == EAGAIN || error == EOPNOTSUPP
+}
+
+/// What became of an operation that was not to wait.
+pub(crate) enum Haste {
+    /// It was one that may.
+    None,
+    /// It was carried out, or failed in earnest.
+    Worked,
+    /// It would have had to wait.
+    InVain,
+}
+
+/// Looks at the `result` of a request. If it would have had to wait, or was done in part, it
+/// [must](Slot::must_wait) from here on.
+pub(crate) fn haste<T: FileBacked>(rq: &CompletedRequest<T>, result: Result<u32>) -> Haste {
+    let slot = rq.data();
+    let haste = match (slot.hasty.load(Relaxed), result) {
+        (false, _) => Haste::None,
+        (true, Err(error)) if is_would_wait(error) => Haste::InVain,
+        (true, _) => Haste::Worked,
+    };
+    let short = result.is_ok_and(|bytes| bytes < rq.len());
+    slot.must_wait
+        .store(short || matches!(haste, Haste::InVain), Relaxed);
+    haste
 }
 
 /// Gives back the memory that a request needed while it was in flight.
@@ -151,23 +334,30 @@ pub(crate) fn finish<T: FileBacked>(rq: &mut CompletedRequest<T>) {
 /// Describes the memory of a request: all of it, or a part at its beginning when memory for the
 /// description is short, or `None` when there is not even that.
 fn describe<T: FileBacked>(rq: &StartedRequest<T>) -> Option<Memory> {
-    // SAFETY: The request is valid and ours.
-    let segments = unsafe { ffi::rnull_loop_rq_nr_bvec(rq.as_ptr()) } as usize;
     let count = rq.len() as usize;
     // SAFETY: The request is valid and ours; reads and writes have bios.
     let (bio, biotail) = unsafe { ((*rq.as_ptr()).bio, (*rq.as_ptr()).biotail) };
     if bio == biotail {
         // SAFETY: The one bio of the request is valid until the request ends.
-        let bio = unsafe { NonNull::new(bio)?.as_ref() };
+        let bio = unsafe { bio.as_ref()? };
+        // It may begin anywhere, even in the middle of a bio_vec, if it was split off another.
+        // SAFETY: `bi_idx` is an index into the bio's array.
+        let bvecs = unsafe { bio.bi_io_vec.add(bio.bi_iter.bi_idx as usize) };
+        let offset = bio.bi_iter.bi_offset as usize;
+        // SAFETY: As above; a read or a write has data, so there is a first bio_vec.
+        let first = unsafe { (*bvecs).bv_len } as usize;
         return Some(Memory {
-            // It may begin anywhere, even in the middle of a bio_vec, if it was split off another.
-            // SAFETY: `bi_idx` is an index into the bio's array.
-            bvecs: unsafe { bio.bi_io_vec.add(bio.bi_iter.bi_idx as usize) },
-            offset: bio.bi_iter.bi_offset as usize,
-            segments,
+            bvecs,
+            segments: if first.checked_sub(offset) >= Some(count) {
+                1
+            } else {
+                segments(rq)
+            },
+            offset,
             count,
         });
     }
+    let segments = segments(rq);
     let (bvecs, room) = room_for(rq, segments);
     // SAFETY: There is room for that many.
     let copied = unsafe { ffi::rnull_loop_rq_copy_bvecs(rq.as_ptr(), bvecs, room as c_uint) };
@@ -185,6 +375,12 @@ fn describe<T: FileBacked>(rq: &StartedRequest<T>) -> Option<Memory> {
     })
 }
 
+/// How many bio_vecs the memory of a request is in.
+fn segments<T: FileBacked>(rq: &Request<T>) -> usize {
+    // SAFETY: The request is valid and ours.
+    unsafe { ffi::rnull_loop_rq_nr_bvec(rq.as_ptr()) as usize }
+}
+
 /// Finds room for `wanted` bio_vecs, or at least for some.
 fn room_for<T: FileBacked>(
     rq: &StartedRequest<T>,
@@ -194,7 +390,8 @@ fn room_for<T: FileBacked>(
     if wanted > INLINE {
         // SAFETY: `rq` is the one owner of the request, and it has no operation under way.
         let overflow = unsafe { &mut *slot.overflow.get() };
-        // Workers allocate without I/O (`IoWorkerScope`). One that fails is no reason to complain.
+        // Who submits allocates without I/O (`IoWorkerScope`, `Submitter::isolate`). One that fails is
+        // no reason to complain.
         if let Ok(vec) = KVec::with_capacity(wanted, GFP_KERNEL | __GFP_NOWARN) {
             *overflow = vec;
             return (overflow.as_mut_ptr(), wanted);

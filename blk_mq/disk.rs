@@ -118,8 +118,12 @@ pub(crate) struct DiskOptions<'a> {
     pub(crate) name: fmt::Arguments<'a>,
     /// Whether the kernel looks for partitions by itself.
     pub(crate) scan_partitions: bool,
-    /// The longest request, in sectors of 512 bytes.
+    /// The longest request, in sectors of 512 bytes, unless user space asks for longer ones.
+    pub(crate) max_sectors: u32,
+    /// The longest that it may ask for, likewise.
     pub(crate) max_hw_sectors: u32,
+    /// How many segments a request has at most. They may be of any size.
+    pub(crate) max_segments: u16,
 }
 
 /// A disk that is not registered: nobody but its maker knows of it.
@@ -159,7 +163,10 @@ impl<T: DiskOperations> Disk<T> {
         };
         let context = KBox::new(context, GFP_KERNEL)?;
         let mut limits = bindings::queue_limits {
+            max_user_sectors: options.max_sectors,
             max_hw_sectors: options.max_hw_sectors,
+            max_segments: options.max_segments,
+            max_segment_size: u32::MAX,
             ..pin_init::zeroed()
         };
         let context = KBox::into_raw(context);
@@ -272,6 +279,9 @@ impl<T: DiskOperations> Drop for RegisteredDisk<T> {
         // SAFETY: By the type invariant the disk is added and not deleted.
         unsafe { bindings::del_gendisk(self.raw.as_ptr()) };
         self.context().revision.cancel();
+        // No request can be made any more, but a call that handed one over may still be on its way
+        // out; it uses the context and the tag set.
+        self.tags.wait_for_dispatch();
         // SAFETY: `del_gendisk()` took the queue's hardware contexts down, so nothing needs the
         // tag set any more, and `self` ends here.
         unsafe { ManuallyDrop::drop(&mut self.tags) };
@@ -593,10 +603,8 @@ impl<T: DiskOperations> Fops<T> {
     /// Called by the block layer alone, once, when the last reference to an added disk whose
     /// `fops` are these is gone.
     unsafe extern "C" fn free_disk(disk: *mut bindings::gendisk) {
-        // SAFETY: May be called here: disks are released where one may sleep. Nobody uses the disk
-        // any more, but `queue_rq` may be on its way out of the last request still.
-        unsafe { bindings::synchronize_rcu() };
-        // SAFETY: By the invariants of `RegisteredDisk`.
+        // SAFETY: By the invariants of `RegisteredDisk`; nobody uses the disk any more, and
+        // `RegisteredDisk::drop` waited for `queue_rq`.
         drop(unsafe { KBox::from_raw((*disk).private_data.cast::<QueueContext<T>>()) });
     }
 

@@ -50,8 +50,9 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// - `value` is written by the holder of `writer` alone, and only while `present` is false and was
-///   so since the queue was last frozen, or while the queue is frozen.
+/// - `value` is written by the holder of `writer` alone, and only while the queue is frozen, or while
+///   `present` is false and the queue was seen without requests since it is. `writer` is held from
+///   where `present` becomes false until then.
 /// - While `present` is true, `value` is `Some`.
 #[pin_data]
 pub(super) struct IoCell<V> {
@@ -76,14 +77,16 @@ impl<V> IoCell<V> {
 
     /// # Safety
     ///
-    /// For as long as the reference lives there must be a request on the queue of this cell.
+    /// For as long as the reference lives there must be a request on the queue of this cell, with a tag
+    /// that it had before this call, and a full barrier between: the tag set's SRCU read lock, or the
+    /// handing over of the request to another task.
     pub(super) unsafe fn get(&self) -> Option<&V> {
         // ORDERING: Pairs with the release store that follows the write of `value`.
         if !self.present.load(Acquire) {
             return None;
         }
-        // SAFETY: `present` is true. By the type invariant nobody writes before the queue is
-        // frozen, for which the request would have to be gone.
+        // SAFETY: `present` is true. By the type invariant nobody writes before the queue is frozen or
+        // seen without tags, for which the request would have to be gone.
         unsafe { &*self.value.get() }.as_ref()
     }
 }
@@ -99,18 +102,38 @@ impl<T: DiskOperations> GenDisk<T> {
         if cell.present.load(Relaxed) {
             return Err(io);
         }
-        // SAFETY: `writer` is held. `present` is false, and was set so while the queue was frozen
-        // or when the cell was made, so no request has a reference to `value`.
+        // SAFETY: `writer` is held. `present` is false, so by the type invariant no request has a
+        // reference to `value`.
         // INVARIANT: `value` is `Some` before `present` is true.
         unsafe { *cell.value.get() = Some(io) };
         cell.present.store(true, Release);
         Ok(())
     }
 
+    /// Leaves requests nothing to be served from, and returns what they had. May sleep.
+    ///
+    /// For a queue that nobody uses: there are no requests then, which can be seen without the
+    /// expense of freezing the queue; if there are some after all, it is frozen.
+    pub(crate) fn retract(&self) -> Option<T::Io> {
+        let cell = &self.context().io;
+        let writer = cell.writer.lock();
+        cell.present.store(false, Relaxed);
+        // SAFETY: The queue of a `GenDisk` is valid.
+        if unsafe { ffi::rnull_loop_queue_has_requests(self.queue()) } {
+            return self.freeze_as(writer).take_io();
+        }
+        // SAFETY: `writer` is held. There was no request, so nobody has a reference to `value`, and
+        // those that came since see that `present` is false.
+        unsafe { &mut *cell.value.get() }.take()
+    }
+
     /// Waits until no request is left and keeps new ones out until the guard is dropped:
     /// `blk_mq_freeze_queue()`. May sleep.
     pub(crate) fn freeze(&self) -> FrozenQueue<'_, T> {
-        let writer = self.context().io.writer.lock();
+        self.freeze_as(self.context().io.writer.lock())
+    }
+
+    fn freeze_as<'a>(&'a self, writer: MutexGuard<'a, ()>) -> FrozenQueue<'a, T> {
         // SAFETY: The queue of a `GenDisk` is valid.
         let memflags = unsafe { ffi::rnull_loop_freeze_queue(self.queue()) };
         // INVARIANT: It is frozen now.
@@ -164,7 +187,7 @@ impl<T: DiskOperations> FrozenQueue<'_, T> {
     }
 
     /// Leaves requests nothing to be served from.
-    pub(crate) fn take_io(&mut self) -> Option<T::Io> {
+    fn take_io(&mut self) -> Option<T::Io> {
         let cell = &self.disk.context().io;
         cell.present.store(false, Relaxed);
         // SAFETY: As in `io`.
@@ -208,6 +231,12 @@ impl<T: DiskOperations> LimitsUpdate<'_, T> {
     /// Says whether written data needs a flush to be durable.
     pub(crate) fn set_write_cache(&mut self, on: bool) {
         self.set_feature(ffi::BLK_FEAT_WRITE_CACHE, on);
+    }
+
+    /// Says whether a write itself can be durable (`REQ_FUA`), without a flush. Means nothing without
+    /// a write cache.
+    pub(crate) fn set_fua(&mut self, on: bool) {
+        self.set_feature(ffi::BLK_FEAT_FUA, on);
     }
 
     /// Says whether seeks are slow.

@@ -6,7 +6,7 @@
 //! IdleRequest ── refuse() ──> Refused                       the block layer ends it
 //!     │ start()
 //! StartedRequest ── complete(result) ──────────────┐        sole owner
-//!     │ into_in_flight()                           │
+//!     │ into_in_flight()   ↑ rejoin()              │
 //! InFlight, InFlight ── the last one is dropped ───┤        submitter and callback
 //!                                                  v
 //!                                       CompletedRequest ── end(status)
@@ -32,14 +32,20 @@ use core::{
 use kernel::{
     bindings,
     prelude::*,
-    sync::atomic::{
-        ordering::{
-            Full,
-            Relaxed, //
+    sync::{
+        atomic::{
+            ordering::{
+                Full,
+                Relaxed, //
+            },
+            Atomic, //
         },
-        Atomic, //
+        Arc, //
     },
-    types::Opaque,
+    types::{
+        NotThreadSafe,
+        Opaque, //
+    },
 };
 
 /// What lies behind every `struct request` of a [`TagSet`](super::TagSet).
@@ -100,6 +106,18 @@ impl<T: Operations> Request<T> {
         unsafe { NonNull::new_unchecked(pdu.cast::<bindings::request>().sub(1)) }
     }
 
+    /// The request that a driver's part belongs to.
+    ///
+    /// # Safety
+    ///
+    /// `data` must be the field `data` of the PDU of a request.
+    unsafe fn from_data(data: *const T::RequestData) -> NonNull<bindings::request> {
+        // SAFETY: By the function's requirements.
+        let pdu = unsafe { kernel::container_of!(data.cast_mut(), Pdu<T>, data) };
+        // SAFETY: As above.
+        unsafe { Self::raw_from_pdu(pdu) }
+    }
+
     pub(super) fn pdu(&self) -> &Pdu<T> {
         // SAFETY: The PDU follows the request (`blk_mq_rq_to_pdu()`). By the type invariant it is
         // an initialized `Pdu<T>`, and it is dropped only when its tag set goes, which outlives all
@@ -127,6 +145,38 @@ impl<T: Operations> Request<T> {
     /// What the request asks for.
     pub(crate) fn op(&self) -> Op {
         Op::from_flags(self.cmd_flags())
+    }
+
+    /// Whether a write must be durable when it ends: `REQ_FUA`.
+    pub(crate) fn is_durable(&self) -> bool {
+        self.cmd_flags() & ffi::REQ_FUA != 0
+    }
+
+    /// Whether somebody holds the disk or a partition of it exclusively, as mounted file systems
+    /// and stacked devices do: `bd_holders`. Other users, such as loop devices, are not seen. May have
+    /// changed when this returns.
+    pub(crate) fn disk_is_held(&self) -> bool {
+        // SAFETY: By the type invariant the queue is valid, and belongs to a disk that stays while
+        // it has requests, with its `part0`.
+        unsafe {
+            core::ptr::read_volatile(&raw const (*(*(*self.queue()).disk).part0).bd_holders) != 0
+        }
+    }
+
+    /// Keeps the queue and what belongs to it, whatever becomes of the request.
+    pub(crate) fn keep_queue(&self) -> QueueRef<T> {
+        // SAFETY: By the type invariant the request is valid, and it holds a reference to the queue's
+        // usage counter, so another one may be had.
+        unsafe { ffi::rnull_loop_queue_get(self.queue()) };
+        // SAFETY: By the type invariant the request was handed out by a tag set of `T`, whose
+        // `init_hctx` stored a pointer into the queue's `QueueContext<T>`.
+        let hw = unsafe { (*(*self.raw()).mq_hctx).driver_data }.cast::<T::HwData>();
+        // INVARIANT: As said.
+        QueueRef {
+            queue: self.queue(),
+            hw,
+            _not_send: NotThreadSafe,
+        }
     }
 
     /// Whether a [`Op::WriteZeroes`] must keep its blocks allocated: `REQ_NOUNMAP`.
@@ -164,6 +214,11 @@ impl<T: Operations> Request<T> {
         bytes - bytes.checked_rem(block).unwrap_or(bytes)
     }
 
+    /// The device that the request is for.
+    pub(crate) fn device(&self) -> &Arc<T> {
+        &self.context().device
+    }
+
     /// The raw request, for the abstractions that read its bios.
     pub(crate) fn as_ptr(&self) -> *mut bindings::request {
         self.raw()
@@ -183,6 +238,41 @@ impl<T: Operations> Request<T> {
     pub(crate) fn io(&self) -> Option<&T::Io> {
         // SAFETY: `self` is a request of that queue, and it lives as long as the reference.
         unsafe { self.context().io.get() }
+    }
+}
+
+/// A reference to the usage counter of a queue, which is neither frozen nor taken down before this is
+/// dropped.
+///
+/// # Invariants
+///
+/// `queue` was made by [`Disk<T>`](super::Disk), `hw` belongs to one of its hardware contexts, and this
+/// value holds a reference to its usage counter.
+pub(crate) struct QueueRef<T: Operations> {
+    queue: *mut bindings::request_queue,
+    hw: *const T::HwData,
+    // A frozen queue waits for this: it is not to be kept.
+    _not_send: NotThreadSafe,
+}
+
+impl<T: Operations> QueueRef<T> {
+    /// The device that the queue is for.
+    pub(crate) fn device(&self) -> &Arc<T> {
+        // SAFETY: By the type invariant `queuedata` is a `QueueContext<T>`, which stays with the queue.
+        unsafe { &(*(*self.queue).queuedata.cast::<QueueContext<T>>()).device }
+    }
+
+    /// The driver's part of the hardware context of the request that this came from.
+    pub(crate) fn hw(&self) -> &T::HwData {
+        // SAFETY: By the type invariant it is part of a `QueueContext<T>`, which stays with the queue.
+        unsafe { &*self.hw }
+    }
+}
+
+impl<T: Operations> Drop for QueueRef<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the reference is ours to give back.
+        unsafe { ffi::rnull_loop_queue_put(self.queue) };
     }
 }
 
@@ -272,6 +362,46 @@ impl<T: Operations> StartedRequest<T> {
         (InFlight(rq), InFlight(rq))
     }
 
+    /// Joins the two owners again, of whom neither will complete the request.
+    ///
+    /// # Safety
+    ///
+    /// Both must come from the same call of [`into_in_flight`](Self::into_in_flight).
+    pub(crate) unsafe fn rejoin(one: InFlight<T>, other: InFlight<T>) -> Self {
+        let _other = ManuallyDrop::new(other);
+        // INVARIANT: By the function's requirements there was no third owner.
+        Self(ManuallyDrop::new(one).0)
+    }
+
+    /// Turns the request into a pointer to the driver's part of it, which
+    /// [`from_data`](Self::from_data) turns back.
+    pub(crate) fn into_data(self) -> *const T::RequestData {
+        core::ptr::from_ref(ManuallyDrop::new(self).data())
+    }
+
+    /// Takes a request back.
+    ///
+    /// # Safety
+    ///
+    /// `data` must come from [`into_data`](Self::into_data), which is taken back once.
+    pub(crate) unsafe fn from_data(data: *const T::RequestData) -> Self {
+        // SAFETY: By the function's requirements.
+        // INVARIANT: This takes the place of what `into_data` consumed.
+        Self(unsafe { Request::<T>::from_data(data) }.cast())
+    }
+
+    /// Takes note that the first `bytes` bytes are done; the rest is left.
+    ///
+    /// `bytes` must be less than [`len`](Request::len) and a multiple of the logical block size, else
+    /// nothing is done.
+    pub(crate) fn advance(&mut self, bytes: u32) {
+        if bytes < self.len() && bytes == self.whole_blocks(bytes) {
+            // SAFETY: By the type invariant the request is ours, and it is longer than `bytes`, so
+            // that something is left of it.
+            unsafe { bindings::blk_update_request(self.raw(), ffi::BLK_STS_OK, bytes) };
+        }
+    }
+
     /// Gives the request back to the block layer, which hands it over again.
     pub(crate) fn requeue(self) {
         let rq = self.into_raw();
@@ -319,7 +449,20 @@ unsafe fn complete_raw<T: Operations>(rq: &Request<T>) {
         return;
     }
     // SAFETY: By the function's requirements.
-    unsafe { bindings::blk_mq_complete_request(rq.raw()) };
+    if !unsafe { bindings::blk_mq_complete_request_remote(rq.raw()) } {
+        // SAFETY: The block layer has nothing against its being completed here, at once.
+        unsafe { complete_here::<T>(NonNull::from(rq).cast()) };
+    }
+}
+
+/// # Safety
+///
+/// `rq` must have been given to `blk_mq_complete_request_remote()` by its last owner.
+pub(super) unsafe fn complete_here<T: Operations>(rq: NonNull<bindings::request>) {
+    // SAFETY: By the function's requirements it is started, completed, and has no owner.
+    let rq = unsafe { CompletedRequest::<T>::from_raw(rq) };
+    let result = rq.pdu().result();
+    T::complete(rq, result);
 }
 
 /// One of the two owners of a request whose operation is under way.
@@ -356,12 +499,9 @@ impl<T: Operations> InFlight<T> {
     ///
     /// `data` must come from [`into_data`](Self::into_data), which is taken back once.
     pub(crate) unsafe fn from_data(data: *const T::RequestData) -> Self {
-        // SAFETY: `data` is the field `data` of a `Pdu<T>`.
-        let pdu = unsafe { kernel::container_of!(data.cast_mut(), Pdu<T>, data) };
         // SAFETY: `into_data` took it from the PDU of a request.
-        let rq = unsafe { Request::<T>::raw_from_pdu(pdu) };
         // INVARIANT: This takes the place of the owner that `into_data` consumed.
-        Self(rq.cast())
+        Self(unsafe { Request::<T>::from_data(data) }.cast())
     }
 }
 
@@ -388,13 +528,9 @@ impl<T: Operations> CompletedRequest<T> {
     /// # Safety
     ///
     /// `rq` must satisfy the invariants of [`Request`] and of [`CompletedRequest`].
-    pub(super) unsafe fn from_raw(rq: NonNull<bindings::request>) -> Self {
+    unsafe fn from_raw(rq: NonNull<bindings::request>) -> Self {
         // INVARIANT: By the function's requirements.
         Self(rq.cast())
-    }
-
-    pub(super) fn result(&self) -> Result<u32> {
-        self.pdu().result()
     }
 
     /// Ends the request: all of it that is left, with one status.
@@ -402,6 +538,13 @@ impl<T: Operations> CompletedRequest<T> {
         let rq = ManuallyDrop::new(self);
         // SAFETY: By the type invariant the request may be ended, and `self` was consumed.
         unsafe { bindings::blk_mq_end_request(rq.raw(), status.0) };
+    }
+
+    /// Sends all of the request round again.
+    pub(crate) fn requeue(self) {
+        let rq = ManuallyDrop::new(self);
+        // SAFETY: By the type invariant the request is ours, and `self` was consumed.
+        unsafe { bindings::blk_mq_requeue_request(rq.raw(), true) };
     }
 
     /// Takes note that the first `bytes` bytes are done, and sends the rest round again.

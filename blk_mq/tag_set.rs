@@ -6,14 +6,19 @@
 
 use super::{
     disk::QueueContext,
-    request::Pdu,
-    CompletedRequest,
+    request::{
+        self,
+        Pdu, //
+    },
     IdleRequest,
-    Operations, //
+    Operations,
+    Refused,
+    Submitter, //
 };
 use crate::kern::ffi;
 use core::{
     marker::PhantomData,
+    pin::pin,
     ptr::NonNull, //
 };
 use kernel::{
@@ -26,46 +31,91 @@ use kernel::{
     types::Opaque, //
 };
 
+/// Whether a driver took a request.
+type Handed<T> = Result<(), Refused<T>>;
+
 /// `struct blk_mq_ops` of a driver `T`.
 struct Vtable<T>(PhantomData<T>);
 
 impl<T: Operations> Vtable<T> {
+    /// Hands one request to the driver.
+    ///
     /// # Safety
     ///
-    /// Called by blk-mq alone, with RCU read lock held: `init_hctx` succeeded for `hctx`, `bd` is
-    /// valid, and the request in it belongs to a queue made by `Disk<T>`, is not started, and waits
-    /// for this driver.
-    unsafe extern "C" fn queue_rq(
-        hctx: *mut bindings::blk_mq_hw_ctx,
-        bd: *const bindings::blk_mq_queue_data,
-    ) -> bindings::blk_status_t {
-        // SAFETY: `init_hctx` stored a pointer into the queue's `QueueContext<T>`, which is freed a
-        // grace period after the queue is taken down, so not before this function returns, even
-        // when the request is completed, and the disk removed, meanwhile.
-        let hw = unsafe { &*(*hctx).driver_data.cast::<T::HwData>() };
+    /// Called by `queue_rq` and `queue_rqs` below: `rq` belongs to a queue made by `Disk<T>`, is not
+    /// started, and waits for this driver. The tag set's SRCU read lock is held.
+    unsafe fn hand_over(rq: NonNull<bindings::request>, submitter: Pin<&Submitter>) -> Handed<T> {
         // SAFETY: By the function's requirements the queue was made by `Disk<T>`, so its `queuedata`
-        // is that `QueueContext<T>`.
-        let device = unsafe { &(*(*(*hctx).queue).queuedata.cast::<QueueContext<T>>()).device };
-        // SAFETY: By the function's requirements `bd` is valid and names a request.
-        let (rq, last) = unsafe { (NonNull::new_unchecked((*bd).rq), (*bd).last) };
+        // is a `QueueContext<T>`. It is freed after the readers of the tag set's SRCU are gone
+        // (`RegisteredDisk::drop`), so not before this function returns, even when the request is
+        // completed, and the disk removed, meanwhile.
+        let device = unsafe { &(*(*(*rq.as_ptr()).q).queuedata.cast::<QueueContext<T>>()).device };
+        // SAFETY: `init_hctx` stored a pointer into that `QueueContext<T>`.
+        let hw = unsafe { &*(*(*rq.as_ptr()).mq_hctx).driver_data.cast::<T::HwData>() };
         // SAFETY: By the function's requirements.
         let rq = unsafe { IdleRequest::<T>::from_raw(rq) };
-        match T::queue_rq(device, hw, rq, last) {
+        T::queue_rq(device, hw, rq, submitter)
+    }
+
+    /// # Safety
+    ///
+    /// Called by blk-mq alone, with the tag set's SRCU read lock held: `bd` is valid, and the request
+    /// in it belongs to a queue made by `Disk<T>`, is not started, and waits for this driver.
+    unsafe extern "C" fn queue_rq(
+        _hctx: *mut bindings::blk_mq_hw_ctx,
+        bd: *const bindings::blk_mq_queue_data,
+    ) -> bindings::blk_status_t {
+        // SAFETY: By the function's requirements `bd` is valid and names a request.
+        let rq = unsafe { NonNull::new_unchecked((*bd).rq) };
+        // SAFETY: This is `->queue_rq`, and the request is valid.
+        let submitter = unsafe { Submitter::current((*rq.as_ptr()).q, false) };
+        let submitter = pin!(submitter);
+        // SAFETY: By the function's requirements.
+        match unsafe { Self::hand_over(rq, submitter.as_ref()) } {
             Ok(()) => ffi::BLK_STS_OK,
             Err(refused) => refused.status(),
         }
     }
 
+    /// Takes what a task has held back: one call instead of one for each request.
+    ///
     /// # Safety
     ///
-    /// Called by blk-mq alone: `rq` was given to `blk_mq_complete_request()` by its last owner.
+    /// Called by blk-mq alone, with the tag set's SRCU read lock held: the requests of `list` belong
+    /// to a queue made by `Disk<T>`, are not started, and wait for this driver.
+    unsafe extern "C" fn queue_rqs(list: *mut bindings::rq_list) {
+        // SAFETY: By the function's requirements the list is valid, and so are its requests.
+        let Some(first) = (unsafe { (*list).head.as_ref() }) else {
+            return;
+        };
+        // SAFETY: This is `->queue_rqs`.
+        let submitter = unsafe { Submitter::current(first.q, true) };
+        let submitter = pin!(submitter);
+        // SAFETY: By the function's requirements `list` is valid and ours.
+        while let Some(rq) = NonNull::new(unsafe { (*list).head }) {
+            // As `rq_list_pop()` has it.
+            // SAFETY: As above: a list of requests, linked by `rq_next` and ended by null.
+            unsafe {
+                (*list).head = (*rq.as_ptr()).__bindgen_anon_1.rq_next;
+                (*rq.as_ptr()).__bindgen_anon_1.rq_next = core::ptr::null_mut();
+                if (*list).head.is_null() {
+                    (*list).tail = core::ptr::null_mut();
+                }
+            }
+            // SAFETY: By the function's requirements.
+            if let Err(refused) = unsafe { Self::hand_over(rq, submitter.as_ref()) } {
+                // SAFETY: The request was not taken, so it is still ours to end.
+                unsafe { bindings::blk_mq_end_request(rq.as_ptr(), refused.status()) };
+            }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Called by blk-mq alone: `rq` was given to `blk_mq_complete_request_remote()` by its last owner.
     unsafe extern "C" fn complete(rq: *mut bindings::request) {
-        // SAFETY: By the function's requirements `rq` is a valid request.
-        let rq = unsafe { NonNull::new_unchecked(rq) };
-        // SAFETY: By the function's requirements it is started, completed, and has no owner.
-        let rq = unsafe { CompletedRequest::<T>::from_raw(rq) };
-        let result = rq.result();
-        T::complete(rq, result);
+        // SAFETY: By the function's requirements, `rq` being a valid request.
+        unsafe { request::complete_here::<T>(NonNull::new_unchecked(rq)) };
     }
 
     /// # Safety
@@ -122,6 +172,7 @@ impl<T: Operations> Vtable<T> {
 
     const OPS: bindings::blk_mq_ops = bindings::blk_mq_ops {
         queue_rq: Some(Self::queue_rq),
+        queue_rqs: Some(Self::queue_rqs),
         complete: Some(Self::complete),
         init_hctx: Some(Self::init_hctx),
         init_request: Some(Self::init_request),
@@ -166,7 +217,10 @@ impl<T: Operations> TagSet<T> {
                         queue_depth: depth,
                         numa_node: bindings::NUMA_NO_NODE,
                         cmd_size: const { size_of::<Pdu<T>>() as u32 },
-                        flags: bindings::BLK_MQ_F_STACKING
+                        // Drivers may submit to file systems in the submitter's context, where
+                        // those sleep.
+                        flags: bindings::BLK_MQ_F_BLOCKING
+                            | bindings::BLK_MQ_F_STACKING
                             | bindings::BLK_MQ_F_NO_SCHED_BY_DEFAULT,
                         ..pin_init::zeroed()
                     })
@@ -182,6 +236,12 @@ impl<T: Operations> TagSet<T> {
     pub(super) fn nr_hw_queues(&self) -> u32 {
         // SAFETY: By the type invariant the tag set is set up; the number does not change.
         unsafe { (*self.raw()).nr_hw_queues }
+    }
+
+    /// Waits for calls of the driver that are under way: `blk_mq_wait_quiesce_done()`. May sleep.
+    pub(super) fn wait_for_dispatch(&self) {
+        // SAFETY: By the type invariant the tag set is set up.
+        unsafe { bindings::blk_mq_wait_quiesce_done(self.raw()) };
     }
 
     pub(super) fn raw(&self) -> *mut bindings::blk_mq_tag_set {

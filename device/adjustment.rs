@@ -96,8 +96,7 @@ impl LoopDevice {
             if !traits.can_direct(file, disk.logical_block_size(), new.offset) {
                 return Err(EINVAL);
             }
-            // As in `configure`.
-            let _ = file.sync();
+            attachment::begin_caching(file, &new);
         }
         let mut limits = disk.update_limits();
         limits.set_dma_alignment(traits.dma_alignment(new.flags));

@@ -74,7 +74,7 @@ impl LoopDevice {
             size => size,
         };
         traits.settle_direct(&file, block_size, &mut settings);
-        self.make_queue(disk)?;
+        self.make_queues(disk)?;
         let backing = Backing::new(file, traits)?;
         let Backing { file, traits, .. } = &backing;
         let mut limits = disk.update_limits();
@@ -85,9 +85,8 @@ impl LoopDevice {
         // From here on nothing fails.
         let scans = self.always_scans || settings.flags.contains(Flags::PARTSCAN);
         settings.flags.set(Flags::PARTSCAN, scans);
-        // What is dirty in the page cache would be missed by, or overwrite, what goes past it. An
-        // error is told to those who wrote it, through their own descriptors.
-        let _ = file.sync();
+        begin_caching(file, &settings);
+        self.switches.reset();
         let uevents = disk.suppress_uevents();
         disk.force_media_change();
         disk.set_read_only(settings.flags.contains(Flags::READ_ONLY));
@@ -142,8 +141,7 @@ impl LoopDevice {
         traits.settle_direct(&file, block_size, &mut settings);
         let backing = Backing::new(file, traits)?;
         let Backing { file, traits, .. } = &backing;
-        // As in `configure`.
-        let _ = file.sync();
+        begin_caching(file, &settings);
         // A file system on the device hears of it before it is served from another file.
         let uevents = disk.suppress_uevents();
         disk.force_media_change();
@@ -220,12 +218,10 @@ impl LoopDevice {
     fn detach(&self, disk: &OpenMutex<'_, Self>) {
         let mut limits = disk.update_limits();
         limits.set_block_size(SECTOR_SIZE);
-        let mut frozen = disk.freeze();
         // I/O that comes from now on finds nothing; what was under way is over.
-        let target = frozen.take_io();
+        let target = disk.retract();
         // The defaults do not contradict each other.
         let _ = limits.commit();
-        drop(frozen);
         disk.invalidate();
         let attributes = self.attributes.lock().take();
         drop(attributes);
@@ -238,6 +234,18 @@ impl LoopDevice {
         let binding = self.lock().unbind();
         drop(target);
         drop(binding);
+    }
+}
+
+/// A file is about to be read and written as `settings` say.
+///
+/// What is dirty in its page cache would be missed by, or overwrite, what goes past it. An error is
+/// told to those who wrote it, through their own descriptors. What is clean would be in the way:
+/// while there is anything, direct writes complete by way of a workqueue.
+pub(super) fn begin_caching(file: &File, settings: &Settings) {
+    let _ = file.sync();
+    if settings.flags.contains(Flags::DIRECT_IO) {
+        file.drop_cache();
     }
 }
 

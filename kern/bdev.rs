@@ -30,7 +30,7 @@ impl BlockDevice {
         unsafe { &*raw.cast::<Self>() }
     }
 
-    fn raw(&self) -> *mut bindings::block_device {
+    pub(crate) fn raw(&self) -> *mut bindings::block_device {
         self.0.get()
     }
 
@@ -91,6 +91,25 @@ impl BlockDevice {
     pub(crate) fn dma_alignment(&self) -> u32 {
         // SAFETY: By the type invariant.
         unsafe { ffi::rnull_loop_bdev_dma_alignment(self.raw()) }
+    }
+
+    /// Whether bios to it may be told not to wait: `bdev_nowait()`.
+    pub(crate) fn has_nowait(&self) -> bool {
+        // SAFETY: By the type invariant.
+        unsafe { ffi::rnull_loop_bdev_nowait(self.raw()) }
+    }
+
+    /// The longest bio that is not split for its length, in bytes.
+    pub(crate) fn max_bytes(&self) -> u32 {
+        // SAFETY: By the type invariant.
+        unsafe { ffi::rnull_loop_bdev_max_bytes(self.raw()) }
+    }
+
+    /// Whether a read or a write that ends at `end` bytes would be carried out: the device is as long
+    /// and, for a write, neither read-only nor swap space. May have changed when this returns.
+    pub(crate) fn admits(&self, write: bool, end: u64) -> bool {
+        // SAFETY: By the type invariant.
+        unsafe { ffi::rnull_loop_bdev_admits(self.raw(), write, end) }
     }
 
     /// Keeps exclusive openers away until the claim is dropped: `bd_prepare_to_claim()`.

@@ -16,6 +16,12 @@ use kernel::{
     types::NotThreadSafe, //
 };
 
+/// What tells the block cgroup of the first bio of `rq` from others; 0 for the root's.
+pub(crate) fn id<T: Operations>(rq: &Request<T>) -> usize {
+    // SAFETY: The request is valid, and so are its bios.
+    unsafe { ffi::rnull_loop_rq_blkcg_css(rq.as_ptr()) }.addr()
+}
+
 /// While this lives, what the current worker does is charged to the control group of a request.
 ///
 /// # Invariants

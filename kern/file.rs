@@ -103,6 +103,17 @@ pub(crate) trait BackingFile {
     fn is_direct(&self) -> bool;
     /// Whether it can do direct I/O: `FMODE_CAN_ODIRECT`.
     fn can_direct(&self) -> bool;
+    /// Whether reads and writes of it may be told not to wait: `FMODE_NOWAIT`.
+    fn has_nowait(&self) -> bool;
+    /// Whether there is anything in its page cache.
+    fn is_cached(&self) -> bool;
+    /// Whether reading it changes its access time, for which its file system may have to wait.
+    fn changes_atime(&self) -> bool;
+    /// Whether a write in place that ends at `end` bytes is the same whoever writes: nobody is
+    /// refused, or told, and no privilege of the file goes.
+    fn write_is_anonymous(&self, end: u64) -> bool;
+    /// Whether a write to it that must be durable (`IOCB_DSYNC`) is, for certain.
+    fn honours_dsync(&self) -> bool;
     /// What kind of file it is.
     fn kind(&self) -> Kind<'_>;
     /// The block device that its file system lives on.
@@ -116,8 +127,12 @@ pub(crate) trait BackingFile {
     fn fs_block_size(&self) -> Result<u32>;
     /// What identifies it: `stat()`. May sleep.
     fn identity(&self) -> Result<Identity>;
-    /// Makes everything written durable: `vfs_fsync()`. May sleep.
+    /// Makes everything written durable: `fsync()`. May sleep.
     fn sync(&self) -> Result;
+    /// Makes the data written durable, and what it takes to find it again: `fdatasync()`. May sleep.
+    fn sync_data(&self) -> Result;
+    /// Drops its page cache, but for what cannot be written back or is in use. May sleep.
+    fn drop_cache(&self);
     /// Changes what is allocated in `len` bytes from `pos`: `f_op->fallocate`, with a mode of
     /// `FALLOC_FL_*`. May sleep.
     fn fallocate(&self, mode: Fallocate, pos: u64, len: u64) -> Result;
@@ -193,6 +208,33 @@ impl BackingFile for File {
         mode_has(self, ffi::FMODE_CAN_ODIRECT)
     }
 
+    fn has_nowait(&self) -> bool {
+        mode_has(self, ffi::FMODE_NOWAIT)
+    }
+
+    fn is_cached(&self) -> bool {
+        // SAFETY: An open file has a mapping. The number may change at any time.
+        unsafe { core::ptr::read_volatile(&raw const (*(*self.as_ptr()).f_mapping).nrpages) != 0 }
+    }
+
+    fn changes_atime(&self) -> bool {
+        // SAFETY: The file is open.
+        unsafe { !ffi::rnull_loop_atime_settled(self.as_ptr()) }
+    }
+
+    fn write_is_anonymous(&self, end: u64) -> bool {
+        let Ok(end) = i64::try_from(end) else {
+            return false;
+        };
+        // SAFETY: The file is open.
+        unsafe { ffi::rnull_loop_write_is_anonymous(self.as_ptr(), end) }
+    }
+
+    fn honours_dsync(&self) -> bool {
+        // SAFETY: The file is open.
+        unsafe { ffi::rnull_loop_file_honours_dsync(self.as_ptr()) }
+    }
+
     fn kind(&self) -> Kind<'_> {
         let inode = host(self);
         // SAFETY: The inode of an open file is valid; its type does not change.
@@ -253,6 +295,16 @@ impl BackingFile for File {
     fn sync(&self) -> Result {
         // SAFETY: The file is open.
         to_result(unsafe { bindings::vfs_fsync(self.as_ptr(), 0) })
+    }
+
+    fn sync_data(&self) -> Result {
+        // SAFETY: The file is open.
+        to_result(unsafe { bindings::vfs_fsync(self.as_ptr(), 1) })
+    }
+
+    fn drop_cache(&self) {
+        // SAFETY: An open file has a mapping. What cannot be dropped makes it fail, and stays.
+        unsafe { bindings::invalidate_inode_pages2((*self.as_ptr()).f_mapping) };
     }
 
     fn fallocate(&self, mode: Fallocate, pos: u64, len: u64) -> Result {

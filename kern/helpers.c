@@ -5,10 +5,14 @@
 #include <linux/blk-cgroup.h>
 #include <linux/cgroup.h>
 #include <linux/cpumask.h>
+#include <linux/magic.h>
 #include <linux/memcontrol.h>
+#include <linux/mount.h>
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
 #include <linux/statfs.h>
+#include <linux/timekeeping.h>
 
 #include "helpers.h"
 
@@ -59,6 +63,43 @@ void rnull_loop_limits_cancel_update(struct request_queue *q)
 unsigned int rnull_loop_freeze_queue(struct request_queue *q)
 {
 	return blk_mq_freeze_queue(q);
+}
+
+void rnull_loop_queue_get(struct request_queue *q)
+{
+	percpu_ref_get(&q->q_usage_counter);
+}
+
+void rnull_loop_queue_put(struct request_queue *q)
+{
+	percpu_ref_put(&q->q_usage_counter);
+}
+
+/*
+ * Whether there are requests on @q, or there may be. What the caller did before
+ * is seen by requests that are handed to the driver later, and what was done to
+ * requests that are gone happened before the caller goes on.
+ */
+bool rnull_loop_queue_has_requests(struct request_queue *q)
+{
+	struct blk_mq_hw_ctx *hctx;
+	unsigned long i;
+
+	/* Pairs with __srcu_read_lock() before ->queue_rq(), after the tag. */
+	smp_mb();
+	/* Those of a scheduler have no tag at times. */
+	if (q->elevator)
+		return true;
+	queue_for_each_hw_ctx(q, hctx, i) {
+		struct blk_mq_tags *tags = hctx->tags;
+
+		if (tags && (sbitmap_any_bit_set(&tags->bitmap_tags.sb) ||
+			     sbitmap_any_bit_set(&tags->breserved_tags.sb)))
+			return true;
+	}
+	/* Pairs with the barrier before a tag is cleared. */
+	smp_mb();
+	return false;
 }
 
 void rnull_loop_unfreeze_queue(struct request_queue *q, unsigned int memflags)
@@ -121,9 +162,41 @@ unsigned int rnull_loop_bdev_dma_alignment(struct block_device *bdev)
 	return bdev_dma_alignment(bdev);
 }
 
+bool rnull_loop_bdev_nowait(struct block_device *bdev)
+{
+	return bdev_nowait(bdev);
+}
+
+unsigned int rnull_loop_bdev_max_bytes(struct block_device *bdev)
+{
+	u64 bytes = (u64)queue_max_sectors(bdev_get_queue(bdev)) << SECTOR_SHIFT;
+
+	return min_t(u64, bytes, UINT_MAX);
+}
+
+/* Whether blkdev_read_iter() or blkdev_write_iter() up to @end would do. */
+bool rnull_loop_bdev_admits(struct block_device *bdev, bool write, u64 end)
+{
+	if (end > bdev_nr_bytes(bdev))
+		return false;
+	return !write || (!bdev_read_only(bdev) &&
+			  !IS_SWAPFILE(bdev->bd_mapping->host));
+}
+
 void rnull_loop_kiocb_start_write(struct kiocb *iocb)
 {
 	kiocb_start_write(iocb);
+}
+
+/* As above, but fails where that would wait for a frozen file system. */
+bool rnull_loop_kiocb_start_write_trylock(struct kiocb *iocb)
+{
+	struct super_block *sb = file_inode(iocb->ki_filp)->i_sb;
+
+	if (!sb_start_write_trylock(sb))
+		return false;
+	__sb_writers_release(sb, SB_FREEZE_WRITE);
+	return true;
 }
 
 void rnull_loop_kiocb_end_write(struct kiocb *iocb)
@@ -136,6 +209,43 @@ loff_t rnull_loop_i_size_read(struct file *file)
 	return i_size_read(file->f_mapping->host);
 }
 
+/*
+ * Whether reading @file now will not change its access time, for which a file
+ * system may have to wait: what atime_needs_update(), which modules cannot
+ * call, says, or true less often.
+ */
+bool rnull_loop_atime_settled(struct file *file)
+{
+	struct inode *inode = file_inode(file);
+	int mnt_flags = READ_ONCE(file->f_path.mnt->mnt_flags);
+	struct timespec64 atime, mtime, ctime;
+
+	if ((file->f_flags & O_NOATIME) || (mnt_flags & MNT_NOATIME) ||
+	    (inode->i_flags & S_NOATIME) || IS_NOATIME(inode))
+		return true;
+	if (!(mnt_flags & MNT_RELATIME))
+		return false;
+	atime = inode_get_atime(inode);
+	mtime = inode_get_mtime(inode);
+	ctime = inode_get_ctime(inode);
+	return timespec64_compare(&mtime, &atime) < 0 &&
+	       timespec64_compare(&ctime, &atime) < 0 &&
+	       ktime_get_real_seconds() - atime.tv_sec < 24 * 60 * 60;
+}
+
+/*
+ * Whether a write to @file that ends at @end, in place, is the same whoever
+ * writes: there is no limit on file sizes and no privilege to be taken away,
+ * and the file does not grow.
+ */
+bool rnull_loop_write_is_anonymous(struct file *file, loff_t end)
+{
+	struct inode *inode = file_inode(file);
+
+	return rlimit(RLIMIT_FSIZE) == RLIM_INFINITY && IS_NOSEC(inode) &&
+	       end <= i_size_read(file->f_mapping->host);
+}
+
 const struct path *rnull_loop_file_path(struct file *file)
 {
 	return &file->f_path;
@@ -145,6 +255,27 @@ const struct path *rnull_loop_file_path(struct file *file)
 struct block_device *rnull_loop_sb_bdev(struct file *file)
 {
 	return file->f_mapping->host->i_sb->s_bdev;
+}
+
+/*
+ * Whether IOCB_DSYNC makes a write to @file durable, for certain: ocfs2 looks
+ * at the flags of the file instead, and servers of FUSE do what they like.
+ */
+bool rnull_loop_file_honours_dsync(struct file *file)
+{
+	struct inode *inode = file->f_mapping->host;
+
+	if (S_ISBLK(inode->i_mode))
+		return true;
+	switch (inode->i_sb->s_magic) {
+	case EXT4_SUPER_MAGIC:
+	case XFS_SUPER_MAGIC:
+	case BTRFS_SUPER_MAGIC:
+	case F2FS_SUPER_MAGIC:
+		return true;
+	default:
+		return false;
+	}
 }
 
 int rnull_loop_fs_block_size(struct file *file, unsigned int *size)

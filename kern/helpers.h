@@ -17,6 +17,9 @@ bool rnull_loop_should_fake_timeout(struct request_queue *q);
 struct queue_limits rnull_loop_limits_start_update(struct request_queue *q);
 void rnull_loop_limits_cancel_update(struct request_queue *q);
 unsigned int rnull_loop_freeze_queue(struct request_queue *q);
+void rnull_loop_queue_get(struct request_queue *q);
+void rnull_loop_queue_put(struct request_queue *q);
+bool rnull_loop_queue_has_requests(struct request_queue *q);
 void rnull_loop_unfreeze_queue(struct request_queue *q, unsigned int memflags);
 void rnull_loop_disable_discard(struct request_queue *q);
 void rnull_loop_disable_write_zeroes(struct request_queue *q);
@@ -31,13 +34,20 @@ unsigned int rnull_loop_bdev_discard_granularity(struct block_device *bdev);
 bool rnull_loop_bdev_rot(struct block_device *bdev);
 unsigned int rnull_loop_bdev_logical_block_size(struct block_device *bdev);
 unsigned int rnull_loop_bdev_dma_alignment(struct block_device *bdev);
+bool rnull_loop_bdev_nowait(struct block_device *bdev);
+unsigned int rnull_loop_bdev_max_bytes(struct block_device *bdev);
+bool rnull_loop_bdev_admits(struct block_device *bdev, bool write, u64 end);
 
 /* files */
 void rnull_loop_kiocb_start_write(struct kiocb *iocb);
+bool rnull_loop_kiocb_start_write_trylock(struct kiocb *iocb);
 void rnull_loop_kiocb_end_write(struct kiocb *iocb);
 loff_t rnull_loop_i_size_read(struct file *file);
+bool rnull_loop_atime_settled(struct file *file);
+bool rnull_loop_write_is_anonymous(struct file *file, loff_t end);
 const struct path *rnull_loop_file_path(struct file *file);
 struct block_device *rnull_loop_sb_bdev(struct file *file);
+bool rnull_loop_file_honours_dsync(struct file *file);
 int rnull_loop_fs_block_size(struct file *file, unsigned int *size);
 
 /* control groups */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Groups of read-only attributes of a disk.
+//! Groups of attributes of a disk.
 //!
 //! C header: [`include/linux/sysfs.h`](srctree/include/linux/sysfs.h)
 
@@ -65,28 +65,44 @@ pub(crate) trait Attribute<T: DiskOperations>: 'static {
     fn show(device: &T, page: &mut Page<'_>) -> Result;
 }
 
-/// A `struct device_attribute` that shows `A`.
-#[repr(transparent)]
-pub(crate) struct ShowAttribute<T>(bindings::device_attribute, PhantomData<fn(T)>);
+/// One that root can change.
+pub(crate) trait MutableAttribute<T: DiskOperations>: Attribute<T> {
+    /// Takes what was written to the file, without the line's end. May sleep.
+    ///
+    /// Must not wait for anybody who waits for the group's removal.
+    fn store(device: &T, value: &[u8]) -> Result;
+}
 
-impl<T: DiskOperations> ShowAttribute<T> {
+/// A `struct device_attribute`.
+#[repr(transparent)]
+pub(crate) struct DeviceAttribute<T>(bindings::device_attribute, PhantomData<fn(T)>);
+
+impl<T: DiskOperations> DeviceAttribute<T> {
     /// The attribute `A`, readable by everybody.
     pub(crate) const fn new<A: Attribute<T>>() -> Self {
-        Self(
-            bindings::device_attribute {
-                #[allow(clippy::needless_update, reason = "there are more fields with lockdep")]
-                attr: bindings::attribute {
-                    name: kernel::str::as_char_ptr_in_const_context(A::NAME),
-                    mode: 0o444,
-                    ..pin_init::zeroed()
-                },
-                __bindgen_anon_1: bindings::device_attribute__bindgen_ty_1 {
-                    show: Some(show::<T, A>),
-                },
+        Self(Self::raw::<A>(0o444), PhantomData)
+    }
+
+    /// The attribute `A`, readable by everybody, and writable by its owner, root.
+    pub(crate) const fn new_mutable<A: MutableAttribute<T>>() -> Self {
+        let mut raw = Self::raw::<A>(0o644);
+        raw.__bindgen_anon_2.store = Some(store::<T, A>);
+        Self(raw, PhantomData)
+    }
+
+    const fn raw<A: Attribute<T>>(mode: bindings::umode_t) -> bindings::device_attribute {
+        bindings::device_attribute {
+            #[allow(clippy::needless_update, reason = "there are more fields with lockdep")]
+            attr: bindings::attribute {
+                name: kernel::str::as_char_ptr_in_const_context(A::NAME),
+                mode,
                 ..pin_init::zeroed()
             },
-            PhantomData,
-        )
+            __bindgen_anon_1: bindings::device_attribute__bindgen_ty_1 {
+                show: Some(show::<T, A>),
+            },
+            ..pin_init::zeroed()
+        }
     }
 }
 
@@ -112,6 +128,25 @@ unsafe extern "C" fn show<T: DiskOperations, A: Attribute<T>>(
     })
 }
 
+/// # Safety
+///
+/// As of [`show`]; `buf` holds `count` bytes.
+unsafe extern "C" fn store<T: DiskOperations, A: MutableAttribute<T>>(
+    dev: *mut bindings::device,
+    _attr: *mut bindings::device_attribute,
+    buf: *const c_char,
+    count: usize,
+) -> isize {
+    // SAFETY: As in `show`.
+    let disk = unsafe { GenDisk::<T>::from_raw(ffi::rnull_loop_dev_to_disk(dev)) };
+    // SAFETY: By the function's requirements.
+    let value = unsafe { core::slice::from_raw_parts(buf.cast::<u8>(), count) };
+    from_result(|| {
+        A::store(disk.device(), value.strip_suffix(b"\n").unwrap_or(value))?;
+        Ok(isize::try_from(count)?)
+    })
+}
+
 /// A directory of attributes of a disk. Dropping it takes it away, and waits for its readers.
 ///
 /// # Invariants
@@ -134,7 +169,7 @@ impl Group {
     pub(crate) fn create<T: DiskOperations>(
         disk: &GenDisk<T>,
         name: &'static CStr,
-        attributes: &'static [ShowAttribute<T>],
+        attributes: &'static [DeviceAttribute<T>],
     ) -> Result<Self> {
         let mut list = KVec::with_capacity(attributes.len().saturating_add(1), GFP_KERNEL)?;
         for attribute in attributes {

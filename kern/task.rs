@@ -76,6 +76,22 @@ pub(crate) fn cond_resched() {
     unsafe { ffi::rnull_loop_cond_resched() };
 }
 
+/// A number that is the same again when the same task asks and has not slept meanwhile, and hardly ever
+/// else. Any context.
+pub(crate) fn wakefulness() -> usize {
+    let task = Task::current_raw();
+    // SAFETY: The current task is valid, and its own switches are counted by itself alone.
+    let slept = unsafe { (*task).nvcsw };
+    task.addr() ^ slept.rotate_right(16)
+}
+
+/// Whether the current task may keep others from its CPU for as long as it likes: `rt_or_dl_task()`.
+/// Any context.
+pub(crate) fn is_realtime() -> bool {
+    // SAFETY: The current task is valid.
+    unsafe { (*Task::current_raw()).prio < bindings::MAX_RT_PRIO as c_int }
+}
+
 /// How many CPUs are online now.
 pub(crate) fn num_online_cpus() -> u32 {
     // SAFETY: Reads a counter.

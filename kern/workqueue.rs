@@ -26,18 +26,31 @@ unsafe impl Send for OwnedQueue {}
 // SAFETY: As above.
 unsafe impl Sync for OwnedQueue {}
 
+/// Where work runs.
+#[derive(Clone, Copy)]
+pub(crate) enum Place {
+    /// On the CPU that it is queued on, which saves waking another one.
+    Here,
+    /// On any CPU.
+    Anywhere,
+}
+
 impl OwnedQueue {
-    /// Makes a workqueue named `name` whose work runs on any CPU and rests while the system
-    /// sleeps. May sleep.
+    /// Makes a workqueue named `name` whose work rests while the system sleeps. May sleep.
     ///
     /// It has no rescuer (`WQ_MEM_RECLAIM`): its work calls file systems, and some of them wait for
     /// workqueues without one (XFS out of space: `xfs_flush_inodes()`), which the kernel warns of.
-    pub(crate) fn new(name: &CStr) -> Result<Self> {
+    pub(crate) fn new(name: &CStr, place: Place) -> Result<Self> {
+        let place = match place {
+            // It may have much to copy, for which other work on the CPU should not have to wait.
+            Place::Here => bindings::wq_flags_WQ_PERCPU | bindings::wq_flags_WQ_CPU_INTENSIVE,
+            Place::Anywhere => bindings::wq_flags_WQ_UNBOUND,
+        };
         // SAFETY: The format string is NUL-terminated and agrees with its one argument.
         let ptr = unsafe {
             bindings::alloc_workqueue_noprof(
                 c"%s".as_char_ptr(),
-                bindings::wq_flags_WQ_UNBOUND | bindings::wq_flags_WQ_FREEZABLE,
+                place | bindings::wq_flags_WQ_FREEZABLE,
                 0,
                 name.as_char_ptr(),
             )
@@ -59,7 +72,7 @@ impl Deref for OwnedQueue {
 impl Drop for OwnedQueue {
     fn drop(&mut self) {
         // SAFETY: By the type invariant the queue is not destroyed yet, and `self` ends here.
-        // Waits for the work on it.
+        // Waits for the work on it, so it must not be that work that drops this.
         unsafe { bindings::destroy_workqueue(self.0.as_ptr()) };
     }
 }

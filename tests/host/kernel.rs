@@ -44,3 +44,64 @@ macro_rules! static_assert {
         const _: () = assert!($condition);
     };
 }
+
+/// `kernel::sync`.
+pub mod sync {
+    pub mod atomic {
+        use core::sync::atomic::{
+            AtomicBool,
+            AtomicU32,
+            Ordering, //
+        };
+
+        pub mod ordering {
+            pub struct Relaxed;
+        }
+
+        /// What has an atomic counterpart.
+        pub trait Value: Copy {
+            type Repr;
+            fn new(value: Self) -> Self::Repr;
+            fn load(repr: &Self::Repr) -> Self;
+            fn store(repr: &Self::Repr, value: Self);
+        }
+
+        macro_rules! values {
+            ($($value:ty: $atomic:ty),*) => {$(
+                impl Value for $value {
+                    type Repr = $atomic;
+
+                    fn new(value: Self) -> $atomic {
+                        <$atomic>::new(value)
+                    }
+
+                    fn load(repr: &$atomic) -> Self {
+                        repr.load(Ordering::Relaxed)
+                    }
+
+                    fn store(repr: &$atomic, value: Self) {
+                        repr.store(value, Ordering::Relaxed);
+                    }
+                }
+            )*};
+        }
+
+        values!(bool: AtomicBool, u32: AtomicU32);
+
+        pub struct Atomic<T: Value>(T::Repr);
+
+        impl<T: Value> Atomic<T> {
+            pub fn new(value: T) -> Self {
+                Self(T::new(value))
+            }
+
+            pub fn load(&self, _: ordering::Relaxed) -> T {
+                T::load(&self.0)
+            }
+
+            pub fn store(&self, value: T, _: ordering::Relaxed) {
+                T::store(&self.0, value);
+            }
+        }
+    }
+}

@@ -4,6 +4,8 @@
 
 #![allow(dead_code)]
 
+#[path = "../../backoff.rs"]
+mod backoff;
 #[path = "../../flags.rs"]
 mod flags;
 #[path = "../../geometry.rs"]
@@ -14,6 +16,8 @@ mod info;
 mod settings;
 #[path = "../../state.rs"]
 mod state;
+#[path = "../../switches.rs"]
+mod switches;
 
 #[path = "../.."]
 mod kern {

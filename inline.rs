@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Step 2 of a request, the short way: it is submitted in the context of its submitter.
+//!
+//! That spares two switches of context, and is allowed only where nobody could tell the difference.
+//! A variant without these rules was merged into the C driver in 2025 and reverted: it overflowed
+//! stacks, and entered file systems from inside others. What is asked of the submitter, which any
+//! task may be, stands in [`Submitter`]; what is asked of the request here:
+//!
+//! - **Requests for another block device** go on as bios, as those of device-mapper do. No file system
+//!   is entered, so it does not matter who submits. A bio that does not wait cannot be split, so long
+//!   ones are left to workers.
+//! - **Reads of a file** are submitted for tasks of user space alone, and while nobody holds the device:
+//!   a file system on top of it would find itself inside another one, with its own locks and its
+//!   own state in the task. (It may be mounted just after that was checked; then the requests under
+//!   way came from somebody else. One on a loop device that stands on this one is no holder of this
+//!   one, but that device's isolation is seen.) File systems are told not to wait; what is not at hand
+//!   is left to workers.
+//! - **Writes to a file** depend on who writes: limits, privileges, signals. Only those that do not,
+//!   over blocks that are there, are submitted; file systems refuse the rest when told not to wait.
+//!   Not those that must be durable at once, for which they may wait for the journal.
+//! - **Buffered reads** take what is in the page cache and start no I/O. Buffered writes are left to
+//!   workers, as they wait for memory to be written back.
+//!
+//! It can be switched off for each device: `/sys/block/loopN/rnull_loop/inline`.
+
+#![forbid(unsafe_code)]
+
+use crate::{
+    aio::Wait,
+    blk_mq::{
+        Op,
+        Request,
+        StartedRequest,
+        Submitter, //
+    },
+    command::{
+        self,
+        Target,
+        Way, //
+    },
+    device::LoopDevice,
+    kern::file::BackingFile, //
+};
+use kernel::prelude::*;
+
+/// Submits a read or a write, or hands it back. May sleep; see
+/// [`Operations::queue_rq`](crate::blk_mq::Operations::queue_rq).
+pub(crate) fn submit(
+    rq: StartedRequest<LoopDevice>,
+    submitter: Pin<&Submitter>,
+) -> Result<(), StartedRequest<LoopDevice>> {
+    let Some(target) = rq.io().filter(|_| rq.device().switches.inline.is_on()) else {
+        return Err(rq);
+    };
+    if !matches!(rq.op(), Op::Read | Op::Write) || command::must_wait(&rq) {
+        return Err(rq);
+    }
+    let way = target.way(&rq);
+    if !target.allows(way, &rq, &submitter) || !target.backoff(&rq).is_due() {
+        return Err(rq);
+    }
+    submitter.isolate();
+    command::transfer_by(rq, way, Wait::Forbidden)
+}
+
+impl Target {
+    /// Whether a request may go this way in this context.
+    fn allows(&self, way: Way, rq: &Request<LoopDevice>, submitter: &Submitter) -> bool {
+        match (way, rq.op()) {
+            (Way::Remap, _) => self.remaps_without_waiting(rq) && submitter.may_submit(),
+            (Way::Buffered, Op::Write) => false,
+            (_, op) => {
+                self.has_nowait(rq)
+                    && !rq.disk_is_held()
+                    && submitter.may_enter_file_system()
+                    && match op {
+                        Op::Read => !self.file.changes_atime(),
+                        _ => !rq.is_durable() && self.file.write_is_anonymous(self.end_of(rq)),
+                    }
+            }
+        }
+    }
+}

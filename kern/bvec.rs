@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Memory in segments.
+//!
+//! C header: [`include/linux/bvec.h`](srctree/include/linux/bvec.h)
+
+use kernel::{
+    bindings,
+    prelude::*,
+    types::Opaque, //
+};
+
+/// Memory to transfer: `count` bytes from `offset` on in `segments` bio_vecs.
+pub(crate) struct Memory {
+    pub(crate) bvecs: *const bindings::bio_vec,
+    pub(crate) segments: usize,
+    pub(crate) offset: usize,
+    pub(crate) count: usize,
+}
+
+impl Memory {
+    /// The same as a `struct iov_iter`, for `ITER_SOURCE` or `ITER_DEST`.
+    pub(crate) fn iter(&self, direction: c_uint) -> Opaque<bindings::iov_iter> {
+        let iter = Opaque::<bindings::iov_iter>::uninit();
+        // SAFETY: `iter` is valid for writes; the bio_vecs are only noted here.
+        unsafe {
+            bindings::iov_iter_bvec(iter.get(), direction, self.bvecs, self.segments, self.count)
+        };
+        // SAFETY: Initialized by the call above.
+        unsafe { (*iter.get()).iov_offset = self.offset };
+        iter
+    }
+}
