@@ -52,7 +52,7 @@ fsyncs() {
 	grows 7 fio --name=fsync --filename="$device" --ioengine=psync --direct=1 --rw=randwrite --bs=4k \
 		--size=1m --number_ios=8 --fsync=1 --output-format=terse
 	grows 1 dd if=/dev/urandom of="$device" bs=64k count=1 conv=fsync status=none
-	# O_DSYNC: the device has no FUA, so a flush follows each write.
+	# O_DSYNC: the disk has no FUA, so a flush of it follows each write.
 	grows 4 dd if=/dev/urandom of="$device" bs=64k count=4 oflag=direct,dsync status=none
 	# An empty flush.
 	dd if=/dev/urandom of="$device" bs=64k count=1 oflag=direct status=none

@@ -1,0 +1,116 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# The switches of the ways to the file, in /sys/block/loopN/rnull_loop: on after each attach, changed by
+# root alone, to 0 or 1, and each by itself. What they do is seen in the test `ways`.
+. "$(dirname "$0")/lib.sh"
+
+[[ $driver == rnull_loop ]] || skip_all "the C driver has no such switches"
+switches=(inline remap nowait)
+
+switch() { echo "/sys/block/${device#/dev/}/rnull_loop/$1"; }
+
+# shows VALUE...: what the switches are.
+shows() {
+	local name
+	for name in "${switches[@]}"; do
+		equal "$name" "$(<"$(switch "$name")")" "$1"
+		shift
+	done
+}
+
+attached() { device=$(attach "$(backing tmpfs 1)"); }
+
+there() {
+	local name
+	attached
+	for name in "${switches[@]}"; do
+		equal "mode and owner of $name" "$(stat -c '%a %U' "$(switch "$name")")" '644 root'
+	done
+	shows 1 1 1
+	detach "$device"
+	shows 1 1 1
+}
+
+independent() {
+	attached
+	echo 0 >"$(switch inline)"
+	shows 0 1 1
+	echo 0 >"$(switch remap)"
+	shows 0 0 1
+	echo 1 >"$(switch inline)"
+	shows 1 0 1
+	echo 0 >"$(switch nowait)"
+	shows 1 0 0
+	# Without the line's end, too.
+	printf 1 >"$(switch remap)"
+	shows 1 1 0
+	detach "$device"
+}
+
+# write_to NAME VALUE: says what the system says.
+write_to() { printf %s "$2" | dd of="$(switch "$1")" conv=notrunc status=none; }
+
+refuses() {
+	local name value start
+	attached
+	for name in "${switches[@]}"; do
+		for start in 0 1; do
+			echo "$start" >"$(switch "$name")"
+			for value in 2 -1 01 10 on '1 ' $'\n' $'1\n\n' $'0\n1'; do
+				refuse 'Invalid argument' write_to "$name" "$value"
+				equal "$name after '$value'" "$(<"$(switch "$name")")" "$start"
+			done
+		done
+	done
+	shows 1 1 1
+	detach "$device"
+}
+
+reset_at_attach() {
+	local name before
+	attached
+	before=$device
+	for name in "${switches[@]}"; do echo 0 >"$(switch "$name")"; done
+	shows 0 0 0
+	# They outlast what changes a bound device.
+	losetup --direct-io=on "$device" 2>/dev/null || :
+	losetup -c "$device"
+	shows 0 0 0
+	detach "$device"
+	device=$(losetup -f --show "$scratch/tmpfs/image")
+	equal device "$device" "$before"
+	shows 1 1 1
+	detach "$device"
+}
+
+# Of two devices, each has its own.
+each_device() {
+	local other
+	attached
+	other=$device
+	echo 0 >"$(switch remap)"
+	device=$(attach "$(backing tmpfs 1 other)")
+	shows 1 1 1
+	device=$other
+	shows 1 0 1
+}
+
+unprivileged() {
+	local name
+	attached
+	for name in "${switches[@]}"; do
+		equal "$name" "$(setpriv --reuid=nobody --regid=nogroup --clear-groups cat "$(switch "$name")")" 1
+		refuse 'Permission denied' setpriv --reuid=nobody --regid=nogroup --clear-groups \
+			tee "$(switch "$name")"
+	done
+	shows 1 1 1
+	detach "$device"
+}
+
+check "are there and on" there
+check "take 0 and 1, each by itself" independent
+check "refuse anything else" refuses
+check "are on again after the next attach" reset_at_attach
+check "of one device do not concern another" each_device
+check "can be read, but not changed, without privileges" unprivileged
+run_checks
