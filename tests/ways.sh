@@ -312,14 +312,19 @@ held_partition() {
 	let_go
 }
 
-# inodes learn with the first write that they have no privileges to lose.
-writing() {
+# A device that its writer has written to itself: inodes learn with the first write that they have no
+# privileges to lose.
+written_by_task() {
 	on_file ext4
 	noise "$scratch/data" 1
 	writes "$device"
 	writes "$device"
 	submitted W 8 writes "$device"
 	write_by_task
+}
+
+writing() {
+	written_by_task
 	off "$1"
 	submitted W 8 writes "$device"
 	write_by_workers "$writes"
@@ -351,12 +356,7 @@ limit() {
 
 # A write takes privileges from a file, unless its writer is privileged itself, as workers are.
 privileged() {
-	on_file ext4
-	noise "$scratch/data" 1
-	writes "$device"
-	writes "$device"
-	submitted W 8 writes "$device"
-	write_by_task
+	written_by_task
 	chmod 4755 "$file"
 	submitted W 8 setpriv --reuid=nobody --regid=nogroup --groups="$(stat -c %g "$device")" \
 		dd if="$scratch/data" of="$device" bs=4k count="$writes" seek=512 oflag=direct conv=notrunc status=none
