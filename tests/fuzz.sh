@@ -1,15 +1,14 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# tests/fuzz.sh [CALLS [SEED]]
+# tests/fuzz.sh [CALLS]
 #
 # A million random ioctls from several threads to several devices, on files of two file systems and
 # on each other: each returns what the C driver can return, none hangs, the kernel finds nothing
 # wrong, and at the end no device, file or module is held. See programs/fuzz.c. A run can be repeated
-# with the seed that it prints, as far as the scheduler agrees.
+# with the SEED that it prints, as far as the scheduler agrees.
 . "$(dirname "$0")/lib.sh"
 
-calls=${1-1000000}
-seed=${2-$((RANDOM << 15 | RANDOM))}
+calls=${1-$((rounds * 1000000))}
 exec {progress}>&1
 ignore_loglevel=/sys/module/printk/parameters/ignore_loglevel
 
@@ -33,6 +32,7 @@ fuzz() {
 	mapfile -t files < <(images)
 	"$program" "$2" "$1" "$driver" "${files[@]}" | tee "/dev/fd/$progress" >"$scratch/out" ||
 		fail "the fuzzer: $(tail -n 3 "$scratch/out")"
+	count calls "$1"
 	udevadm settle
 	nothing_bound || fail "devices stay bound: $(echo /sys/block/loop*/loop)"
 	umount "$scratch"/{ext4,tmpfs}

@@ -5,10 +5,12 @@
 As a program: lib.py COMMAND NUMBER sends a command, such as LOOP_CTL_REMOVE, to /dev/loop-control,
 or to the control node that the environment names as CONTROL.
 """
+import collections
 import ctypes
 import errno
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -276,8 +278,19 @@ class Events:
         return [event for event in self.all() if event.get("DEVNAME") == name]
 
 
+# What a test does at random it takes from the seed, which it shows in its cases' descriptions; how
+# often it does it, in multiples of what fits a run of all tests.
+SEED = int(os.environ.get("SEED", random.getrandbits(30)))
+ROUNDS = int(os.environ.get("ROUNDS", 1))
+
 SCRATCH = f"/tmp/{os.path.basename(sys.argv[0])}.scratch"
 _checks = []
+_counts = collections.Counter()
+
+
+def count(what, number):
+    """Notes what a case exercised (operations, faults, bytes, ...), for the summary of scripts/soak."""
+    _counts[what] += number
 
 
 def check(description, better=None):
@@ -322,6 +335,8 @@ def run_checks():
             _clean()
         failed += not good
         print(f"{'ok' if good else 'not ok'} {number} {description} # {note}", flush=True)
+    for what, number in _counts.items():
+        print(f"# counted: {what} {number}")
     sys.exit(1 if failed else 0)
 
 

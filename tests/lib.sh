@@ -17,6 +17,11 @@ mnt=$scratch/mnt
 ram_ext4=/dev/ram0 ram_xfs=/dev/ram1 ram_block=/dev/ram2 ram_spare=/dev/ram3
 ram_mib=320
 
+# What a test does at random it takes from the seed, which it shows in its cases' names; how often it
+# does it, in multiples of what fits a run of all tests.
+# shellcheck disable=SC2034  # for tests
+seed=${SEED-$((RANDOM << 15 | RANDOM))} rounds=${ROUNDS-1}
+
 driver=none
 for name in loop rnull_loop; do
 	[[ ! -e /sys/module/$name ]] || driver=$name
@@ -79,9 +84,19 @@ run_checks() {
 		report "$((number + 1))" "$status" "${names[number]}" "${reasons[number]}" \
 			"$(((${EPOCHREALTIME/./} - start) / 1000)) ms"
 	done
+	add_up
 	((!failed)) || exit 1
 	((skipped < ${#names[@]})) || exit 4
 	exit 0
+}
+
+# count WHAT NUMBER: a case exercised that much (operations, faults, cuts, bytes, ...). What all cases
+# did is told at the end, for the summary of scripts/soak.
+count() { echo "$1 $2" >>"$scratch/counts"; }
+
+add_up() {
+	[[ ! -e $scratch/counts ]] ||
+		awk '{ sum[$1] += $2 } END { for (what in sum) printf "# counted: %s %d\n", what, sum[what] }' "$scratch/counts"
 }
 
 # report NUMBER STATUS NAME REASON TIME
