@@ -8,6 +8,7 @@
 #include <linux/magic.h>
 #include <linux/memcontrol.h>
 #include <linux/mount.h>
+#include <linux/mutex.h>
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
@@ -331,6 +332,12 @@ rnull_loop_set_active_memcg(struct cgroup_subsys_state *css)
 void rnull_loop_restore_active_memcg(struct mem_cgroup *old)
 {
 	set_active_memcg(old);
+}
+
+/* A macro where lockdep is built in. */
+int rnull_loop_mutex_lock_killable(struct mutex *lock)
+{
+	return mutex_lock_killable(lock);
 }
 
 void rnull_loop_cond_resched(void)

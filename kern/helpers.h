@@ -61,7 +61,8 @@ struct mem_cgroup *
 rnull_loop_set_active_memcg(struct cgroup_subsys_state *css);
 void rnull_loop_restore_active_memcg(struct mem_cgroup *old);
 
-/* tasks */
+/* tasks and locks */
+int rnull_loop_mutex_lock_killable(struct mutex *lock);
 void rnull_loop_cond_resched(void);
 unsigned int rnull_loop_num_online_cpus(void);
 

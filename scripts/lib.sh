@@ -62,6 +62,16 @@ only_one() {
 	flock "$lock"
 }
 
+# copy_of NAME: where the copy of the sources for NAME is, which is built beside the repository.
+copy_of() { say "$cache/$1-$(sha256sum <<<"$repo" | cut -c 1-12)"; }
+
+# copy_sources NAME TOOLROOT: brings that copy up to date.
+copy_sources() {
+	mkdir -p "$(copy_of "$1")"
+	in_root "$2" rsync -a --delete --filter=':- .gitignore' --exclude=/{.git,docs,scripts,tests} \
+		"$repo/" "$(copy_of "$1")"
+}
+
 step_number=0 step_count='' step_job=''
 
 # skip TITLE: the step's result is there already.
