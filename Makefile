@@ -27,6 +27,12 @@ test: ## every test, on the host and in the VM; those of the ABI on the C driver
 	@scripts/test
 	@scripts/test --driver loop --abi
 
+test-debug: ## the tests in the VM and KUnit on a kernel with KASAN, lockdep, kmemleak, ...
+	@scripts/test --kernel debug
+
+soak: ## races, faults and power cuts at random on that kernel (MINUTES=30, SEED=)
+	@scripts/soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+
 bench: ## raw backing, C driver and this one measured in turns (BENCH=full: the whole matrix)
 	@scripts/bench
 
@@ -49,4 +55,4 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.* ## /\1\t/p' Makefile | expand -t 16
 	@echo 'A command in the VM: scripts/vm -- COMMAND (scripts/vm --help)'
 
-.PHONY: modules install uninstall clean demo test bench check doc rust-analyzer rustfmt lab help
+.PHONY: modules install uninstall clean demo test test-debug soak bench check doc rust-analyzer rustfmt lab help
