@@ -202,6 +202,16 @@ pub(crate) fn would_wait(rq: &CompletedRequest<LoopDevice>, result: Result<u32>)
     }
 }
 
+/// Whether a request that failed may simply be tried again.
+///
+/// Not where it may have told of an earlier write through the page cache that failed: of that there is
+/// one report, and who syncs next would not know. See also
+/// [`sync_data`](BackingFile::sync_data).
+pub(crate) fn is_repeatable(rq: &Request<LoopDevice>) -> bool {
+    let buffered = |target: &Target| target.caching == Caching::Buffered;
+    !(rq.op() == Op::Write && rq.is_durable() && rq.io().is_none_or(buffered))
+}
+
 /// Carries out and completes what is neither a read nor a write nor a flush. May sleep.
 pub(crate) fn execute_slow(rq: StartedRequest<LoopDevice>) {
     let Some(target) = rq.io() else {

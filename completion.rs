@@ -4,7 +4,8 @@
 //!
 //! Files may do less than they are asked to. The C driver sends the rest of a short read round
 //! again but takes a short write for a success; here both are continued until they are done or
-//! come to nothing, which is an error that the submitter sees.
+//! come to nothing, which is an error that the submitter sees. That memory is short for a while is
+//! none: what could not be done for want of it is done later.
 
 #![forbid(unsafe_code)]
 
@@ -25,15 +26,13 @@ use kernel::prelude::*;
 /// Any context, hard interrupts included.
 pub(crate) fn complete(mut rq: CompletedRequest<LoopDevice>, result: Result<u32>) {
     request::finish(&mut rq);
-    match rq.op() {
-        // A worker that may wait takes it next time.
-        Op::Read | Op::Write if command::would_wait(&rq, result) => return rq.requeue(),
-        Op::Read | Op::Write => {}
-        _ => return rq.end(result.map_or_else(Status::from, |_| Status::OK)),
-    }
+    let transfers = matches!(rq.op(), Op::Read | Op::Write);
     match result {
-        Ok(done) if done < rq.len() => short(rq, done),
+        // A worker that may wait takes it next time.
+        _ if transfers && command::would_wait(&rq, result) => rq.requeue(),
+        Ok(done) if transfers && done < rq.len() => short(rq, done),
         Ok(_) => rq.end(Status::OK),
+        Err(error) if error == ENOMEM && command::is_repeatable(&rq) => request::retry(rq),
         Err(error) => rq.end(Status::from(error)),
     }
 }

@@ -131,7 +131,9 @@ impl Worker {
     }
 
     fn serve(&self, rq: StartedRequest<LoopDevice>) {
-        let _scope = ChargeScope::enter(&rq);
+        // A control group that has no memory left does not hold up its requests for ever: its tasks may
+        // be waiting for one of them.
+        let _scope = (!rq.data().lacked_memory()).then(|| ChargeScope::enter(&rq));
         match self.task {
             Task::Slow | Task::Flush => command::execute_slow(rq),
             Task::Wait => drop(command::transfer(rq, Wait::Allowed)),

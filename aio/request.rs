@@ -45,10 +45,7 @@ use kernel::{
         ordering::Relaxed,
         Atomic, //
     },
-    time::{
-        delay::fsleep,
-        Delta, //
-    },
+    time::Delta,
     types::Opaque, //
 };
 
@@ -56,7 +53,7 @@ use kernel::{
 /// is short, the request is served in parts.
 const INLINE: usize = 8;
 
-/// How long to wait for memory when not even a part of a request can be served.
+/// How long to wait for memory.
 const RETRY_DELAY: Delta = Delta::from_millis(10);
 
 /// What carries out a request: one or the other, both at the beginning.
@@ -83,6 +80,8 @@ pub(crate) struct Slot {
     hasty: Atomic<bool>,
     /// Whether an operation that was not to wait would have had to.
     must_wait: Atomic<bool>,
+    /// Whether there was no memory for the operation, the last time.
+    no_memory: Atomic<bool>,
 }
 
 // SAFETY: By the type invariant there is one user at a time, who may be on any CPU.
@@ -100,6 +99,7 @@ impl Slot {
             bytes: Atomic::new(0),
             hasty: Atomic::new(false),
             must_wait: Atomic::new(false),
+            no_memory: Atomic::new(false),
         })
     }
 
@@ -107,6 +107,11 @@ impl Slot {
     /// would have had to.
     pub(crate) fn must_wait(&self) -> bool {
         self.must_wait.load(Relaxed)
+    }
+
+    /// Whether the request goes round again since there was no memory for its operation.
+    pub(crate) fn lacked_memory(&self) -> bool {
+        self.no_memory.load(Relaxed)
     }
 
     fn begin(&self, wait: Wait) {
@@ -254,9 +259,16 @@ fn no_memory<T: FileBacked>(rq: StartedRequest<T>, wait: Wait) -> Result<(), Sta
     if wait == Wait::Forbidden {
         return Err(left(rq));
     }
-    fsleep(RETRY_DELAY);
-    rq.requeue();
+    rq.data().no_memory.store(true, Relaxed);
+    rq.requeue_later(RETRY_DELAY);
     Ok(())
+}
+
+/// Tries an operation again, for which there was no memory, when there may be some. Any context.
+pub(crate) fn retry<T: FileBacked>(rq: CompletedRequest<T>) {
+    rq.data().must_wait.store(true, Relaxed);
+    rq.data().no_memory.store(true, Relaxed);
+    rq.requeue_later(RETRY_DELAY);
 }
 
 /// Passes `rq`, a read or a write, on to the device's [block device](FileBacked::block_device), where
@@ -322,8 +334,9 @@ pub(crate) fn haste<T: FileBacked>(rq: &CompletedRequest<T>, result: Result<u32>
     haste
 }
 
-/// Gives back the memory that a request needed while it was in flight.
+/// Gives back what a request needed while it was in flight.
 pub(crate) fn finish<T: FileBacked>(rq: &mut CompletedRequest<T>) {
+    rq.data().no_memory.store(false, Relaxed);
     // SAFETY: `rq` is the one owner of the request, and its operation is over.
     let overflow = unsafe { &mut *rq.data().overflow.get() };
     if overflow.capacity() != 0 {

@@ -42,6 +42,7 @@ use kernel::{
         },
         Arc, //
     },
+    time::Delta,
     types::{
         NotThreadSafe,
         Opaque, //
@@ -402,11 +403,13 @@ impl<T: Operations> StartedRequest<T> {
         }
     }
 
-    /// Gives the request back to the block layer, which hands it over again.
-    pub(crate) fn requeue(self) {
+    /// Gives the request back to the block layer, which hands it over again after `delay`, or sooner
+    /// along with others. Any context.
+    pub(crate) fn requeue_later(self, delay: Delta) {
+        let queue = self.keep_queue();
         let rq = self.into_raw();
         // SAFETY: The request is started and not completed, and its only owner was consumed.
-        unsafe { bindings::blk_mq_requeue_request(rq.as_ptr(), true) };
+        unsafe { requeue_later(rq, &queue, delay) };
     }
 }
 
@@ -463,6 +466,23 @@ pub(super) unsafe fn complete_here<T: Operations>(rq: NonNull<bindings::request>
     let rq = unsafe { CompletedRequest::<T>::from_raw(rq) };
     let result = rq.pdu().result();
     T::complete(rq, result);
+}
+
+/// # Safety
+///
+/// `rq` must be started, must not have been ended, and nobody may use it afterwards. `queue` is its
+/// queue.
+unsafe fn requeue_later<T: Operations>(
+    rq: NonNull<bindings::request>,
+    queue: &QueueRef<T>,
+    delay: Delta,
+) {
+    // SAFETY: By the function's requirements.
+    unsafe { bindings::blk_mq_requeue_request(rq.as_ptr(), false) };
+    let milliseconds = delay.as_millis_ceil().max(0) as c_ulong;
+    // SAFETY: The queue stays for `queue`, whatever has become of the request; and what was set off
+    // here is over before it goes, which is after it was frozen.
+    unsafe { bindings::blk_mq_delay_kick_requeue_list(queue.queue, milliseconds) };
 }
 
 /// One of the two owners of a request whose operation is under way.
@@ -545,6 +565,14 @@ impl<T: Operations> CompletedRequest<T> {
         let rq = ManuallyDrop::new(self);
         // SAFETY: By the type invariant the request is ours, and `self` was consumed.
         unsafe { bindings::blk_mq_requeue_request(rq.raw(), true) };
+    }
+
+    /// Sends all of the request round again after `delay`, or sooner along with others.
+    pub(crate) fn requeue_later(self, delay: Delta) {
+        let queue = self.keep_queue();
+        let rq = ManuallyDrop::new(self);
+        // SAFETY: By the type invariant the request is ours, and `self` was consumed.
+        unsafe { requeue_later(rq.0.cast(), &queue, delay) };
     }
 
     /// Takes note that the first `bytes` bytes are done, and sends the rest round again.

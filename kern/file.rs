@@ -130,6 +130,9 @@ pub(crate) trait BackingFile {
     /// Makes everything written durable: `fsync()`. May sleep.
     fn sync(&self) -> Result;
     /// Makes the data written durable, and what it takes to find it again: `fdatasync()`. May sleep.
+    ///
+    /// `ENOMEM` tells of nothing but that: it may be tried again. An earlier write that failed, of which
+    /// there is one report, is `EIO` or `ENOSPC`.
     fn sync_data(&self) -> Result;
     /// Drops its page cache, but for what cannot be written back or is in use. May sleep.
     fn drop_cache(&self);
@@ -298,8 +301,14 @@ impl BackingFile for File {
     }
 
     fn sync_data(&self) -> Result {
+        // SAFETY: The file is open. Only the caller and other syncs of it change this.
+        let seen = || unsafe { (&raw const (*self.as_ptr()).f_wb_err).read_volatile() };
+        let before = seen();
         // SAFETY: The file is open.
-        to_result(unsafe { bindings::vfs_fsync(self.as_ptr(), 1) })
+        match to_result(unsafe { bindings::vfs_fsync(self.as_ptr(), 1) }) {
+            Err(error) if error == ENOMEM && seen() != before => Err(EIO),
+            result => result,
+        }
     }
 
     fn drop_cache(&self) {
