@@ -20,6 +20,7 @@ def add_and_remove():
     wait_for(lambda: os.path.exists("/dev/loop100"))
     equal("its number", os.stat("/dev/loop100").st_rdev, os.makedev(7, 100))
     equal("ADD 100 again", control(CTL_ADD, 100), "-EEXIST")
+    settle()
     equal("REMOVE 100", control(CTL_REMOVE, 100), 0)
     assert not os.path.exists("/sys/block/loop100")
     equal("REMOVE 100 again", control(CTL_REMOVE, 100), "-ENODEV")
@@ -29,6 +30,7 @@ def add_and_remove():
 def add_any():
     number = control(CTL_ADD, -1 & (1 << 64) - 1)
     assert isinstance(number, int) and number >= 0, number
+    settle()
     equal("REMOVE", control(CTL_REMOVE, number), 0)
 
 
