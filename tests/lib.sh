@@ -165,7 +165,17 @@ clean_up() {
 	clean_case >&2 || :
 	unmount_below "$scratch" >&2 || :
 	[[ ! -e /sys/module/brd ]] || wait_for 10 rmmod brd 2>/dev/null || echo "# brd stays loaded"
+	[[ -z ${udev_stopped-} ]] || /usr/lib/systemd/systemd-udevd --daemon
 	rm -rf "$scratch"
+}
+
+# stop_udev: for the whole test, which makes more devices than udev should look at.
+stop_udev() {
+	udevadm settle
+	udevadm control --exit
+	udev_stopped=1
+	# dmsetup would wait for it.
+	export DM_DISABLE_UDEV=1
 }
 
 # unmount_below DIR: what was mounted last goes first.

@@ -1,0 +1,120 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# What a loop device acknowledged as durable survives a power cut: dm-log-writes below its backing notes
+# in which order data became durable, and marks say what was acknowledged by then. For each of some
+# moments the log is replayed to a disk as it was found after a cut, with all that a disk must have by
+# then or with a part of what was in its cache lost. On that the file system with the image is mounted,
+# the image attached, and what is on it checked. See programs/replay_log.c and programs/acknowledged.c.
+. "$(dirname "$0")/lib.sh"
+
+disk=$ram_ext4 log=$ram_xfs replayed=$ram_block changes=$ram_spare
+sectors=$((96 << 11)) image_mib=64
+cuts=$((10 * rounds)) steps=$((rounds < 40 ? 40 + 10 * rounds : 440))
+
+modprobe -a dm-log-writes dm-snapshot || skip_all "there is no dm-log-writes or no dm-snapshot"
+mkdir -p "$scratch"
+replay_log=$(program replay_log) acknowledged=$(program acknowledged)
+
+make_fs() {
+	case $1 in
+	ext4) mkfs.ext4 -q -b 4096 -E lazy_itable_init=0,nodiscard "$2" ;;
+	# For tests: below 300 MiB, with a small log that is soon made and soon read.
+	xfs) mkfs.xfs -q -K --unsupported "$2" ;;
+	esac
+}
+
+# attach_on DISK OUTER DIRECT: the image in the file system on a disk, or the disk; sets `device`.
+attach_on() {
+	local file=$1
+	if [[ $2 != block ]]; then
+		mount "$1" "$mnt/outer"
+		file=$mnt/outer/image
+		[[ -e $file ]] || truncate -s "${image_mib}M" "$file"
+	fi
+	device=$(attach --direct-io="$3" "$file")
+}
+
+# use_of USE: what is written and checked, `device` or, in a file system on it, files; sets `kind`, `place`.
+use_of() {
+	kind=device place=$device
+	if [[ $1 != raw ]]; then
+		mount "$device" "$mnt/inner"
+		kind=files place=$mnt/inner
+	fi
+}
+
+# leave OUTER: after `attach_on`.
+leave() {
+	detach "$device"
+	[[ $1 == block ]] || umount "$mnt/outer"
+}
+
+# record OUTER DIRECT USE: with the log from the empty disk on. Mark 0 is where everything is prepared.
+record() {
+	dmsetup create lower --table "0 $sectors log-writes $disk $log"
+	[[ $1 == block ]] || make_fs "$1" /dev/mapper/lower
+	attach_on /dev/mapper/lower "$1" "$2"
+	equal "$device's cache" "$(attribute "$device" queue/write_cache)" 'write back'
+	[[ $3 == raw ]] || make_fs "$3" "$device"
+	use_of "$3"
+	sync
+	dmsetup message lower 0 mark 0
+	"$acknowledged" write "$kind" "$place" "$seed" 1 "$steps" lower
+	[[ $3 == raw ]] || umount "$mnt/inner"
+	leave "$1"
+	[[ $(dmsetup status lower) != *disabled* ]] || fail "the log is full: $(dmsetup status lower)"
+	dmsetup remove --retry lower
+	count writes "$steps"
+}
+
+check_fs() {
+	case $1 in
+	ext4) e2fsck -fn "$2" ;;
+	xfs) xfs_repair -n "$2" ;;
+	esac
+}
+
+# check_cut OUTER DIRECT USE SAFE CUT MARK LOSE: `replayed` has all entries before SAFE.
+check_cut() {
+	local bytes
+	echo "cut in front of entry $5, after step $6; seed of what is lost: $7"
+	dmsetup create cut --table "0 $sectors snapshot $replayed $changes N 8"
+	"$replay_log" "$log" replay /dev/mapper/cut "$4" "$5" "$7"
+	attach_on /dev/mapper/cut "$1" "$2"
+	use_of "$3"
+	bytes=$("$acknowledged" check "$kind" "$place" "$seed" "$6" $(($6 + 1)))
+	count bytes_verified "$bytes"
+	if [[ $3 != raw ]]; then
+		umount "$mnt/inner"
+		check_fs "$3" "$device"
+	fi
+	leave "$1"
+	dmsetup remove --retry cut
+	count cuts 1
+}
+
+# cut_power OUTER DIRECT USE
+cut_power() {
+	local each done=0 number=0 safe cut mark
+	load_brd
+	mkdir "$mnt"/{outer,inner}
+	for each in $disk $log $replayed; do blkdiscard -f "$each"; done
+	record "$@"
+	"$replay_log" "$log" cuts "$cuts" "$seed" >"$scratch/cuts"
+	while read -r safe cut mark; do
+		"$replay_log" "$log" replay "$replayed" "$done" "$safe"
+		done=$safe number=$((number + 1))
+		check_cut "$@" "$safe" "$cut" "$mark" $((number % 2 * number))
+	done <"$scratch/cuts"
+}
+
+# It would look at each device that is made, which takes longer than to check it.
+stop_udev
+for outer in ext4 xfs block; do
+	for direct in on off; do
+		for use in raw ext4 xfs; do
+			check "$cuts cuts: $use on $outer, direct I/O $direct, seed $seed" cut_power $outer $direct $use
+		done
+	done
+done
+run_checks
