@@ -201,6 +201,10 @@ def rights(caller):
             equal("nobody", caller.call(reader, command, user=65534), "-EPERM")
             equal("nobody, writing", caller.call(fd, command, user=65534), 0)
             equal("root", caller.call(reader, command), 0)
+        # All rights in a user namespace of one's own are none.
+        for command in SET_STATUS, SET_STATUS64, SET_CAPACITY, SET_DIRECT_IO, SET_BLOCK_SIZE:
+            outcome = in_own_namespace(lambda: caller.call(reader, command, 8))
+            equal("namespace", outcome, "-EPERM")
         for command in GET_STATUS, GET_STATUS64:
             equal("nobody looks", caller.call(reader, command, "high", user=65534), 0)
 

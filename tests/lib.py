@@ -239,6 +239,27 @@ def as_nobody(function):
     return json.loads(text)
 
 
+def in_own_namespace(function):
+    """As as_nobody(), but as root and with all rights in a user namespace of its own."""
+
+    def inside():
+        # CLONE_NEWUSER; PR_SET_DUMPABLE, without which the maps are not its own to write
+        uid = os.getuid()
+        LIBC.prctl(4, 1)
+        equal("unshare", LIBC.unshare(0x10000000), 0)
+        for name, text in ("setgroups", "deny"), ("uid_map", f"0 {uid} 1"):
+            with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+                file.write(text)
+        equal("user", os.getuid(), 0)
+        with open("/proc/self/status", encoding="ascii") as file:
+            effective = next(line for line in file if line.startswith("CapEff:"))
+        # CAP_SYS_ADMIN
+        assert int(effective.split()[1], 16) >> 21 & 1, effective
+        return function()
+
+    return as_nobody(inside)
+
+
 def program(name, *flags):
     """Builds tests/programs/NAME.c; where it is."""
     path = f"{SCRATCH}/{name}"
