@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Devices: what their states, frozen queues and limits rule out. See `run` for what the marks mean.
+
+use crate::{
+    blk_mq::{
+        Disk,
+        GenDisk, //
+    },
+    command::Target,
+    device::LoopDevice,
+    state::State, //
+};
+use kernel::prelude::*;
+
+fn send<T: Send>(_: T) {}
+
+// A device is bound without a look at whether it is bound.
+fn bind_blindly(state: &mut State<u8>) -> Result {
+    #[cfg(misuse)]
+    state.bind(1); //~ E0599
+    #[cfg(not(misuse))]
+    state.vacancy()?.bind(1);
+    Ok(())
+}
+
+// A device is bound twice.
+fn bind_twice(state: &mut State<u8>) -> Result {
+    let vacancy = state.vacancy()?;
+    vacancy.bind(1);
+    #[cfg(misuse)]
+    vacancy.bind(2); //~ E0382
+    Ok(())
+}
+
+// A device changes its state between the look and the binding.
+fn delete_before_binding(state: &mut State<u8>) -> Result {
+    let vacancy = state.vacancy()?;
+    #[cfg(misuse)]
+    state.delete()?; //~ E0499
+    vacancy.bind(1);
+    Ok(())
+}
+
+// What a device is bound to is used though it may be bound to nothing.
+fn use_unbound(state: &State<u8>) -> Option<&u8> {
+    let binding = state.binding();
+    #[cfg(misuse)]
+    let binding: &u8 = binding; //~ E0308
+    #[cfg(misuse)]
+    return Some(binding);
+    #[cfg(not(misuse))]
+    binding
+}
+
+// What a device is bound to is used after it was given up: bug class 4.
+fn use_after_unbinding(state: &mut State<u8>) -> Result {
+    let binding = state.bound()?;
+    *binding = 1;
+    #[cfg(misuse)]
+    state.run_down(); //~ E0499
+    #[cfg(misuse)]
+    let _ = *binding;
+    Ok(())
+}
+
+// The target of requests changes while there may be some.
+fn change_target_unfrozen(disk: &GenDisk<LoopDevice>, target: Target) {
+    #[cfg(misuse)]
+    disk.replace_io(target); //~ E0599
+    #[cfg(not(misuse))]
+    drop(disk.freeze().replace_io(target));
+}
+
+// The target of requests changes after they go on: bug class 15.
+fn change_target_thawed(disk: &GenDisk<LoopDevice>) {
+    let mut frozen = disk.freeze();
+    let target = frozen.io();
+    let _ = target.is_some();
+    #[cfg(misuse)]
+    drop(frozen); //~ E0505
+    #[cfg(misuse)]
+    let _ = target.is_some();
+}
+
+// A queue is frozen by one task and thawed by another, which has not saved its scope.
+fn send_frozen(disk: &GenDisk<LoopDevice>) {
+    let frozen = disk.freeze();
+    #[cfg(misuse)]
+    send(frozen); //~ E0277
+    #[cfg(not(misuse))]
+    drop(frozen);
+}
+
+// A change of limits is committed twice, and its lock given back twice: bug class 20.
+fn commit_twice(disk: &GenDisk<LoopDevice>) -> Result {
+    let limits = disk.update_limits();
+    limits.commit()?;
+    #[cfg(misuse)]
+    limits.commit()?; //~ E0382
+    Ok(())
+}
+
+// Limits change after they were committed.
+fn change_committed(disk: &GenDisk<LoopDevice>) -> Result {
+    let mut limits = disk.update_limits();
+    limits.set_fua(true);
+    limits.commit()?;
+    #[cfg(misuse)]
+    limits.set_fua(false); //~ E0382
+    Ok(())
+}
+
+// The lock of the limits is given back by another task: bug class 20.
+fn send_limits(disk: &GenDisk<LoopDevice>) {
+    let limits = disk.update_limits();
+    #[cfg(misuse)]
+    send(limits); //~ E0277
+    #[cfg(not(misuse))]
+    drop(limits);
+}
+
+// Partitions are read without the lock under which the disk is opened: bug class 31.
+fn scan_unlocked(disk: &GenDisk<LoopDevice>) -> Result {
+    #[cfg(misuse)]
+    disk.reread_partitions()?; //~ E0599
+    #[cfg(not(misuse))]
+    disk.lock_open().reread_partitions()?;
+    Ok(())
+}
+
+// A disk is added twice.
+fn add_twice(disk: Disk<LoopDevice>) -> Result {
+    let _registered = disk.add()?;
+    #[cfg(misuse)]
+    disk.add()?; //~ E0382
+    Ok(())
+}
