@@ -1,0 +1,237 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0
+"""Faults that loop drivers have had, where no other test covers them; the numbers are those of
+docs/robustness.md, which says what covers the others."""
+import mmap
+import threading
+from lib import *
+
+RWF_NOWAIT, BLKFLSBUF = 8, 0x1261
+PAGE = 4096
+
+
+def write_to(path, text):
+    with open(path, "w", encoding="ascii") as file:
+        file.write(str(text))
+
+
+def references():
+    """How often the module is in use."""
+    with open(f"/sys/module/{DRIVER}/refcnt", encoding="ascii") as file:
+        return int(file.read())
+
+
+def file_system(mib=48):
+    """A mounted ext4, itself on a loop device, and the device."""
+    run("mkfs.ext4", "-q", image(mib, "lower"))
+    fd = attach(f"{SCRATCH}/lower")
+    return mounted(fd.path, "place"), fd
+
+
+def page_of(value):
+    memory = mmap.mmap(-1, PAGE)
+    memory.write(bytes([value]) * PAGE)
+    return memory
+
+
+def direct(path):
+    return Fd(path, os.O_RDWR | os.O_DIRECT)
+
+
+@check("class 6: attributes that are open when their device is unbound or removed tell so")
+def open_attributes():
+    for _ in range(3 * ROUNDS):
+        equal("ADD", control(CTL_ADD, 111), 111)
+        settle()
+        with Fd(image()) as file, Fd("/dev/loop111") as fd:
+            equal("SET_FD", fd.ioctl(SET_FD, file.fd), 0)
+            settle()
+            bound = Fd("/sys/block/loop111/loop/backing_file", os.O_RDONLY)
+            size = Fd("/sys/block/loop111/size", os.O_RDONLY)
+            equal("CLR_FD", fd.ioctl(CLR_FD), 0)
+        wait_for(lambda: not is_bound("loop111"))
+        wait_for(lambda: control(CTL_REMOVE, 111) == 0)
+        for attribute in bound, size:
+            try:
+                raise AssertionError(f"read {os.pread(attribute.fd, 100, 0)}")
+            except OSError as error:
+                equal("errno", error.errno, errno.ENODEV)
+            attribute.close()
+
+
+@check("class 7: dropping all caches leaves a bound device alone")
+def caches_dropped():
+    path = numbered_image()
+    for _ in range(5 * ROUNDS):
+        with attach(path) as fd:
+            device = fd.path
+        settle()
+        write_to("/proc/sys/vm/drop_caches", 3)
+        with Fd(device) as fd:
+            equal("sector", number_at(fd, 77), 77)
+        write_to("/proc/sys/vm/drop_caches", 2)
+        detach(device)
+
+
+@check("class 8: what fails leaves no reference to the module, to the file or to the device")
+def nothing_left():
+    lower = mounted("tmpfs", "place", "-t", "tmpfs")
+    path = image(1, "place/image")
+    device = free_device()
+    settle()
+    before = references()
+    with Fd(path) as file, Fd(device) as fd:
+        opened = references()
+        for config in (
+            Config(fd=1000),
+            Config(fd=fd.fd),
+            Config(fd=file.fd, info=Info(flags=2)),
+            Config(fd=file.fd, info=Info(offset=1 << 63)),
+            Config(fd=file.fd, info=Info(encrypt_type=1)),
+        ):
+            assert str(fd.ioctl(CONFIGURE, config)).startswith("-E")
+            equal("references", references(), opened)
+        equal("CHANGE_FD", fd.ioctl(CHANGE_FD, file.fd), "-ENXIO")
+        equal("SET_FD", fd.ioctl(SET_FD, file.fd), 0)
+        equal("references, bound", references(), opened + 1)
+        for call in (SET_FD, file.fd), (CHANGE_FD, file.fd), (SET_BLOCK_SIZE, 513):
+            assert str(fd.ioctl(*call)).startswith("-E")
+        equal("references, still bound", references(), opened + 1)
+    with Fd(device, os.O_RDWR | os.O_EXCL):
+        pass
+    detach(device)
+    equal("references", references(), before)
+    run("umount", lower)
+
+
+@check("class 17: a frozen file system below makes writes wait, and lets them go on")
+def frozen_below():
+    place, lower = file_system()
+    path = image(4, "place/image")
+    for flags in 0, DIRECT_IO:
+        with attach(path, flags=flags) as fd, direct(fd.path) as user:
+            # Also in place, where no worker may be needed.
+            for value in 1, 2:
+                run("fsfreeze", "-f", place)
+                writer = threading.Thread(
+                    target=os.pwritev, args=(user.fd, [page_of(value), page_of(value)], 8192)
+                )
+                try:
+                    writer.start()
+                    writer.join(0.4)
+                    assert writer.is_alive(), "written to a frozen file system"
+                finally:
+                    run("fsfreeze", "-u", place)
+                writer.join(20)
+                assert not writer.is_alive(), "the write does not go on"
+                with open(path, "rb") as file:
+                    file.seek(8192)
+                    equal("the file", file.read(8192), bytes([value]) * 8192)
+        detach(fd.path)
+    # Every write was counted off again, or this would wait.
+    run("fsfreeze", "-f", place)
+    run("fsfreeze", "-u", place)
+    run("umount", place)
+    lower.close()
+
+
+@check("class 18: a device that is swapped to gives back what a process cannot keep in memory")
+def swap():
+    place, lower = file_system(192)
+    path = image(160, "place/image")
+    with Fd(path) as file:
+        os.posix_fallocate(file.fd, 0, 160 << 20)
+    group = "/sys/fs/cgroup/regressions"
+    os.makedirs(group)
+    write_to("/sys/fs/cgroup/cgroup.subtree_control", "+memory")
+    with attach(path, flags=DIRECT_IO) as fd:
+        run("mkswap", fd.path)
+        run("swapon", fd.path)
+        try:
+            write_to(f"{group}/memory.max", 24 << 20)
+            pid = os.fork()
+            if not pid:
+                status_of_child = 1
+                try:
+                    write_to(f"{group}/cgroup.procs", os.getpid())
+                    memory = mmap.mmap(-1, 72 << 20)
+                    for turn in range(2):
+                        for at in range(0, len(memory), PAGE):
+                            memory[at : at + 8] = (at + turn).to_bytes(8, "little")
+                        for at in range(0, len(memory), PAGE):
+                            got = int.from_bytes(memory[at : at + 8], "little")
+                            assert got == at + turn, (at, got)
+                    status_of_child = 0
+                finally:
+                    os._exit(status_of_child)
+            equal("the process", os.waitpid(pid, 0)[1], 0)
+            count("bytes_verified", 2 * (72 << 20))
+            written = int(sysfs(fd.path, "stat").split()[6]) * 512
+            assert written > 32 << 20, f"only {written} bytes were swapped"
+        finally:
+            run("swapoff", fd.path)
+            os.rmdir(group)
+    detach(fd.path)
+    run("umount", place)
+    lower.close()
+
+
+@check("class 24: who wants a device for itself waits for a short claim instead of failing")
+def short_claims():
+    with attach(image()) as fd:
+        settle()
+        stop, outcomes = threading.Event(), set()
+
+        def claims():
+            while not stop.is_set():
+                outcomes.add(fd.ioctl(SET_BLOCK_SIZE, 512))
+                outcomes.add(fd.ioctl(SET_FD, fd.fd))
+
+        claimer = threading.Thread(target=claims)
+        claimer.start()
+        try:
+            for _ in range(500 * ROUNDS):
+                with Fd(fd.path, os.O_RDWR | os.O_EXCL):
+                    pass
+        finally:
+            stop.set()
+            claimer.join()
+        assert outcomes <= {0, "-EBUSY", "-EBADF"} and 0 in outcomes, outcomes
+        count("operations", 500 * ROUNDS)
+
+
+def without_waiting(fd, mib):
+    """Writes and reads scattered pages with RWF_NOWAIT, with nothing cached that would be in the way."""
+    settle()
+    equal("BLKFLSBUF", fd.ioctl(BLKFLSBUF), 0)
+    order = random.Random(SEED).sample(range(mib << 8), 128)
+    for number, page in enumerate(order):
+        equal("written", os.pwritev(fd.fd, [page_of(number)], page * PAGE, RWF_NOWAIT), PAGE)
+    for number, page in enumerate(order):
+        memory = page_of(255)
+        equal("read", os.preadv(fd.fd, [memory], page * PAGE, RWF_NOWAIT), PAGE)
+        equal("data", memory[:], bytes([number]) * PAGE)
+    count("operations", 2 * len(order))
+
+
+@check(f"class 36: RWF_NOWAIT at holes and at what is not cached is no EAGAIN, seed {SEED}")
+def nowait():
+    place, lower = file_system()
+    for flags in 0, DIRECT_IO:
+        path = image(16, "place/image")
+        with attach(path, flags=flags) as fd, direct(fd.path) as user:
+            without_waiting(user, 16)
+            os.fsync(user.fd)
+            write_to("/proc/sys/vm/drop_caches", 3)
+            memory = page_of(255)
+            equal("uncached", os.preadv(user.fd, [memory], 0, RWF_NOWAIT), PAGE)
+            # On a block device requests go on as bios.
+            with attach(fd.path, flags=flags) as high, direct(high.path) as top:
+                without_waiting(top, 16)
+            detach(high.path)
+        detach(fd.path)
+    run("umount", place)
+    lower.close()
+
+
+run_checks()
