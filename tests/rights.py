@@ -177,6 +177,13 @@ def block_layer():
             equal(who, as_who(lambda: [fd.ioctl(*row) for row in rows]), [0, 0])
 
 
+@check("a file open for writing alone can be read through a device: no right of the C driver's is lost")
+def write_only():
+    with attach(numbered_image(), mode=os.O_WRONLY) as fd:
+        equal("sector", number_at(fd, 5), 5)
+        equal("ro", sysfs(fd.path, "ro"), "0")
+
+
 def write_directly(fd):
     with mmap.mmap(-1, 4096) as page:
         page.write(b"x" * 4096)
