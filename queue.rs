@@ -9,6 +9,7 @@ use crate::{
     blk_mq::{
         CompletedRequest,
         IdleRequest,
+        Op,
         Operations,
         Refused,
         Status,
@@ -47,6 +48,11 @@ impl Operations for LoopDevice {
         // The last close and its write-back may come after LOOP_CLR_FD: what counts is whether
         // there is a file, not whether the device is still bound.
         let Some(target) = rq.io() else {
+            // Nobody had it open when it lost its file, so nothing has been written since.
+            if rq.op() == Op::Flush {
+                rq.start().complete(Ok(0));
+                return Ok(());
+            }
             return Err(rq.refuse(Status::IOERR));
         };
         if target.read_only && rq.op().is_write() {
