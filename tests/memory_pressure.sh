@@ -1,0 +1,97 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# Memory is short while what would free it goes through loop devices: swap on an image on ext4, and dirty
+# pages of a file system on a loop device on a file system on a loop device. A driver that allocates on
+# that way, or waits for those who do, hangs. All is finished, and what comes back is what was written.
+. "$(dirname "$0")/lib.sh"
+
+mib=96 limit=40
+group=/sys/fs/cgroup/pressure
+
+# limited COMMAND...: with little memory.
+limited() {
+	(
+		echo "$BASHPID" >"$group/cgroup.procs"
+		exec timeout 240 "$@"
+	)
+}
+
+make_group() {
+	mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup
+	echo +memory >/sys/fs/cgroup/cgroup.subtree_control || skip 'there is no memory controller'
+	mkdir "$group"
+	trap leave_group EXIT
+	echo "${limit}M" >"$group/memory.max"
+}
+
+leave_group() {
+	[[ -z ${swap-} ]] || swapoff "$swap"
+	wait_for 10 rmdir "$group"
+}
+
+swapped() { awk '$1 == "pswpout" { print $2 }' /proc/vmstat; }
+
+# swapping on|off: more memory than there is, written, read and written again in another order.
+swapping() {
+	local image before
+	image=$(backing ext4 $((mib + 32)))
+	# Swap must not meet a full file system.
+	fallocate -l "$((mib + 32))M" "$image"
+	make_group
+	device=$(attach --direct-io="$1" "$image")
+	mkswap -q "$device" 2>/dev/null || mkswap "$device"
+	swapon "$device"
+	swap=$device
+	before=$(swapped)
+	limited python3 - "$mib" "$seed" $((2 * rounds)) <<-'EOT'
+		import mmap, random, sys
+		mib, random_numbers = int(sys.argv[1]), random.Random(int(sys.argv[2]))
+		count = mib << 8
+		memory = mmap.mmap(-1, count << 12)
+		def page(number, turn):
+		    return (number << 16 | turn).to_bytes(8, "little") * 512
+		for number in range(count):
+		    memory[number << 12 : (number + 1) << 12] = page(number, 0)
+		order = list(range(0, count, 8))
+		for turn in range(1, int(sys.argv[3]) + 1):
+		    random_numbers.shuffle(order)
+		    for first in order:
+		        for number in range(first, min(first + 8, count)):
+		            place = slice(number << 12, (number + 1) << 12)
+		            if memory[place] != page(number, turn - 1):
+		                sys.exit(f"page {number} is another one in turn {turn}")
+		            memory[place] = page(number, turn)
+	EOT
+	(($(swapped) - before > (mib - limit) * 256)) || fail "only $(($(swapped) - before)) pages were swapped out"
+	count bytes_verified $((2 * rounds * mib << 20))
+	swapoff "$device"
+	swap=''
+	detach "$device"
+}
+
+# dirty on|off: a file larger than the memory in an image in an image.
+dirty() {
+	local inner
+	make_group
+	mkdir -p "$mnt"/{outer,inner}
+	outer=$(backing ext4 $((mib + 96)) outer)
+	mkfs.ext4 -q "$outer"
+	mount "$(attach --direct-io="$1" "$outer")" "$mnt/outer"
+	inner=$mnt/outer/inner
+	truncate -s "$((mib + 48))M" "$inner"
+	mkfs.ext4 -q "$inner"
+	mount "$(attach --direct-io="$1" "$inner")" "$mnt/inner"
+	limited fio --name=dirty --filename="$mnt/inner/file" --ioengine=psync --rw=randwrite --bsrange=4k-256k \
+		--size="${mib}m" --verify=crc32c --verify_fatal=1 --verify_state_save=0 --randseed="$seed" \
+		--loops="$rounds" --end_fsync=1 --output-format=terse
+	count bytes_verified $((rounds * mib << 20))
+	umount "$mnt/inner"
+	losetup -D
+	wait_for 10 umount "$mnt/outer"
+}
+
+for direct in on off; do
+	check "swap of $mib MiB for a group of $limit MiB, direct I/O $direct, seed $seed" swapping $direct
+	check "dirty pages in an image in an image, direct I/O $direct, seed $seed" dirty $direct
+done
+run_checks
