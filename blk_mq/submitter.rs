@@ -24,6 +24,7 @@
 //! C headers: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h) (`struct blk_plug`),
 //! [`block/blk-core.c`](srctree/block/blk-core.c)
 
+use crate::kern::ffi;
 use core::{
     cell::Cell,
     marker::PhantomPinned, //
@@ -161,6 +162,9 @@ impl Submitter {
             return;
         }
         let task = self.task;
+        // SAFETY: A task that notes that its plug keeps a time (`PF_BLOCK_TS`) has a plug. When the task is
+        // preempted, the scheduler makes that plug forget it: so not with the plug out of sight.
+        unsafe { ffi::rnull_loop_plug_invalidate_ts() };
         // SAFETY: The current task is valid, and these fields are its own alone.
         // INVARIANT: They are kept, and given back by `drop`, on the same task.
         unsafe {

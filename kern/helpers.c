@@ -345,6 +345,11 @@ void rnull_loop_cond_resched(void)
 	cond_resched();
 }
 
+void rnull_loop_plug_invalidate_ts(void)
+{
+	blk_plug_invalidate_ts();
+}
+
 unsigned int rnull_loop_num_online_cpus(void)
 {
 	return num_online_cpus();

@@ -64,6 +64,7 @@ void rnull_loop_restore_active_memcg(struct mem_cgroup *old);
 /* tasks and locks */
 int rnull_loop_mutex_lock_killable(struct mutex *lock);
 void rnull_loop_cond_resched(void);
+void rnull_loop_plug_invalidate_ts(void);
 unsigned int rnull_loop_num_online_cpus(void);
 
 #endif
