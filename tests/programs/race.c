@@ -1,0 +1,569 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * race SEED SECONDS io|attach DEVICE IMAGE
+ *
+ * Writers read and write a loop device on IMAGE (16 MiB, zeroes at first) and know what must be there,
+ * while others change whatever can be changed about it. What a write or an fsync acknowledged must be read
+ * from then on, never what was there before, nor anything else; in the end, from IMAGE as well.
+ *
+ * io: the device is bound already, and stays so. Nothing fails, but for the last writer, whose range is
+ * now and then beyond the end of the device.
+ * attach: it is attached and detached all the time; who has opened it and found it bound can rely on that
+ * until the device is closed.
+ *
+ * Prints what it did, such as "operations 1234"; exits with 1 at the first thing that is wrong.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <linux/loop.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define BLOCK 4096
+#define IMAGE_BLOCKS 4096
+#define SHRUNK_BLOCKS 3328
+#define WRITERS 4
+#define RANGE 512
+#define MOST_BLOCKS 64
+#define DISTURBERS 3
+
+/* Every such version of a block is zeroes. */
+#define ZEROES 8
+
+static uint64_t seed;
+static int attaching;
+static const char *device, *image;
+static const char *name;
+static atomic_bool over;
+static atomic_ulong operations, bytes, writes;
+
+struct writer {
+	unsigned int number, first;
+	uint64_t state;
+	int direct, cached;
+	char *buffer;
+	/* Of each block: the version that was acknowledged, and the last one that was tried. */
+	uint32_t acknowledged[RANGE], tried[RANGE];
+};
+
+static struct writer all[WRITERS];
+
+/* splitmix64 */
+static uint64_t random_number(uint64_t *state)
+{
+	uint64_t z = *state += 0x9e3779b97f4a7c15ULL;
+
+	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ULL;
+	z = (z ^ z >> 27) * 0x94d049bb133111ebULL;
+	return z ^ z >> 31;
+}
+
+static uint64_t below(uint64_t *state, uint64_t limit)
+{
+	return random_number(state) % limit;
+}
+
+__attribute__((format(printf, 1, 2), noreturn))
+static void wrong(const char *format, ...)
+{
+	va_list arguments;
+
+	fprintf(stderr, "seed %llu: ", (unsigned long long)seed);
+	va_start(arguments, format);
+	vfprintf(stderr, format, arguments);
+	va_end(arguments);
+	fputc('\n', stderr);
+	_exit(1);
+}
+
+/* --- what is in a block */
+
+static void fill(char *data, uint32_t block, uint32_t version)
+{
+	uint64_t state = seed ^ (uint64_t)block << 32 ^ version, i;
+
+	if (version % ZEROES == 0) {
+		memset(data, 0, BLOCK);
+		return;
+	}
+	memcpy(data, &version, 4);
+	memcpy(data + 4, &block, 4);
+	for (i = 8; i < BLOCK; i += 8) {
+		uint64_t word = random_number(&state);
+
+		memcpy(data + i, &word, 8);
+	}
+}
+
+static void verify(const struct writer *w, const char *data, unsigned int at, const char *how)
+{
+	static const char zeroes[BLOCK];
+	uint32_t block = w->first + at, version, got, oldest = w->acknowledged[at], newest = w->tried[at];
+	char wanted[BLOCK];
+
+	memcpy(&got, data, 4);
+	atomic_fetch_add(&bytes, BLOCK);
+	if (!memcmp(data, zeroes, BLOCK)) {
+		for (version = oldest; version <= newest; version++)
+			if (version % ZEROES == 0)
+				return;
+		wrong("%s, block %u: zeroes instead of version %u to %u", how, block, oldest, newest);
+	}
+	fill(wanted, block, got);
+	if (memcmp(data, wanted, BLOCK))
+		wrong("%s, block %u: neither version %u to %u nor another; it begins with %u", how, block, oldest,
+		      newest, got);
+	if (got < oldest || got > newest)
+		wrong("%s, block %u: version %u instead of %u to %u", how, block, got, oldest, newest);
+}
+
+/* --- writers */
+
+/* Whether an operation of a writer came to nothing for a good reason; any other is wrong. */
+static int failed(const struct writer *w, const char *what, ssize_t got, ssize_t wanted)
+{
+	if (got == wanted)
+		return 0;
+	/* Beyond the end of a device that was made shorter. */
+	if (!attaching && w->number == WRITERS - 1 && (got >= 0 || errno == EIO || errno == ENOSPC))
+		return 1;
+	wrong("writer %u, %s: %zd of %zd: %s", w->number, what, got, wanted, got < 0 ? strerror(errno) : "too little");
+}
+
+static void acknowledge(struct writer *w, unsigned int at, unsigned int count)
+{
+	for (; count; count--, at++)
+		w->acknowledged[at] = w->tried[at];
+	atomic_fetch_add(&writes, 1);
+}
+
+static void write_some(struct writer *w, unsigned int at, unsigned int count, int cached)
+{
+	off_t offset = (off_t)(w->first + at) * BLOCK;
+	ssize_t size = count * BLOCK, got;
+	unsigned int i;
+
+	for (i = 0; i < count; i++) {
+		do
+			w->tried[at + i]++;
+		while (w->tried[at + i] % ZEROES == 0);
+		fill(w->buffer + i * BLOCK, w->first + at + i, w->tried[at + i]);
+	}
+	got = pwrite(cached ? w->cached : w->direct, w->buffer, size, offset);
+	if (failed(w, cached ? "buffered write" : "direct write", got, size))
+		return;
+	if (cached && failed(w, "fdatasync", fdatasync(w->cached), 0))
+		return;
+	acknowledge(w, at, count);
+}
+
+static void zero_some(struct writer *w, unsigned int at, unsigned int count)
+{
+	uint64_t range[2] = { (uint64_t)(w->first + at) * BLOCK, (uint64_t)count * BLOCK };
+	unsigned int i;
+
+	for (i = 0; i < count; i++)
+		w->tried[at + i] = (w->tried[at + i] / ZEROES + 1) * ZEROES;
+	if (ioctl(w->direct, BLKZEROOUT, range)) {
+		if (attaching || w->number < WRITERS - 1 || (errno != EINVAL && errno != EIO && errno != ENOSPC))
+			wrong("writer %u, BLKZEROOUT: %m", w->number);
+		return;
+	}
+	acknowledge(w, at, count);
+}
+
+static void read_some(struct writer *w, unsigned int at, unsigned int count, int cached)
+{
+	off_t offset = (off_t)(w->first + at) * BLOCK;
+	const char *how = cached ? "buffered read" : "direct read";
+	unsigned int i;
+
+	if (cached && below(&w->state, 2))
+		posix_fadvise(w->cached, offset, count * BLOCK, POSIX_FADV_DONTNEED);
+	if (failed(w, how, pread(cached ? w->cached : w->direct, w->buffer, count * BLOCK, offset), count * BLOCK))
+		return;
+	for (i = 0; i < count; i++)
+		verify(w, w->buffer + i * BLOCK, at + i, how);
+}
+
+static void operate(struct writer *w)
+{
+	unsigned int count = 1 + below(&w->state, below(&w->state, 4) ? 8 : MOST_BLOCKS);
+	unsigned int at = below(&w->state, RANGE - count + 1);
+
+	atomic_fetch_add(&operations, 1);
+	switch (below(&w->state, 12)) {
+	case 0 ... 3:
+		write_some(w, at, count, 0);
+		break;
+	case 4:
+		write_some(w, at, count, 1);
+		break;
+	case 5:
+		zero_some(w, at, count);
+		break;
+	case 6 ... 9:
+		read_some(w, at, count, 0);
+		break;
+	default:
+		read_some(w, at, count, 1);
+	}
+}
+
+/* Whether the device is open now, and bound. */
+static int open_device(struct writer *w)
+{
+	struct loop_info64 info;
+
+	w->direct = open(device, O_RDWR | O_DIRECT | O_CLOEXEC);
+	if (w->direct < 0) {
+		if (errno != ENXIO || !attaching)
+			wrong("open %s: %m", device);
+		return 0;
+	}
+	if (ioctl(w->direct, LOOP_GET_STATUS64, &info)) {
+		if (errno != ENXIO || !attaching)
+			wrong("LOOP_GET_STATUS64: %m");
+		close(w->direct);
+		return 0;
+	}
+	w->cached = open(device, O_RDWR | O_CLOEXEC);
+	if (w->cached < 0)
+		wrong("open %s, which is bound: %m", device);
+	/* Nothing is read beyond what is asked for, where others write. */
+	posix_fadvise(w->cached, 0, 0, POSIX_FADV_RANDOM);
+	return 1;
+}
+
+static void *writer(void *argument)
+{
+	struct writer *w = argument;
+	unsigned int left;
+
+	while (!over) {
+		if (!open_device(w)) {
+			usleep(100);
+			continue;
+		}
+		for (left = attaching ? 1 + below(&w->state, 20) : -1U; left && !over; left--)
+			operate(w);
+		close(w->cached);
+		close(w->direct);
+	}
+	return NULL;
+}
+
+/* --- what disturbs them */
+
+/* What a disturber may be told. */
+static void tolerate(const char *what, int result)
+{
+	if (result < 0 && errno != EBUSY && errno != EINVAL && errno != EAGAIN && errno != ENXIO)
+		wrong("%s: %m", what);
+}
+
+static void write_text(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+	/* It may be gone, or may not take that now. */
+	if (fd < 0)
+		return;
+	if (write(fd, text, strlen(text)) < 0 && errno == EIO)
+		wrong("%s: %m", path);
+	close(fd);
+}
+
+static void write_attribute(const char *attribute, const char *text)
+{
+	char path[256];
+
+	snprintf(path, sizeof(path), "/sys/block/%s/%s", name, attribute);
+	write_text(path, text);
+}
+
+static void set_status(int fd, uint64_t *state)
+{
+	struct loop_info64 info = { .lo_flags = below(state, 2) ? LO_FLAGS_AUTOCLEAR : 0 };
+
+	if (!below(state, 4))
+		info.lo_flags |= LO_FLAGS_PARTSCAN;
+	if (!attaching && below(state, 2))
+		info.lo_sizelimit = SHRUNK_BLOCKS * BLOCK;
+	snprintf((char *)info.lo_file_name, LO_NAME_SIZE, "name%u", (unsigned int)below(state, 100));
+	tolerate("LOOP_SET_STATUS64", ioctl(fd, LOOP_SET_STATUS64, &info));
+}
+
+static void resize(int fd, uint64_t *state)
+{
+	off_t size = IMAGE_BLOCKS * BLOCK + below(state, 64) * BLOCK;
+	struct stat file;
+
+	if (!stat(image, &file) && S_ISREG(file.st_mode) && truncate(image, size))
+		wrong("truncate %s: %m", image);
+	tolerate("LOOP_SET_CAPACITY", ioctl(fd, LOOP_SET_CAPACITY, 0));
+}
+
+static void set_block_size(int fd, uint64_t *state)
+{
+	tolerate("LOOP_SET_BLOCK_SIZE", ioctl(fd, LOOP_SET_BLOCK_SIZE, 512UL << below(state, 4)));
+}
+
+static void set_direct_io(int fd, uint64_t *state)
+{
+	tolerate("LOOP_SET_DIRECT_IO", ioctl(fd, LOOP_SET_DIRECT_IO, below(state, 2)));
+}
+
+static void read_partitions(int fd, uint64_t *state)
+{
+	(void)state;
+	tolerate("BLKRRPART", ioctl(fd, BLKRRPART, 0));
+}
+
+static void look(int fd, uint64_t *state)
+{
+	static const char *const attributes[] = { "loop/backing_file", "loop/offset", "loop/sizelimit", "loop/dio",
+						  "loop/autoclear", "size", "ro", "queue/logical_block_size",
+						  "queue/write_cache", "stat", "rnull_loop/inline" };
+	char path[256], text[4096];
+	struct loop_info64 info;
+	int file;
+
+	tolerate("LOOP_GET_STATUS64", ioctl(fd, LOOP_GET_STATUS64, &info));
+	snprintf(path, sizeof(path), "/sys/block/%s/%s", name,
+		 attributes[below(state, sizeof(attributes) / sizeof(*attributes))]);
+	file = open(path, O_RDONLY | O_CLOEXEC);
+	if (file < 0)
+		return;
+	if (read(file, text, sizeof(text)) < 0 && errno != ENODEV)
+		wrong("%s: %m", path);
+	close(file);
+}
+
+static void switch_ways(int fd, uint64_t *state)
+{
+	static const char *const switches[] = { "rnull_loop/inline", "rnull_loop/remap", "rnull_loop/nowait" };
+
+	(void)fd;
+	write_attribute(switches[below(state, 3)], below(state, 2) ? "1" : "0");
+}
+
+static void switch_queue(int fd, uint64_t *state)
+{
+	static const char *const schedulers[] = { "none", "mq-deadline", "kyber", "bfq" };
+	char text[16];
+
+	(void)fd;
+	if (below(state, 2)) {
+		write_attribute("queue/scheduler", schedulers[below(state, 4)]);
+	} else {
+		snprintf(text, sizeof(text), "%u", 4U << below(state, 6));
+		write_attribute("queue/nr_requests", text);
+	}
+}
+
+/* The last CPU comes and goes; it is there in the end. */
+static void plug_cpu(int fd, uint64_t *state)
+{
+	static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER;
+	char path[64];
+
+	(void)fd;
+	snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu%ld/online", sysconf(_SC_NPROCESSORS_CONF) - 1);
+	if (below(state, 8) || pthread_mutex_trylock(&one))
+		return;
+	write_text(path, "0");
+	usleep(below(state, 20000));
+	write_text(path, "1");
+	pthread_mutex_unlock(&one);
+}
+
+static void move_to_cgroup(int fd, uint64_t *state)
+{
+	static const char *const groups[] = { "/sys/fs/cgroup/cgroup.procs", "/sys/fs/cgroup/race1/cgroup.procs",
+					      "/sys/fs/cgroup/race2/cgroup.procs" };
+
+	(void)fd;
+	write_text(groups[below(state, 3)], "0");
+}
+
+static void drop_caches(int fd, uint64_t *state)
+{
+	(void)fd;
+	if (!below(state, 8))
+		write_text("/proc/sys/vm/drop_caches", below(state, 2) ? "1" : "3");
+}
+
+/* File systems on a device hold it. */
+static void hold(int fd, uint64_t *state)
+{
+	int holder = open(device, O_RDONLY | O_EXCL | O_CLOEXEC);
+
+	(void)fd;
+	if (holder < 0) {
+		tolerate("open exclusively", holder);
+		return;
+	}
+	usleep(below(state, 3000));
+	close(holder);
+}
+
+static void add_and_remove(int fd, uint64_t *state)
+{
+	int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
+
+	(void)fd;
+	if (control < 0)
+		wrong("open /dev/loop-control: %m");
+	switch (below(state, 3)) {
+	case 0:
+		ioctl(control, LOOP_CTL_ADD, 90);
+		break;
+	case 1:
+		ioctl(control, LOOP_CTL_REMOVE, 90);
+		break;
+	default:
+		/* The one that is in use does not go. */
+		if (!attaching && !ioctl(control, LOOP_CTL_REMOVE, atoi(name + 4)))
+			wrong("LOOP_CTL_REMOVE of a device that is bound");
+	}
+	close(control);
+}
+
+static void attach(int fd, uint64_t *state)
+{
+	struct loop_config config = { .block_size = below(state, 2) ? 0 : 512U << below(state, 4) };
+	int file = open(image, O_RDWR | O_CLOEXEC | (below(state, 2) ? O_DIRECT : 0));
+
+	if (file < 0)
+		wrong("open %s: %m", image);
+	config.fd = file;
+	config.info.lo_flags = below(state, 16) & (LO_FLAGS_AUTOCLEAR | LO_FLAGS_PARTSCAN);
+	tolerate("LOOP_CONFIGURE", ioctl(fd, LOOP_CONFIGURE, &config));
+	close(file);
+}
+
+static void detach(int fd, uint64_t *state)
+{
+	(void)state;
+	tolerate("LOOP_CLR_FD", ioctl(fd, LOOP_CLR_FD, 0));
+}
+
+static void (*const disturbances[])(int fd, uint64_t *state) = {
+	set_status, resize,	  set_block_size, set_direct_io,  read_partitions, look, switch_ways,
+	switch_queue, plug_cpu,	  move_to_cgroup, drop_caches,	  hold,		   add_and_remove,
+};
+#define KINDS (sizeof(disturbances) / sizeof(*disturbances))
+
+static void *disturber(void *argument)
+{
+	uint64_t state = seed + 1000 + (uintptr_t)argument;
+	int fd;
+
+	while (!over) {
+		unsigned int kind = below(&state, KINDS);
+
+		/* Not as often as it can: there is to be I/O in between. */
+		usleep(below(&state, 3000));
+		fd = open(device, O_RDWR | O_CLOEXEC);
+		if (fd < 0) {
+			tolerate("open", fd);
+			continue;
+		}
+		if (attaching && below(&state, 2))
+			(below(&state, 2) ? attach : detach)(fd, &state);
+		else
+			disturbances[kind](fd, &state);
+		close(fd);
+		atomic_fetch_add(&operations, 1);
+	}
+	return NULL;
+}
+
+/* --- */
+
+static void prepare(struct writer *w, unsigned int number)
+{
+	w->number = number;
+	/* With gaps, and the first blocks for a partition table. The last one is cut off at times. */
+	w->first = 256 + number * (RANGE + 128);
+	if (!attaching && number == WRITERS - 1)
+		w->first = IMAGE_BLOCKS - RANGE;
+	w->state = seed + number;
+	if (posix_memalign((void **)&w->buffer, BLOCK, RANGE * BLOCK))
+		wrong("no memory");
+}
+
+static void check_image(struct writer *w)
+{
+	struct stat file;
+	unsigned int i;
+	int fd;
+
+	/* The page cache of a disk knows nothing of what is written around it. */
+	if (stat(image, &file))
+		wrong("%s: %m", image);
+	fd = open(image, O_RDONLY | (S_ISBLK(file.st_mode) ? O_DIRECT : 0));
+	if (fd < 0 || pread(fd, w->buffer, RANGE * BLOCK, (off_t)w->first * BLOCK) != RANGE * BLOCK)
+		wrong("%s: %m", image);
+	close(fd);
+	for (i = 0; i < RANGE; i++)
+		verify(w, w->buffer + i * BLOCK, i, image);
+}
+
+static void finish(int fd)
+{
+	struct loop_info64 info = { 0 };
+
+	if (!attaching && (ioctl(fd, LOOP_SET_STATUS64, &info) || ioctl(fd, LOOP_SET_CAPACITY, 0) || fsync(fd)))
+		wrong("afterwards: %m");
+	/* What is detached was written to the file, if not to its disk. */
+	ioctl(fd, LOOP_CLR_FD, 0);
+	close(fd);
+}
+
+int main(int argc, char **argv)
+{
+	pthread_t threads[WRITERS + DISTURBERS];
+	unsigned int i;
+	int fd;
+
+	if (argc != 6)
+		wrong("usage: race SEED SECONDS io|attach DEVICE IMAGE");
+	seed = strtoull(argv[1], NULL, 10);
+	attaching = !strcmp(argv[3], "attach");
+	device = argv[4];
+	image = argv[5];
+	name = strrchr(device, '/') + 1;
+	/* Else the last one to close it might detach it, when LO_FLAGS_AUTOCLEAR is set. */
+	fd = attaching ? -1 : open(device, O_RDWR);
+	mkdir("/sys/fs/cgroup/race1", 0755);
+	mkdir("/sys/fs/cgroup/race2", 0755);
+
+	for (i = 0; i < WRITERS; i++) {
+		prepare(&all[i], i);
+		pthread_create(&threads[i], NULL, writer, &all[i]);
+	}
+	for (i = 0; i < DISTURBERS; i++)
+		pthread_create(&threads[WRITERS + i], NULL, disturber, (void *)(uintptr_t)i);
+	sleep(atoi(argv[2]));
+	over = 1;
+	for (i = 0; i < WRITERS + DISTURBERS; i++)
+		pthread_join(threads[i], NULL);
+	finish(attaching ? open(device, O_RDWR) : fd);
+	for (i = 0; i < WRITERS; i++)
+		check_image(&all[i]);
+	printf("operations %lu\nwrites %lu\nbytes_verified %lu\n", operations, writes, bytes);
+	return 0;
+}

@@ -1,0 +1,149 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0
+"""Everything that can be changed about a device is changed by several threads at once, while others
+read and write it and know what must be there; devices are attached, detached and their file systems
+taken apart as fast as it goes; the module goes while others open its devices. Nothing that was
+acknowledged is lost, nothing old is read, nothing hangs. See programs/race.c."""
+import threading
+from lib import *
+
+SECONDS = 8 * ROUNDS
+IMAGE = 16
+LIBC.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
+RAM = [f"/dev/ram{number}" for number in range(4)]
+
+
+def race(mode, device, backing):
+    """Runs the program, and notes what it did."""
+    output = run(PROGRAM, str(SEED), str(SECONDS), mode, device, backing, timeout=10 * SECONDS + 120)
+    for line in output.splitlines():
+        what, number = line.split()
+        count(what, int(number))
+
+
+def place(kind):
+    """An image in a file system of a kind, or a disk; without anything in it."""
+    if kind == "block":
+        run("blkdiscard", RAM[1])
+        return RAM[1]
+    run(f"mkfs.{kind}", "-q", "-f" if kind == "xfs" else "-F", RAM[0])
+    mounted(RAM[0], kind)
+    path = image(IMAGE, f"{kind}/image")
+    run("sfdisk", "-q", path, input="label: dos\nstart=64,size=512\nstart=1024,size=512\n")
+    return path
+
+
+def io_against_everything(kind, flags):
+    path = place(kind)
+    with attach(path, flags=flags) as fd:
+        device = fd.path
+    race("io", device, path)
+    assert not is_bound(device), "it is still bound"
+
+
+for where in "ext4", "xfs", "block":
+    for direct in DIRECT_IO, 0:
+        check(
+            f"I/O against everything else: {where}, {'direct' if direct else 'buffered'}, seed {SEED}"
+        )(lambda where=where, direct=direct: io_against_everything(where, direct))
+
+
+@check(f"attach and detach against each other and I/O, seed {SEED}")
+def attach_and_detach():
+    path = place("ext4")
+    device = free_device()
+    race("attach", device, path)
+    settle()
+    wait_for(lambda: not is_bound(device))
+    run("umount", f"{SCRATCH}/ext4")
+
+
+def mount(source, target, kind):
+    result = LIBC.mount(source.encode(), target.encode(), kind.encode(), 0, None)
+    assert result == 0, f"mount {source}: {os.strerror(ctypes.get_errno())}"
+
+
+def unmount(target):
+    assert LIBC.umount(target.encode()) == 0, f"umount {target}: {os.strerror(ctypes.get_errno())}"
+
+
+@check("class 13: umount of a file system on an image, and at once of the one with the image")
+def unmount_both():
+    outer, inner = f"{SCRATCH}/outer", f"{SCRATCH}/inner"
+    os.makedirs(outer)
+    os.makedirs(inner)
+    run("mkfs.ext4", "-q", "-F", RAM[0])
+    mount(RAM[0], outer, "ext4")
+    run("mkfs.ext4", "-q", "-F", image(8, "outer/image"))
+    unmount(outer)
+    for _ in range(50 * ROUNDS):
+        mount(RAM[0], outer, "ext4")
+        with attach(f"{outer}/image", flags=AUTOCLEAR | DIRECT_IO) as fd:
+            mount(fd.path, inner, "ext4")
+        with open(f"{inner}/file", "wb") as file:
+            file.write(os.urandom(65536))
+        unmount(inner)
+        unmount(outer)
+        count("cycles", 1)
+
+
+def may_fail(function, *errors):
+    try:
+        return function()
+    except OSError as error:
+        assert errno.errorcode[error.errno] in errors, error
+        return None
+
+
+@check("the module is unloaded and loaded while others open its devices")
+def unload_and_load():
+    over = threading.Event()
+
+    def keep_opening(path):
+        while not over.is_set():
+            fd = may_fail(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC), "ENOENT", "ENXIO", "ENODEV")
+            if fd is not None:
+                os.close(fd)
+
+    threads = [
+        threading.Thread(target=keep_opening, args=(path,))
+        for path in ("/dev/loop0", "/dev/loop1", "/dev/loop-control")
+    ]
+    for thread in threads:
+        thread.start()
+    module = "rnull-loop.ko" if DRIVER == "rnull_loop" else None
+    unloaded = 0
+    deadline = time.monotonic() + SECONDS
+    try:
+        while time.monotonic() < deadline:
+            if subprocess.run(["rmmod", DRIVER], capture_output=True, check=False).returncode == 0:
+                unloaded += 1
+                if module:
+                    run("insmod", f"{os.path.dirname(os.path.abspath(__file__))}/../{module}")
+                else:
+                    run("modprobe", DRIVER)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert unloaded, "it could not be unloaded once"
+    count("cycles", unloaded)
+
+
+def main():
+    """Without udev, which would take most of the time."""
+    global PROGRAM
+    os.makedirs(SCRATCH, exist_ok=True)
+    run("modprobe", "brd", "rd_nr=4", f"rd_size={320 << 10}")
+    # What a case leaves in the scratch directory goes with it.
+    PROGRAM = program("race", "-pthread")
+    os.rename(PROGRAM, "/tmp/race")
+    PROGRAM = "/tmp/race"
+    run("udevadm", "control", "--exit")
+    try:
+        run_checks()
+    finally:
+        run("/usr/lib/systemd/systemd-udevd", "--daemon")
+
+
+main()
