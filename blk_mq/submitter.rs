@@ -177,6 +177,9 @@ impl Submitter {
             }));
             (*task).flags |= bindings::PF_MEMALLOC_NOIO;
         }
+        // SAFETY: By the type invariant this is in a call of `->queue_rq` for this queue, whose tag set may
+        // block, so the block layer holds its SRCU lock; `drop` shows that again before the call returns.
+        unsafe { ffi::rnull_loop_queue_hide_srcu(self.queue) };
         if self.batch {
             // SAFETY: `self` is pinned, and `drop` finishes the plug before it goes.
             unsafe { bindings::blk_start_plug(self.plug.get()) };
@@ -193,6 +196,8 @@ impl Drop for Submitter {
             // SAFETY: By the type invariant it is the plug of this task.
             unsafe { bindings::blk_finish_plug(self.plug.get()) };
         }
+        // SAFETY: `isolate` hid it.
+        unsafe { ffi::rnull_loop_queue_show_srcu(self.queue) };
         let task = self.task;
         // SAFETY: The current task is valid, and these fields are its own alone; by the type
         // invariant it is the task that was isolated.

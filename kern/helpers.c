@@ -77,6 +77,22 @@ void rnull_loop_queue_put(struct request_queue *q)
 }
 
 /*
+ * The caller, called by the block layer under the SRCU lock of @q's tag set, goes
+ * to devices that @q stands on. Whoever waits for that lock waits for them, which
+ * is no circle; but lockdep takes the locks of all tag sets for one, and what a
+ * file system on @q holds for what the same type of file system below it does.
+ */
+void rnull_loop_queue_hide_srcu(struct request_queue *q)
+{
+	srcu_lock_release(&q->tag_set->srcu->dep_map);
+}
+
+void rnull_loop_queue_show_srcu(struct request_queue *q)
+{
+	srcu_lock_acquire(&q->tag_set->srcu->dep_map);
+}
+
+/*
  * Whether there are requests on @q, or there may be. What the caller did before
  * is seen by requests that are handed to the driver later, and what was done to
  * requests that are gone happened before the caller goes on.

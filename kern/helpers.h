@@ -19,6 +19,8 @@ void rnull_loop_limits_cancel_update(struct request_queue *q);
 unsigned int rnull_loop_freeze_queue(struct request_queue *q);
 void rnull_loop_queue_get(struct request_queue *q);
 void rnull_loop_queue_put(struct request_queue *q);
+void rnull_loop_queue_hide_srcu(struct request_queue *q);
+void rnull_loop_queue_show_srcu(struct request_queue *q);
 bool rnull_loop_queue_has_requests(struct request_queue *q);
 void rnull_loop_unfreeze_queue(struct request_queue *q, unsigned int memflags);
 void rnull_loop_disable_discard(struct request_queue *q);
