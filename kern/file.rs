@@ -398,5 +398,9 @@ impl Drop for NoIoMapping {
             }
             known.users != 0
         });
+        // Nobody drops a static.
+        if table.is_empty() {
+            *table = KVec::new();
+        }
     }
 }

@@ -6,6 +6,7 @@ As a program: lib.py COMMAND NUMBER sends a command, such as LOOP_CTL_REMOVE, to
 or to the control node that the environment names as CONTROL.
 """
 import collections
+import contextlib
 import ctypes
 import errno
 import json
@@ -210,6 +211,17 @@ def run(*command, **arguments):
 def settle():
     """Until udev has looked at everything: then nobody but the test has devices open."""
     run("udevadm", "settle")
+
+
+@contextlib.contextmanager
+def without_udev():
+    """For what makes and changes more devices than udev should look at."""
+    settle()
+    run("udevadm", "control", "--exit")
+    try:
+        yield
+    finally:
+        run("/usr/lib/systemd/systemd-udevd", "--daemon")
 
 
 def mounted(source, name, *options):

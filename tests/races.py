@@ -139,11 +139,8 @@ def main():
     PROGRAM = program("race", "-pthread")
     os.rename(PROGRAM, "/tmp/race")
     PROGRAM = "/tmp/race"
-    run("udevadm", "control", "--exit")
-    try:
+    with without_udev():
         run_checks()
-    finally:
-        run("/usr/lib/systemd/systemd-udevd", "--daemon")
 
 
 main()
