@@ -548,6 +548,8 @@ int main(int argc, char **argv)
 	name = strrchr(device, '/') + 1;
 	/* Else the last one to close it might detach it, when LO_FLAGS_AUTOCLEAR is set. */
 	fd = attaching ? -1 : open(device, O_RDWR);
+	/* Else they are one to the block layer. */
+	write_text("/sys/fs/cgroup/cgroup.subtree_control", "+io +memory");
 	mkdir("/sys/fs/cgroup/race1", 0755);
 	mkdir("/sys/fs/cgroup/race2", 0755);
 
