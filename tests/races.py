@@ -104,6 +104,7 @@ def unload_and_load():
             fd = may_fail(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC), "ENOENT", "ENXIO", "ENODEV")
             if fd is not None:
                 os.close(fd)
+            time.sleep(0.01)
 
     threads = [
         threading.Thread(target=keep_opening, args=(path,))

@@ -145,6 +145,7 @@ static void acknowledge(struct writer *w, unsigned int at, unsigned int count)
 {
 	for (; count; count--, at++)
 		w->acknowledged[at] = w->tried[at];
+	atomic_fetch_add(&operations, 1);
 	atomic_fetch_add(&writes, 1);
 }
 
@@ -195,6 +196,7 @@ static void read_some(struct writer *w, unsigned int at, unsigned int count, int
 		return;
 	for (i = 0; i < count; i++)
 		verify(w, w->buffer + i * BLOCK, at + i, how);
+	atomic_fetch_add(&operations, 1);
 }
 
 static void operate(struct writer *w)
@@ -202,7 +204,6 @@ static void operate(struct writer *w)
 	unsigned int count = 1 + below(&w->state, below(&w->state, 4) ? 8 : MOST_BLOCKS);
 	unsigned int at = below(&w->state, RANGE - count + 1);
 
-	atomic_fetch_add(&operations, 1);
 	switch (below(&w->state, 12)) {
 	case 0 ... 3:
 		write_some(w, at, count, 0);
