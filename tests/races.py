@@ -13,9 +13,9 @@ LIBC.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
 RAM = [f"/dev/ram{number}" for number in range(4)]
 
 
-def race(mode, device, backing):
+def race(mode, device, *backings):
     """Runs the program, and notes what it did."""
-    output = run(PROGRAM, str(SEED), str(SECONDS), mode, device, backing, timeout=10 * SECONDS + 120)
+    output = run(PROGRAM, str(SEED), str(SECONDS), mode, device, *backings, timeout=10 * SECONDS + 120)
     for line in output.splitlines():
         what, number = line.split()
         count(what, int(number))
@@ -56,6 +56,19 @@ def attach_and_detach():
     settle()
     wait_for(lambda: not is_bound(device))
     run("umount", f"{SCRATCH}/ext4")
+
+
+def change_and_read(flags):
+    paths = [place("ext4"), image(IMAGE, "ext4/other")]
+    with attach(paths[0], os.O_RDONLY, os.O_RDONLY, flags=flags | READ_ONLY) as fd:
+        device = fd.path
+    race("change", device, *paths)
+
+
+for direct in DIRECT_IO, 0:
+    check(
+        f"LOOP_CHANGE_FD against readers and everything else, {'direct' if direct else 'buffered'}, seed {SEED}"
+    )(lambda direct=direct: change_and_read(direct))
 
 
 def mount(source, target, kind):

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * race SEED SECONDS io|attach DEVICE IMAGE
+ * race SEED SECONDS io|attach|change DEVICE IMAGE [IMAGE]
  *
  * Writers read and write a loop device on IMAGE (16 MiB, zeroes at first) and know what must be there,
  * while others change whatever can be changed about it. What a write or an fsync acknowledged must be read
@@ -10,6 +10,8 @@
  * now and then beyond the end of the device.
  * attach: it is attached and detached all the time; who has opened it and found it bound can rely on that
  * until the device is closed.
+ * change: it is bound read-only, and its file is changed between two images, which are filled first. Each
+ * read is of one of them, and of the right one when no change was under way.
  *
  * Prints what it did, such as "operations 1234"; exits with 1 at the first thing that is wrong.
  */
@@ -42,8 +44,8 @@
 #define ZEROES 8
 
 static uint64_t seed;
-static int attaching;
-static const char *device, *image;
+static int attaching, changing;
+static const char *device, *image, *images[2];
 static const char *name;
 static atomic_bool over;
 static atomic_ulong operations, bytes, writes;
@@ -199,11 +201,36 @@ static void read_some(struct writer *w, unsigned int at, unsigned int count, int
 	atomic_fetch_add(&operations, 1);
 }
 
+/* Counts beginnings and ends of changes from one image to the other; which one it is then. */
+static atomic_uint changes, current;
+
+static void read_either(struct writer *w, unsigned int at, unsigned int count, int cached)
+{
+	unsigned int before = changes, now = current, i;
+	uint32_t version;
+
+	if (failed(w, "read", pread(cached ? w->cached : w->direct, w->buffer, count * BLOCK,
+				    (off_t)(w->first + at) * BLOCK), count * BLOCK))
+		return;
+	for (i = 0; i < count; i++) {
+		verify(w, w->buffer + i * BLOCK, at + i, "read");
+		memcpy(&version, w->buffer + i * BLOCK, 4);
+		if (before % 2 == 0 && changes == before && version != 1 + now)
+			wrong("%s read, block %u: of the image before, after %u changes", cached ? "buffered" : "direct",
+			      w->first + at + i, before / 2);
+	}
+	atomic_fetch_add(&operations, 1);
+}
+
 static void operate(struct writer *w)
 {
 	unsigned int count = 1 + below(&w->state, below(&w->state, 4) ? 8 : MOST_BLOCKS);
 	unsigned int at = below(&w->state, RANGE - count + 1);
 
+	if (changing) {
+		read_either(w, at, count, below(&w->state, 2));
+		return;
+	}
 	switch (below(&w->state, 12)) {
 	case 0 ... 3:
 		write_some(w, at, count, 0);
@@ -228,7 +255,7 @@ static int open_device(struct writer *w)
 {
 	struct loop_info64 info;
 
-	w->direct = open(device, O_RDWR | O_DIRECT | O_CLOEXEC);
+	w->direct = open(device, (changing ? O_RDONLY : O_RDWR) | O_DIRECT | O_CLOEXEC);
 	if (w->direct < 0) {
 		if (errno != ENXIO || !attaching)
 			wrong("open %s: %m", device);
@@ -240,7 +267,7 @@ static int open_device(struct writer *w)
 		close(w->direct);
 		return 0;
 	}
-	w->cached = open(device, O_RDWR | O_CLOEXEC);
+	w->cached = open(device, (changing ? O_RDONLY : O_RDWR) | O_CLOEXEC);
 	if (w->cached < 0)
 		wrong("open %s, which is bound: %m", device);
 	/* Nothing is read beyond what is asked for, where others write. */
@@ -301,7 +328,7 @@ static void set_status(int fd, uint64_t *state)
 
 	if (!below(state, 4))
 		info.lo_flags |= LO_FLAGS_PARTSCAN;
-	if (!attaching && below(state, 2))
+	if (!attaching && !changing && below(state, 2))
 		info.lo_sizelimit = SHRUNK_BLOCKS * BLOCK;
 	snprintf((char *)info.lo_file_name, LO_NAME_SIZE, "name%u", (unsigned int)below(state, 100));
 	tolerate("LOOP_SET_STATUS64", ioctl(fd, LOOP_SET_STATUS64, &info));
@@ -312,7 +339,7 @@ static void resize(int fd, uint64_t *state)
 	off_t size = IMAGE_BLOCKS * BLOCK + below(state, 64) * BLOCK;
 	struct stat file;
 
-	if (!stat(image, &file) && S_ISREG(file.st_mode) && truncate(image, size))
+	if (!changing && !stat(image, &file) && S_ISREG(file.st_mode) && truncate(image, size))
 		wrong("truncate %s: %m", image);
 	tolerate("LOOP_SET_CAPACITY", ioctl(fd, LOOP_SET_CAPACITY, 0));
 }
@@ -456,6 +483,27 @@ static void attach(int fd, uint64_t *state)
 	close(file);
 }
 
+static void change(int fd, uint64_t *state)
+{
+	static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER;
+	unsigned int next;
+	int file;
+
+	pthread_mutex_lock(&one);
+	next = !current;
+	file = open(images[next], O_RDONLY | O_CLOEXEC | (below(state, 2) ? O_DIRECT : 0));
+	if (file < 0)
+		wrong("open %s: %m", images[next]);
+	changes++;
+	if (ioctl(fd, LOOP_CHANGE_FD, file))
+		tolerate("LOOP_CHANGE_FD", -1);
+	else
+		current = next;
+	changes++;
+	close(file);
+	pthread_mutex_unlock(&one);
+}
+
 static void detach(int fd, uint64_t *state)
 {
 	(void)state;
@@ -478,12 +526,14 @@ static void *disturber(void *argument)
 
 		/* Not as often as it can: there is to be I/O in between. */
 		usleep(below(&state, 3000));
-		fd = open(device, O_RDWR | O_CLOEXEC);
+		fd = open(device, (changing ? O_RDONLY : O_RDWR) | O_CLOEXEC);
 		if (fd < 0) {
 			tolerate("open", fd);
 			continue;
 		}
-		if (attaching && below(&state, 2))
+		if (changing && below(&state, 2))
+			change(fd, &state);
+		else if (attaching && below(&state, 2))
 			(below(&state, 2) ? attach : detach)(fd, &state);
 		else
 			disturbances[kind](fd, &state);
@@ -500,11 +550,30 @@ static void prepare(struct writer *w, unsigned int number)
 	w->number = number;
 	/* With gaps, and the first blocks for a partition table. The last one is cut off at times. */
 	w->first = 256 + number * (RANGE + 128);
-	if (!attaching && number == WRITERS - 1)
+	if (!attaching && !changing && number == WRITERS - 1)
 		w->first = IMAGE_BLOCKS - RANGE;
 	w->state = seed + number;
 	if (posix_memalign((void **)&w->buffer, BLOCK, RANGE * BLOCK))
 		wrong("no memory");
+}
+
+/* Fills what is read of both images, each with a version of its own. */
+static void fill_images(struct writer *w)
+{
+	uint32_t version, i;
+
+	for (version = 1; version <= 2; version++) {
+		int fd = open(images[version - 1], O_WRONLY);
+
+		for (i = 0; i < RANGE; i++) {
+			w->acknowledged[i] = 1;
+			w->tried[i] = 2;
+			fill(w->buffer + i * BLOCK, w->first + i, version);
+		}
+		if (fd < 0 || pwrite(fd, w->buffer, RANGE * BLOCK, (off_t)w->first * BLOCK) != RANGE * BLOCK)
+			wrong("%s: %m", images[version - 1]);
+		close(fd);
+	}
 }
 
 static void check_image(struct writer *w)
@@ -528,7 +597,7 @@ static void finish(int fd)
 {
 	struct loop_info64 info = { 0 };
 
-	if (!attaching && (ioctl(fd, LOOP_SET_STATUS64, &info) || ioctl(fd, LOOP_SET_CAPACITY, 0) || fsync(fd)))
+	if (!attaching && !changing && (ioctl(fd, LOOP_SET_STATUS64, &info) || ioctl(fd, LOOP_SET_CAPACITY, 0) || fsync(fd)))
 		wrong("afterwards: %m");
 	/* What is detached was written to the file, if not to its disk. */
 	ioctl(fd, LOOP_CLR_FD, 0);
@@ -541,15 +610,17 @@ int main(int argc, char **argv)
 	unsigned int i;
 	int fd;
 
-	if (argc != 6)
-		wrong("usage: race SEED SECONDS io|attach DEVICE IMAGE");
+	if (argc < 6)
+		wrong("usage: race SEED SECONDS io|attach|change DEVICE IMAGE [IMAGE]");
 	seed = strtoull(argv[1], NULL, 10);
 	attaching = !strcmp(argv[3], "attach");
+	changing = !strcmp(argv[3], "change");
 	device = argv[4];
-	image = argv[5];
+	images[0] = image = argv[5];
+	images[1] = argv[6];
 	name = strrchr(device, '/') + 1;
 	/* Else the last one to close it might detach it, when LO_FLAGS_AUTOCLEAR is set. */
-	fd = attaching ? -1 : open(device, O_RDWR);
+	fd = attaching ? -1 : open(device, changing ? O_RDONLY : O_RDWR);
 	/* Else they are one to the block layer. */
 	write_text("/sys/fs/cgroup/cgroup.subtree_control", "+io +memory");
 	mkdir("/sys/fs/cgroup/race1", 0755);
@@ -557,6 +628,8 @@ int main(int argc, char **argv)
 
 	for (i = 0; i < WRITERS; i++) {
 		prepare(&all[i], i);
+		if (changing)
+			fill_images(&all[i]);
 		pthread_create(&threads[i], NULL, writer, &all[i]);
 	}
 	for (i = 0; i < DISTURBERS; i++)
