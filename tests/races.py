@@ -21,13 +21,13 @@ def race(mode, device, *backings):
         count(what, int(number))
 
 
-def place(kind):
+def place(kind, disk=RAM[0]):
     """An image in a file system of a kind, or a disk; without anything in it."""
     if kind == "block":
         run("blkdiscard", RAM[1])
         return RAM[1]
-    run(f"mkfs.{kind}", "-q", "-f" if kind == "xfs" else "-F", RAM[0])
-    mounted(RAM[0], kind)
+    run(f"mkfs.{kind}", "-q", "-f" if kind == "xfs" else "-F", disk)
+    mounted(disk, kind)
     path = image(IMAGE, f"{kind}/image")
     run("sfdisk", "-q", path, input="label: dos\nstart=64,size=512\nstart=1024,size=512\n")
     return path
@@ -59,10 +59,17 @@ def attach_and_detach():
 
 
 def change_and_read(flags):
-    paths = [place("ext4"), image(IMAGE, "ext4/other")]
+    # A disk that takes a while for a read, so that there are some under way.
+    with open(f"/sys/block/{os.path.basename(RAM[0])}/size", encoding="ascii") as size:
+        run("dmsetup", "create", "--noudevsync", "slow", "--table", f"0 {size.read().strip()} delay {RAM[0]} 0 2")
+    run("dmsetup", "mknodes")
+    paths = [place("ext4", "/dev/mapper/slow"), image(IMAGE, "ext4/other")]
     with attach(paths[0], os.O_RDONLY, os.O_RDONLY, flags=flags | READ_ONLY) as fd:
         device = fd.path
     race("change", device, *paths)
+    wait_for(lambda: not is_bound(device))
+    run("umount", f"{SCRATCH}/ext4")
+    run("dmsetup", "remove", "--noudevsync", "slow")
 
 
 for direct in DIRECT_IO, 0:
