@@ -30,6 +30,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "random.h"
+
 #define SECTOR 512
 /* Of a device, 4 MiB are used. */
 #define SECTORS 8192
@@ -52,26 +54,6 @@ struct plan {
 static uint64_t seed;
 static int files;
 static char *buffer;
-
-/* splitmix64 */
-static uint64_t random_number(uint64_t *state)
-{
-	uint64_t z = *state += 0x9e3779b97f4a7c15ULL;
-
-	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ULL;
-	z = (z ^ z >> 27) * 0x94d049bb133111ebULL;
-	return z ^ z >> 31;
-}
-
-static uint64_t number(const char *text)
-{
-	char *end;
-	uint64_t value = strtoull(text, &end, 10);
-
-	if (*end || end == text)
-		errx(2, "'%s' is no number", text);
-	return value;
-}
 
 static struct plan plan(uint64_t step)
 {

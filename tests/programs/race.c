@@ -32,6 +32,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "random.h"
+
 #define BLOCK 4096
 #define IMAGE_BLOCKS 4096
 #define SHRUNK_BLOCKS 3328
@@ -60,16 +62,6 @@ struct writer {
 };
 
 static struct writer all[WRITERS];
-
-/* splitmix64 */
-static uint64_t random_number(uint64_t *state)
-{
-	uint64_t z = *state += 0x9e3779b97f4a7c15ULL;
-
-	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ULL;
-	z = (z ^ z >> 27) * 0x94d049bb133111ebULL;
-	return z ^ z >> 31;
-}
 
 static uint64_t below(uint64_t *state, uint64_t limit)
 {
@@ -612,7 +604,7 @@ int main(int argc, char **argv)
 
 	if (argc < 6)
 		wrong("usage: race SEED SECONDS io|attach|change DEVICE IMAGE [IMAGE]");
-	seed = strtoull(argv[1], NULL, 10);
+	seed = number(argv[1]);
 	attaching = !strcmp(argv[3], "attach");
 	changing = !strcmp(argv[3], "change");
 	device = argv[4];

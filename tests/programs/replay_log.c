@@ -26,6 +26,8 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "random.h"
+
 /* drivers/md/dm-log-writes.c; all is little-endian. */
 enum { FLUSH = 1, FUA = 2, DISCARD = 4, MARK = 8 };
 #define MAGIC 0x6a736677736872ULL
@@ -46,26 +48,6 @@ static uint64_t sector_size;
 static char *head, *chunk;
 
 static uint64_t random_state;
-
-/* splitmix64 */
-static uint64_t random_number(void)
-{
-	uint64_t z = random_state += 0x9e3779b97f4a7c15ULL;
-
-	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ULL;
-	z = (z ^ z >> 27) * 0x94d049bb133111ebULL;
-	return z ^ z >> 31;
-}
-
-static uint64_t number(const char *text)
-{
-	char *end;
-	uint64_t value = strtoull(text, &end, 10);
-
-	if (*end || end == text)
-		errx(1, "'%s' is no number", text);
-	return value;
-}
 
 static void read_log(void *to, uint64_t size, uint64_t at)
 {
@@ -139,7 +121,7 @@ static void replay(const char *path, uint64_t from, uint64_t to)
 	for (i = 0; i < to; i++) {
 		struct entry entry = next_entry(&at);
 
-		if (i >= from && !(lossy && !(entry.flags & FUA) && random_number() & 1))
+		if (i >= from && !(lossy && !(entry.flags & FUA) && random_number(&random_state) & 1))
 			apply(device, &entry, at);
 		at += data_size(&entry);
 	}
@@ -180,10 +162,10 @@ static void pick(uint64_t entries, uint64_t wanted)
 	if (number_of_marks < 2)
 		errx(1, "the log has %" PRIu64 " marks in %" PRIu64 " entries", number_of_marks, entries);
 	for (i = 0; i < wanted; i++)
-		if (random_number() & 1)
-			cuts[i] = marks[random_number() % number_of_marks] + 1;
+		if (random_number(&random_state) & 1)
+			cuts[i] = marks[random_number(&random_state) % number_of_marks] + 1;
 		else
-			cuts[i] = marks[0] + 1 + random_number() % (marks[number_of_marks - 1] - marks[0] + 1);
+			cuts[i] = marks[0] + 1 + random_number(&random_state) % (marks[number_of_marks - 1] - marks[0] + 1);
 	qsort(cuts, wanted, 8, compare);
 	for (i = m = 0; i < wanted; i++) {
 		while (m + 1 < number_of_marks && marks[m + 1] < cuts[i])
