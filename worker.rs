@@ -131,9 +131,7 @@ impl Worker {
     }
 
     fn serve(&self, rq: StartedRequest<LoopDevice>) {
-        // A control group that has no memory left does not hold up its requests for ever: its tasks may
-        // be waiting for one of them.
-        let _scope = (!rq.data().lacked_memory()).then(|| ChargeScope::enter(&rq));
+        let _scope = charge(&rq);
         match self.task {
             Task::Slow | Task::Flush => command::execute_slow(rq),
             Task::Wait => drop(command::transfer(rq, Wait::Allowed)),
@@ -149,7 +147,7 @@ impl Worker {
     fn flush(&self, flushes: impl Iterator<Item = StartedRequest<LoopDevice>>) {
         let mut flushes = flushes.peekable();
         let Some(first) = flushes.peek() else { return };
-        let _scope = ChargeScope::enter(first);
+        let _scope = charge(first);
         let result = first
             .io()
             .map_or(Err(EIO), |target| target.file.sync_data());
@@ -229,6 +227,15 @@ impl Workers {
         };
         self.lanes.get(lane).unwrap_or(&self.first)
     }
+}
+
+/// Has what a worker does for a request charged to who is behind it.
+///
+/// Not the memory, where the control group may have none left and its tasks wait for this request: it has
+/// failed for that before, or swaps out. The C driver charges what it needs to swap out to who swaps, who
+/// may be killed for want of it.
+fn charge(rq: &Request<LoopDevice>) -> Option<ChargeScope> {
+    ChargeScope::enter(rq, !rq.data().lacked_memory() && !rq.is_swap())
 }
 
 /// Leaves a request that would have had to wait to who may.

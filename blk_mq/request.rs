@@ -153,6 +153,11 @@ impl<T: Operations> Request<T> {
         self.cmd_flags() & ffi::REQ_FUA != 0
     }
 
+    /// Whether a write makes room in memory: `REQ_SWAP`.
+    pub(crate) fn is_swap(&self) -> bool {
+        self.cmd_flags() & ffi::REQ_SWAP != 0
+    }
+
     /// Whether somebody holds the disk or a partition of it exclusively, as mounted file systems
     /// and stacked devices do: `bd_holders`. Other users, such as loop devices, are not seen. May have
     /// changed when this returns.

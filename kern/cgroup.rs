@@ -36,10 +36,11 @@ pub(crate) struct ChargeScope {
 }
 
 impl ChargeScope {
-    /// Enters the control groups of the first bio of `rq`; `None` when it is the root's.
+    /// Enters the control groups of the first bio of `rq`, that of memory only if `with_memory`; `None`
+    /// when it is the root's.
     ///
     /// To be called by a kernel thread, outside any other such scope.
-    pub(crate) fn enter<T: Operations>(rq: &Request<T>) -> Option<Self> {
+    pub(crate) fn enter<T: Operations>(rq: &Request<T>, with_memory: bool) -> Option<Self> {
         // SAFETY: The request is valid, and so are its bios.
         let blkcg = unsafe { ffi::rnull_loop_rq_blkcg_css(rq.as_ptr()) };
         if blkcg.is_null() {
@@ -49,7 +50,8 @@ impl ChargeScope {
         // For a thread that is no kernel thread this does nothing.
         unsafe { bindings::kthread_associate_blkcg(blkcg) };
         // SAFETY: As above.
-        let memcg = NonNull::new(unsafe { ffi::rnull_loop_memcg_css(blkcg) });
+        let memcg = with_memory.then(|| unsafe { ffi::rnull_loop_memcg_css(blkcg) });
+        let memcg = memcg.and_then(NonNull::new);
         let old = memcg.map_or(core::ptr::null_mut(), |css| {
             // SAFETY: The reference to `css` is held until `drop`.
             unsafe { ffi::rnull_loop_set_active_memcg(css.as_ptr()) }

@@ -8,17 +8,20 @@
 mib=96 limit=40
 group=/sys/fs/cgroup/pressure
 
-# limited COMMAND...: with little memory.
+# limited COMMAND...: with little memory. Where a disk is slow the kernel gives up making room before there
+# is some, and kills; who may not be killed tries again.
 limited() {
 	(
 		echo "$BASHPID" >"$group/cgroup.procs"
+		echo -1000 >/proc/self/oom_score_adj
 		exec timeout 240 "$@"
-	)
+	) || { dmesg | tail -n 40 && grep . "$group/memory.events" && fail "$1"; }
 }
 
 make_group() {
 	mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup
-	echo +memory >/sys/fs/cgroup/cgroup.subtree_control || skip 'there is no memory controller'
+	# With that of I/O, memory is charged to who is behind a request.
+	echo +memory +io >/sys/fs/cgroup/cgroup.subtree_control || skip 'there is no memory controller'
 	mkdir "$group"
 	trap leave_group EXIT
 	echo "${limit}M" >"$group/memory.max"
@@ -29,11 +32,9 @@ leave_group() {
 	wait_for 10 rmdir "$group"
 }
 
-swapped() { awk '$1 == "pswpout" { print $2 }' /proc/vmstat; }
-
-# swapping on|off: more memory than there is, written, read and written again in another order.
-swapping() {
-	local image before
+# make_swap on|off: sets `device` and `swap`.
+make_swap() {
+	local image
 	image=$(backing ext4 $((mib + 32)))
 	# Swap must not meet a full file system.
 	fallocate -l "$((mib + 32))M" "$image"
@@ -42,6 +43,20 @@ swapping() {
 	mkswap -q "$device" 2>/dev/null || mkswap "$device"
 	swapon "$device"
 	swap=$device
+}
+
+end_swap() {
+	swapoff "$swap"
+	swap=''
+	detach "$device"
+}
+
+swapped() { awk '$1 == "pswpout" { print $2 }' /proc/vmstat; }
+
+# swapping on|off: more memory than there is, written, read and written again in another order.
+swapping() {
+	local before
+	make_swap "$1"
 	before=$(swapped)
 	limited python3 - "$mib" "$seed" $((2 * rounds)) <<-'EOT'
 		import mmap, random, sys
@@ -64,10 +79,32 @@ swapping() {
 	EOT
 	(($(swapped) - before > (mib - limit) * 256)) || fail "only $(($(swapped) - before)) pages were swapped out"
 	count bytes_verified $((2 * rounds * mib << 20))
-	swapoff "$device"
-	swap=''
-	detach "$device"
+	end_swap
 }
+
+# uncharged: what a group swaps out does not come back to it as page cache of the image.
+uncharged() {
+	local job before
+	make_swap off
+	before=$(swapped)
+	(
+		echo "$BASHPID" >"$group/cgroup.procs"
+		exec python3 -c 'import mmap; m = mmap.mmap(-1, 24 << 20, flags=mmap.MAP_PRIVATE); m[:] = bytes([7]) * len(m); input()'
+	) < <(sleep 60) &
+	job=$!
+	wait_for 30 uses anon $((20 << 20)) || fail "it has no memory: $(<"$group/memory.stat")"
+	echo 16M >"$group/memory.reclaim" || :
+	# Statistics are brought up to date every two seconds.
+	sleep 3
+	kill "$job" || fail "it was killed for want of memory: $(dmesg | tail -n 20)"
+	wait "$job" || :
+	(($(swapped) - before > 3072)) || fail "only $(($(swapped) - before)) pages were swapped out"
+	! uses file $((4 << 20)) || fail "page cache is charged: $(<"$group/memory.stat")"
+	end_swap
+}
+
+# uses WHAT BYTES: whether the group has more than that.
+uses() { awk -v what="$1" -v bytes="$2" '$1 == what { exit !($2 > bytes) }' "$group/memory.stat"; }
 
 # dirty on|off: a file larger than the memory in an image in an image.
 dirty() {
@@ -94,4 +131,5 @@ for direct in on off; do
 	check "swap of $mib MiB for a group of $limit MiB, direct I/O $direct, seed $seed" swapping $direct
 	check "dirty pages in an image in an image, direct I/O $direct, seed $seed" dirty $direct
 done
+check "what is swapped out is not charged to who swaps, direct I/O off" uncharged
 run_checks
