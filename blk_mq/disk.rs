@@ -38,6 +38,10 @@ use kernel::{
         Arc,
         Mutex, //
     },
+    time::{
+        delay::fsleep,
+        Delta, //
+    },
     types::{
         NotThreadSafe,
         Opaque, //
@@ -241,7 +245,14 @@ impl<T: DiskOperations> Drop for Disk<T> {
         // SAFETY: By the type invariant `private_data` comes from `KBox::into_raw()`; for a disk
         // that was never added, `free_disk` is not called, so it is ours to free, below.
         let context = unsafe { (*self.raw.as_ptr()).private_data }.cast::<QueueContext<T>>();
-        // SAFETY: The disk was not added; this drops its only reference, and the queue with it.
+        // Where adding it has failed half-way, who looks at all disks may have found it, and hold it for
+        // a moment. Its release needs the tag set, so it must come before that goes.
+        // SAFETY: The disk is valid, as this holds a reference.
+        while unsafe { ffi::rnull_loop_disk_refs(self.raw.as_ptr()) } > 1 {
+            fsleep(Delta::from_millis(1));
+        }
+        // SAFETY: Nobody can find the disk any more, which is not added, so the reference that was left
+        // is this one. Dropping it releases the disk, and the queue with it.
         unsafe { bindings::put_disk(self.raw.as_ptr()) };
         // SAFETY: The queue, which needed the tag set, is gone, and `self` ends here.
         unsafe { ManuallyDrop::drop(&mut self.tags) };

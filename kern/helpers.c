@@ -139,6 +139,12 @@ unsigned int rnull_loop_disk_openers(struct gendisk *disk)
 	return disk_openers(disk);
 }
 
+/* How many references to @disk there are. */
+unsigned int rnull_loop_disk_refs(struct gendisk *disk)
+{
+	return kref_read(&disk_to_dev(disk)->kobj.kref);
+}
+
 struct device *rnull_loop_disk_to_dev(struct gendisk *disk)
 {
 	return disk_to_dev(disk);

@@ -28,6 +28,7 @@ void rnull_loop_disable_write_zeroes(struct request_queue *q);
 
 /* disks and block devices */
 unsigned int rnull_loop_disk_openers(struct gendisk *disk);
+unsigned int rnull_loop_disk_refs(struct gendisk *disk);
 struct device *rnull_loop_disk_to_dev(struct gendisk *disk);
 struct gendisk *rnull_loop_dev_to_disk(struct device *dev);
 void rnull_loop_set_uevent_suppress(struct gendisk *disk, bool on);
