@@ -36,6 +36,7 @@ use kernel::{
     sync::{
         aref::ARef,
         Arc,
+        LockClassKey,
         Mutex, //
     },
     time::{
@@ -106,6 +107,9 @@ pub(super) struct QueueContext<T: Operations> {
     pub(super) revision: Pin<KBox<Revision<T>>>,
     /// How many [`UeventsSuppressed`] there are.
     uevents_suppressed: Pin<KBox<Mutex<usize>>>,
+    /// The class of `mq_flush_lock`, for lockdep: a request may end while the disk below, maybe one of
+    /// the same driver, holds its own.
+    pub(super) flush_class: Pin<KBox<LockClassKey>>,
     /// One for each hardware context; never moved, as those point to them.
     pub(super) hw: KVec<T::HwData>,
 }
@@ -163,6 +167,7 @@ impl<T: DiskOperations> Disk<T> {
                 new_mutex!(0, "QueueContext::uevents_suppressed"),
                 GFP_KERNEL,
             )?,
+            flush_class: KBox::pin_init(LockClassKey::new_dynamic(), GFP_KERNEL)?,
             hw,
         };
         let context = KBox::new(context, GFP_KERNEL)?;

@@ -133,6 +133,9 @@ impl<T: Operations> Vtable<T> {
             let hw = context.hw.get(index as usize).ok_or(EINVAL)?;
             // SAFETY: By the function's requirements `hctx` is valid, and nobody uses it yet.
             unsafe { (*hctx).driver_data = core::ptr::from_ref(hw).cast_mut().cast() };
+            // SAFETY: As above; the key is registered, and goes with the context, after the queue's last
+            // request.
+            unsafe { bindings::blk_mq_hctx_set_fq_lock_class(hctx, context.flush_class.as_ptr()) };
             Ok(0)
         })
     }
