@@ -1,0 +1,119 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# The block layer of the disk below fails requests to order: in the middle of a long one, of one kind, or
+# for want of memory. Who asked is told, what lies beside is neither lost nor changed, and what fails for
+# a while only is done later.
+. "$(dirname "$0")/lib.sh"
+
+rules=/sys/kernel/debug/block/${ram_spare##*/}/error_injection
+# In the middle of the second MiB of the device, in sectors.
+middle=3072
+
+# over disk|ext4 on|off: sets `file`, of 8 MiB on the disk, with its beginning in `first`, in sectors of the
+# disk, and `device`.
+over() {
+	file=$ram_spare first=0
+	if [[ $1 != disk ]]; then
+		"mkfs.$1" -q "$ram_spare"
+		mount "$ram_spare" "$mnt"
+		file=$mnt/image
+	fi
+	noise "$scratch/data" 8
+	cp --no-preserve=mode "$scratch/data" "$scratch/wanted"
+	dd if="$scratch/data" of="$file" bs=8M conv=notrunc,fsync status=none
+	if [[ $1 != disk ]]; then
+		first=$(filefrag -e -b512 "$file" | awk '$1 == "0:" { print $4 + 0; exit }')
+		equal 'extents of the file' "$(filefrag "$file" | grep -o '[0-9]* extent')" '1 extent'
+	fi
+	trap heal EXIT
+	device=$(attach --direct-io="$2" "$file")
+}
+
+# fail_requests OP STATUS START SECTORS [RULE]: those that touch a place of the device.
+fail_requests() { echo "add,op=$1,status=$2,start=$((first + $3)),nr_sectors=$4${5+,$5}" >"$rules"; }
+
+heal() { echo removeall >"$rules"; }
+
+drop_caches() { sync && echo 3 >/proc/sys/vm/drop_caches; }
+
+# read_at FIRST COUNT, write_at FIRST COUNT: of blocks of 64 KiB, in one request.
+read_at() { dd if="$device" bs=$((64 * $2))k count=1 iflag=direct skip=$(($1 * 65536))B status=none; }
+write_at() {
+	dd if="$scratch/data" of="$device" bs=$((64 * $2))k count=1 oflag=direct seek=$(($1 * 65536))B conv=notrunc,fsync status=none
+}
+
+# same FIRST COUNT: what the device has there is what is wanted there.
+same() {
+	cmp <(read_at "$1" "$2") <(dd if="$scratch/wanted" bs=64k skip="$1" count="$2" status=none)
+	count bytes_verified $(($2 * 65536))
+}
+
+# read_middle KIND DIRECT STATUS MESSAGE
+read_middle() {
+	over "$1" "$2"
+	fail_requests READ "$3" $middle 8
+	drop_caches
+	refuse "$4" read_at 16 16
+	count faults 1
+	refuse "$4" read_at 24 1
+	# The page cache of the file reads all of a folio, and that may be long.
+	if [[ $2 == on ]]; then
+		same 16 8
+		same 25 7
+	fi
+	same 64 64
+	heal
+	same 16 16
+	detach "$device"
+}
+
+# write_middle KIND DIRECT STATUS MESSAGE: the writer, or who syncs, is told; what lies beside stays.
+write_middle() {
+	over "$1" "$2"
+	fail_requests WRITE "$3" $middle 8
+	refuse "$4" write_at 16 16
+	count faults 1
+	heal
+	drop_caches
+	same 0 16
+	same 32 16
+	dd if="$scratch/data" of="$scratch/wanted" bs=1M count=1 seek=1 conv=notrunc status=none
+	write_at 16 16
+	drop_caches
+	same 0 48
+	detach "$device"
+	cmp "$scratch/wanted" <(dd if="$file" bs=1M count=8 status=none)
+}
+
+# How many requests were refused, of which the kernel tells ten in five seconds.
+refused() { dmesg | grep -c 'injecting kernel resource error' || :; }
+
+# short_of_memory KIND: one request in three is refused for want of memory, and all are done nevertheless.
+short_of_memory() {
+	local op before
+	over "$1" on
+	before=$(refused)
+	for op in READ WRITE; do fail_requests $op RESOURCE 0 16384 chance=3; done
+	fio --name=load --filename="$device" --ioengine=libaio --direct=1 --iodepth=16 --rw=randwrite \
+		--bsrange=4k-256k --size=8m --loops="$rounds" --verify=crc32c --verify_fatal=1 --verify_state_save=0 \
+		--fsync=32 --randseed="$seed" --output-format=terse
+	(($(refused) > before)) || fail 'no request was refused'
+	count bytes_verified $((rounds * 8 << 20))
+	heal
+	detach "$device"
+}
+
+load_brd
+[[ -e $rules ]] || skip_all 'the kernel injects no errors'
+for direct in on off; do
+	for kind in disk ext4; do
+		message='Input/output error'
+		check "a read meets an error in its middle, $kind, direct I/O $direct" read_middle $kind $direct IOERR "$message"
+		check "a write meets an error in its middle, $kind, direct I/O $direct" write_middle $kind $direct IOERR "$message"
+	done
+done
+for kind in disk ext4; do
+	check "the disk is full in the middle of a write, $kind" write_middle $kind on NOSPC 'No space left'
+	check "no memory for one request in three, $kind, seed $seed" short_of_memory $kind
+done
+run_checks
