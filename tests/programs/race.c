@@ -10,14 +10,15 @@
  * now and then beyond the end of the device.
  * attach: it is attached and detached all the time; who has opened it and found it bound can rely on that
  * until the device is closed.
- * change: it is bound read-only, and its file is changed between two images, which are filled first. Each
- * read is of one of them, and of the right one when no change was under way.
+ * change: it is bound read-only, and its file is changed between two images, and its offset, all of which
+ * are filled first. Each read is of one of them, and of the right one when no change was under way.
  *
  * Prints what it did, such as "operations 1234"; exits with 1 at the first thing that is wrong.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/aio_abi.h>
 #include <linux/fs.h>
 #include <linux/loop.h>
 #include <pthread.h>
@@ -29,6 +30,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -40,6 +42,7 @@
 #define WRITERS 4
 #define RANGE 512
 #define MOST_BLOCKS 64
+#define DEPTH 16
 #define DISTURBERS 3
 
 /* Every such version of a block is zeroes. */
@@ -56,6 +59,7 @@ struct writer {
 	unsigned int number, first;
 	uint64_t state;
 	int direct, cached;
+	aio_context_t context;
 	char *buffer;
 	/* Of each block: the version that was acknowledged, and the last one that was tried. */
 	uint32_t acknowledged[RANGE], tried[RANGE];
@@ -143,18 +147,23 @@ static void acknowledge(struct writer *w, unsigned int at, unsigned int count)
 	atomic_fetch_add(&writes, 1);
 }
 
+/* What is tried next. */
+static void fill_next(struct writer *w, char *data, unsigned int at, unsigned int count)
+{
+	for (; count; count--, at++, data += BLOCK) {
+		do
+			w->tried[at]++;
+		while (w->tried[at] % ZEROES == 0);
+		fill(data, w->first + at, w->tried[at]);
+	}
+}
+
 static void write_some(struct writer *w, unsigned int at, unsigned int count, int cached)
 {
 	off_t offset = (off_t)(w->first + at) * BLOCK;
 	ssize_t size = count * BLOCK, got;
-	unsigned int i;
 
-	for (i = 0; i < count; i++) {
-		do
-			w->tried[at + i]++;
-		while (w->tried[at + i] % ZEROES == 0);
-		fill(w->buffer + i * BLOCK, w->first + at + i, w->tried[at + i]);
-	}
+	fill_next(w, w->buffer, at, count);
 	got = pwrite(cached ? w->cached : w->direct, w->buffer, size, offset);
 	if (failed(w, cached ? "buffered write" : "direct write", got, size))
 		return;
@@ -193,8 +202,54 @@ static void read_some(struct writer *w, unsigned int at, unsigned int count, int
 	atomic_fetch_add(&operations, 1);
 }
 
-/* Counts beginnings and ends of changes from one image to the other; which one it is then. */
+/* Asks for the whole range at once, in pieces. */
+static void transfer_many(struct writer *w)
+{
+	struct iocb requests[DEPTH] = { 0 }, *list[DEPTH];
+	struct io_event events[DEPTH];
+	unsigned int i, j, at, count;
+
+	for (i = 0; i < DEPTH; i++) {
+		struct iocb *r = list[i] = &requests[i];
+
+		count = 1 + below(&w->state, RANGE / DEPTH);
+		at = i * RANGE / DEPTH + below(&w->state, RANGE / DEPTH - count + 1);
+		r->aio_lio_opcode = below(&w->state, 2) ? IOCB_CMD_PWRITE : IOCB_CMD_PREAD;
+		r->aio_fildes = w->direct;
+		r->aio_buf = (uintptr_t)(w->buffer + at * BLOCK);
+		r->aio_nbytes = count * BLOCK;
+		r->aio_offset = (off_t)(w->first + at) * BLOCK;
+		if (r->aio_lio_opcode == IOCB_CMD_PWRITE)
+			fill_next(w, w->buffer + at * BLOCK, at, count);
+	}
+	if (syscall(SYS_io_submit, w->context, DEPTH, list) != DEPTH)
+		wrong("io_submit: %m");
+	if (syscall(SYS_io_getevents, w->context, DEPTH, DEPTH, events, NULL) != DEPTH)
+		wrong("io_getevents: %m");
+	for (i = 0; i < DEPTH; i++) {
+		const struct iocb *r = (const struct iocb *)(uintptr_t)events[i].obj;
+
+		errno = events[i].res < 0 ? -events[i].res : 0;
+		if (failed(w, "one of many", events[i].res, r->aio_nbytes))
+			continue;
+		at = r->aio_offset / BLOCK - w->first;
+		count = r->aio_nbytes / BLOCK;
+		if (r->aio_lio_opcode == IOCB_CMD_PWRITE) {
+			acknowledge(w, at, count);
+			continue;
+		}
+		for (j = at; j < at + count; j++)
+			verify(w, w->buffer + j * BLOCK, j, "one read of many");
+		atomic_fetch_add(&operations, 1);
+	}
+}
+
+/*
+ * Counts beginnings and ends of changes, and what is read since: bit 0 tells the image, bit 1 whether the
+ * device begins in its middle. Whoever changes that holds the lock.
+ */
 static atomic_uint changes, current;
+static pthread_mutex_t change_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void read_either(struct writer *w, unsigned int at, unsigned int count, int cached)
 {
@@ -223,7 +278,7 @@ static void operate(struct writer *w)
 		read_either(w, at, count, below(&w->state, 2));
 		return;
 	}
-	switch (below(&w->state, 12)) {
+	switch (below(&w->state, 14)) {
 	case 0 ... 3:
 		write_some(w, at, count, 0);
 		break;
@@ -234,7 +289,10 @@ static void operate(struct writer *w)
 	case 5:
 		zero_some(w, at, count);
 		break;
-	case 6 ... 9:
+	case 6 ... 7:
+		transfer_many(w);
+		break;
+	case 8 ... 11:
 		read_some(w, at, count, 0);
 		break;
 	default:
@@ -314,6 +372,12 @@ static void write_attribute(const char *attribute, const char *text)
 	write_text(path, text);
 }
 
+/* Where the device begins in its image. */
+static uint64_t offset_of(unsigned int version)
+{
+	return version & 2 ? IMAGE_BLOCKS * BLOCK : 0;
+}
+
 static void set_status(int fd, uint64_t *state)
 {
 	struct loop_info64 info = { .lo_flags = below(state, 2) ? LO_FLAGS_AUTOCLEAR : 0 };
@@ -323,7 +387,10 @@ static void set_status(int fd, uint64_t *state)
 	if (!attaching && !changing && below(state, 2))
 		info.lo_sizelimit = SHRUNK_BLOCKS * BLOCK;
 	snprintf((char *)info.lo_file_name, LO_NAME_SIZE, "name%u", (unsigned int)below(state, 100));
+	pthread_mutex_lock(&change_lock);
+	info.lo_offset = offset_of(current);
 	tolerate("LOOP_SET_STATUS64", ioctl(fd, LOOP_SET_STATUS64, &info));
+	pthread_mutex_unlock(&change_lock);
 }
 
 static void resize(int fd, uint64_t *state)
@@ -475,25 +542,39 @@ static void attach(int fd, uint64_t *state)
 	close(file);
 }
 
+static int set_offset(int fd, unsigned int version)
+{
+	struct loop_info64 info = { .lo_offset = offset_of(version) };
+
+	return ioctl(fd, LOOP_SET_STATUS64, &info);
+}
+
+static int change_image(int fd, unsigned int version, int flags)
+{
+	const char *path = images[version & 1];
+	int file = open(path, O_RDONLY | O_CLOEXEC | flags), result;
+
+	if (file < 0)
+		wrong("open %s: %m", path);
+	result = ioctl(fd, LOOP_CHANGE_FD, file);
+	close(file);
+	return result;
+}
+
 static void change(int fd, uint64_t *state)
 {
-	static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER;
+	int moves = below(state, 2), flags = below(state, 2) ? O_DIRECT : 0, result;
 	unsigned int next;
-	int file;
 
-	pthread_mutex_lock(&one);
-	next = !current;
-	file = open(images[next], O_RDONLY | O_CLOEXEC | (below(state, 2) ? O_DIRECT : 0));
-	if (file < 0)
-		wrong("open %s: %m", images[next]);
+	pthread_mutex_lock(&change_lock);
+	next = current ^ (moves ? 2 : 1);
 	changes++;
-	if (ioctl(fd, LOOP_CHANGE_FD, file))
-		tolerate("LOOP_CHANGE_FD", -1);
-	else
+	result = moves ? set_offset(fd, next) : change_image(fd, next, flags);
+	tolerate(moves ? "another offset" : "LOOP_CHANGE_FD", result);
+	if (!result)
 		current = next;
 	changes++;
-	close(file);
-	pthread_mutex_unlock(&one);
+	pthread_mutex_unlock(&change_lock);
 }
 
 static void detach(int fd, uint64_t *state)
@@ -547,23 +628,26 @@ static void prepare(struct writer *w, unsigned int number)
 	w->state = seed + number;
 	if (posix_memalign((void **)&w->buffer, BLOCK, RANGE * BLOCK))
 		wrong("no memory");
+	if (syscall(SYS_io_setup, DEPTH, &w->context))
+		wrong("io_setup: %m");
 }
 
-/* Fills what is read of both images, each with a version of its own. */
+/* Fills what is read of both images at both offsets, each with a version of its own. */
 static void fill_images(struct writer *w)
 {
-	uint32_t version, i;
+	uint32_t which, i;
 
-	for (version = 1; version <= 2; version++) {
-		int fd = open(images[version - 1], O_WRONLY);
+	for (which = 0; which < 4; which++) {
+		const char *path = images[which & 1];
+		int fd = open(path, O_WRONLY);
 
 		for (i = 0; i < RANGE; i++) {
 			w->acknowledged[i] = 1;
-			w->tried[i] = 2;
-			fill(w->buffer + i * BLOCK, w->first + i, version);
+			w->tried[i] = 4;
+			fill(w->buffer + i * BLOCK, w->first + i, 1 + which);
 		}
-		if (fd < 0 || pwrite(fd, w->buffer, RANGE * BLOCK, (off_t)w->first * BLOCK) != RANGE * BLOCK)
-			wrong("%s: %m", images[version - 1]);
+		if (fd < 0 || pwrite(fd, w->buffer, RANGE * BLOCK, (off_t)w->first * BLOCK + offset_of(which)) != RANGE * BLOCK)
+			wrong("%s: %m", path);
 		close(fd);
 	}
 }
