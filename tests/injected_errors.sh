@@ -51,7 +51,7 @@ same() {
 # read_middle KIND DIRECT STATUS MESSAGE
 read_middle() {
 	over "$1" "$2"
-	fail_requests READ "$3" $middle 8
+	fail_requests READ "$3" "$middle" 8
 	drop_caches
 	refuse "$4" read_at 16 16
 	count faults 1
@@ -70,7 +70,7 @@ read_middle() {
 # write_middle KIND DIRECT STATUS MESSAGE: the writer, or who syncs, is told; what lies beside stays.
 write_middle() {
 	over "$1" "$2"
-	fail_requests WRITE "$3" $middle 8
+	fail_requests WRITE "$3" "$middle" 8
 	refuse "$4" write_at 16 16
 	count faults 1
 	heal
@@ -93,7 +93,7 @@ short_of_memory() {
 	local op before
 	over "$1" on
 	before=$(refused)
-	for op in READ WRITE; do fail_requests $op RESOURCE 0 16384 chance=3; done
+	for op in READ WRITE; do fail_requests "$op" RESOURCE 0 16384 chance=3; done
 	fio --name=load --filename="$device" --ioengine=libaio --direct=1 --iodepth=16 --rw=randwrite \
 		--bsrange=4k-256k --size=8m --loops="$rounds" --verify=crc32c --verify_fatal=1 --verify_state_save=0 \
 		--fsync=32 --randseed="$seed" --output-format=terse
