@@ -12,24 +12,27 @@ group=/sys/fs/cgroup/pressure
 # is some, and kills; who may not be killed tries again.
 limited() {
 	(
-		echo "$BASHPID" >"$group/cgroup.procs"
-		echo -1000 >/proc/self/oom_score_adj
-		exec timeout 240 "$@"
-	) || { dmesg | tail -n 40 && grep . "$group/memory.events" && fail "$1"; }
+		echo "$BASHPID" >"$group/cgroup.procs" &&
+			echo -1000 >/proc/self/oom_score_adj &&
+			exec timeout 240 "$@"
+	) || fail "$1: $(dmesg | tail -n 20; cat "$group/memory.events")"
 }
 
+# make_group CONTROLLER...: `+memory`, and `+io` or `-io`; with that of I/O, memory is charged to who is
+# behind a request.
 make_group() {
 	mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup
-	# With that of I/O, memory is charged to who is behind a request.
-	echo +memory +io >/sys/fs/cgroup/cgroup.subtree_control || skip 'there is no memory controller'
+	echo "$@" >/sys/fs/cgroup/cgroup.subtree_control || skip 'there is no memory controller'
 	mkdir "$group"
 	trap leave_group EXIT
 	echo "${limit}M" >"$group/memory.max"
 }
 
 leave_group() {
+	# What a case that failed has left there.
+	echo 1 >"$group/cgroup.kill"
 	[[ -z ${swap-} ]] || swapoff "$swap"
-	wait_for 10 rmdir "$group"
+	wait_for 10 rmdir "$group" 2>/dev/null
 }
 
 # make_swap on|off: sets `device` and `swap`.
@@ -38,7 +41,7 @@ make_swap() {
 	image=$(backing ext4 $((mib + 32)))
 	# Swap must not meet a full file system.
 	fallocate -l "$((mib + 32))M" "$image"
-	make_group
+	make_group +memory +io
 	device=$(attach --direct-io="$1" "$image")
 	mkswap -q "$device" 2>/dev/null || mkswap "$device"
 	swapon "$device"
@@ -86,6 +89,8 @@ swapping() {
 uncharged() {
 	local job before
 	make_swap off
+	# What is swapped out is to be what is asked for, no more.
+	echo max >"$group/memory.max"
 	before=$(swapped)
 	(
 		echo "$BASHPID" >"$group/cgroup.procs"
@@ -109,7 +114,8 @@ uses() { awk -v what="$1" -v bytes="$2" '$1 == what { exit !($2 > bytes) }' "$gr
 # dirty on|off: a file larger than the memory in an image in an image.
 dirty() {
 	local inner
-	make_group
+	# Nobody can say how much of three file systems' page cache a group needs.
+	make_group +memory -io
 	mkdir -p "$mnt"/{outer,inner}
 	outer=$(backing ext4 $((mib + 96)) outer)
 	mkfs.ext4 -q "$outer"
