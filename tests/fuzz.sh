@@ -46,7 +46,7 @@ fuzz() {
 # Each change of a device is an event, and most of the time would be udev's.
 without_udev() {
 	local status=0
-	udevadm control --exit
+	end_udev
 	# What changes size says so on the console.
 	echo N >"$ignore_loglevel"
 	dmesg -n 5

@@ -164,7 +164,8 @@ def detach(device):
 
 def wait_for(condition, seconds=10):
     """Longer where everything is slow."""
-    deadline = time.monotonic() + seconds * (4 if SLOW else 1)
+    seconds *= 4 if SLOW else 1
+    deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds} s: {condition.__doc__ or condition}")
@@ -214,11 +215,22 @@ def settle():
     run("udevadm", "settle")
 
 
+def udev_runs():
+    """It, or one of its workers, which may stay for a moment."""
+    pgrep = ["pgrep", "-x", r"systemd-udevd|\(udev-worker\)"]
+    return subprocess.run(pgrep, check=False, stdout=subprocess.DEVNULL).returncode == 0
+
+
+def stop_udev():
+    settle()
+    run("udevadm", "control", "--exit")
+    wait_for(lambda: not udev_runs(), 30)
+
+
 @contextlib.contextmanager
 def without_udev():
     """For what makes and changes more devices than udev should look at."""
-    settle()
-    run("udevadm", "control", "--exit")
+    stop_udev()
     try:
         yield
     finally:

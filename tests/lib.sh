@@ -184,11 +184,19 @@ clean_up() {
 # stop_udev: for the whole test, which makes more devices than udev should look at.
 stop_udev() {
 	udevadm settle
-	udevadm control --exit
+	end_udev
 	udev_stopped=1
 	# dmsetup would wait for it.
 	export DM_DISABLE_UDEV=1
 }
+
+end_udev() {
+	udevadm control --exit
+	wait_for 30 no_udev || fail 'udev does not end'
+}
+
+# Its workers may stay for a moment.
+no_udev() { ! pgrep -x 'systemd-udevd|\(udev-worker\)' >/dev/null; }
 
 # unmount_below DIR: what was mounted last goes first.
 unmount_below() {

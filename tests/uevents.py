@@ -68,20 +68,6 @@ REMOVED = ("remove p1", "remove p2")
 MEDIA = "change disk DISK_MEDIA_CHANGE"
 
 
-def udev_runs():
-    pgrep = ["pgrep", "-x", r"systemd-udevd|\(udev-worker\)"]
-    return subprocess.run(pgrep, check=False, stdout=subprocess.DEVNULL).returncode == 0
-
-
-def stop_udev():
-    subprocess.run(["udevadm", "settle"], check=True)
-    subprocess.run(["udevadm", "control", "--exit"], check=True)
-    # Its workers may stay for a moment.
-    wait_for(lambda: not udev_runs(), 30)
-    udevd = ["/usr/lib/systemd/systemd-udevd", "--daemon"]
-    atexit.register(subprocess.run, udevd, check=True, stderr=subprocess.DEVNULL)
-
-
 def partitioned(name="image", mib=8):
     path = image(mib, name)
     table = b"label: dos\nstart=2048, size=4096\nstart=8192, size=2048\n"
@@ -441,4 +427,5 @@ def add_remove():
 
 
 stop_udev()
+atexit.register(run, "/usr/lib/systemd/systemd-udevd", "--daemon")
 run_checks()
