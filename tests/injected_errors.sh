@@ -12,6 +12,7 @@ middle=3072
 # over disk|ext4 on|off: sets `file`, of 8 MiB on the disk, with its beginning in `first`, in sectors of the
 # disk, and `device`.
 over() {
+	local extents
 	file=$ram_spare first=0
 	if [[ $1 != disk ]]; then
 		"mkfs.$1" -q "$ram_spare"
@@ -19,11 +20,12 @@ over() {
 		file=$mnt/image
 	fi
 	noise "$scratch/data" 8
-	cp --no-preserve=mode "$scratch/data" "$scratch/wanted"
+	cp "$scratch/data" "$scratch/wanted"
 	dd if="$scratch/data" of="$file" bs=8M conv=notrunc,fsync status=none
 	if [[ $1 != disk ]]; then
-		first=$(filefrag -e -b512 "$file" | awk '$1 == "0:" { print $4 + 0; exit }')
-		equal 'extents of the file' "$(filefrag "$file" | grep -o '[0-9]* extent')" '1 extent'
+		extents=$(filefrag -e -b512 "$file")
+		[[ $extents == *': 1 extent found' ]] || fail "the file is in pieces: $extents"
+		first=$(awk '$1 == "0:" { print $4 + 0 }' <<<"$extents")
 	fi
 	trap heal EXIT
 	device=$(attach --direct-io="$2" "$file")

@@ -126,6 +126,12 @@ static void verify(const struct writer *w, const char *data, unsigned int at, co
 		wrong("%s, block %u: version %u instead of %u to %u", how, block, got, oldest, newest);
 }
 
+static void verify_some(const struct writer *w, const char *data, unsigned int at, unsigned int count, const char *how)
+{
+	for (; count; count--, at++, data += BLOCK)
+		verify(w, data, at, how);
+}
+
 /* --- writers */
 
 /* Whether an operation of a writer came to nothing for a good reason; any other is wrong. */
@@ -191,14 +197,12 @@ static void read_some(struct writer *w, unsigned int at, unsigned int count, int
 {
 	off_t offset = (off_t)(w->first + at) * BLOCK;
 	const char *how = cached ? "buffered read" : "direct read";
-	unsigned int i;
 
 	if (cached && below(&w->state, 2))
 		posix_fadvise(w->cached, offset, count * BLOCK, POSIX_FADV_DONTNEED);
 	if (failed(w, how, pread(cached ? w->cached : w->direct, w->buffer, count * BLOCK, offset), count * BLOCK))
 		return;
-	for (i = 0; i < count; i++)
-		verify(w, w->buffer + i * BLOCK, at + i, how);
+	verify_some(w, w->buffer, at, count, how);
 	atomic_fetch_add(&operations, 1);
 }
 
@@ -207,7 +211,7 @@ static void transfer_many(struct writer *w)
 {
 	struct iocb requests[DEPTH] = { 0 }, *list[DEPTH];
 	struct io_event events[DEPTH];
-	unsigned int i, j, at, count;
+	unsigned int i, at, count;
 
 	for (i = 0; i < DEPTH; i++) {
 		struct iocb *r = list[i] = &requests[i];
@@ -238,8 +242,7 @@ static void transfer_many(struct writer *w)
 			acknowledge(w, at, count);
 			continue;
 		}
-		for (j = at; j < at + count; j++)
-			verify(w, w->buffer + j * BLOCK, j, "one read of many");
+		verify_some(w, w->buffer + at * BLOCK, at, count, "one read of many");
 		atomic_fetch_add(&operations, 1);
 	}
 }
@@ -655,7 +658,6 @@ static void fill_images(struct writer *w)
 static void check_image(struct writer *w)
 {
 	struct stat file;
-	unsigned int i;
 	int fd;
 
 	/* The page cache of a disk knows nothing of what is written around it. */
@@ -665,8 +667,7 @@ static void check_image(struct writer *w)
 	if (fd < 0 || pread(fd, w->buffer, RANGE * BLOCK, (off_t)w->first * BLOCK) != RANGE * BLOCK)
 		wrong("%s: %m", image);
 	close(fd);
-	for (i = 0; i < RANGE; i++)
-		verify(w, w->buffer + i * BLOCK, i, image);
+	verify_some(w, w->buffer, 0, RANGE, image);
 }
 
 static void finish(int fd)
