@@ -152,6 +152,8 @@ impl Traits {
         let cached = file.has_sync() && !flags.contains(Flags::READ_ONLY);
         limits.set_write_cache(cached);
         limits.set_fua(cached && self.durable_writes);
+        // Buffered I/O copies, but may become direct under a file system that is mounted.
+        limits.set_stable_writes(file.wants_stable_writes());
         limits.set_rotational(self.rotational);
         limits.set_discard(self.max_discard_sectors, self.discard_granularity);
         limits.set_write_zeroes(self.max_discard_sectors);

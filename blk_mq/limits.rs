@@ -239,6 +239,11 @@ impl<T: DiskOperations> LimitsUpdate<'_, T> {
         self.set_feature(ffi::BLK_FEAT_FUA, on);
     }
 
+    /// Says whether memory must not change while it is written. A file system asks when it is mounted.
+    pub(crate) fn set_stable_writes(&mut self, on: bool) {
+        self.set_feature(ffi::BLK_FEAT_STABLE_WRITES, on);
+    }
+
     /// Says whether seeks are slow.
     pub(crate) fn set_rotational(&mut self, on: bool) {
         self.set_feature(ffi::BLK_FEAT_ROTATIONAL, on);
@@ -272,7 +277,10 @@ impl<T: DiskOperations> LimitsUpdate<'_, T> {
         let queue = this.disk.queue();
         // SAFETY: The queue is valid and by the type invariant its lock is held, which this
         // releases; `this` is not dropped.
-        to_result(unsafe { bindings::queue_limits_commit_update(queue, &mut this.limits) })
+        to_result(unsafe { bindings::queue_limits_commit_update(queue, &mut this.limits) })?;
+        // SAFETY: The disk of a `GenDisk` is valid.
+        unsafe { ffi::rnull_loop_inherit_stable_writes(this.disk.raw()) };
+        Ok(())
     }
 }
 

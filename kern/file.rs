@@ -114,6 +114,9 @@ pub(crate) trait BackingFile {
     fn write_is_anonymous(&self, end: u64) -> bool;
     /// Whether a write to it that must be durable (`IOCB_DSYNC`) is, for certain.
     fn honours_dsync(&self) -> bool;
+    /// Whether memory must not change while it is written to it, as what is below makes checksums or
+    /// parity of it: `mapping_stable_writes()`.
+    fn wants_stable_writes(&self) -> bool;
     /// What kind of file it is.
     fn kind(&self) -> Kind<'_>;
     /// The block device that its file system lives on.
@@ -236,6 +239,11 @@ impl BackingFile for File {
     fn honours_dsync(&self) -> bool {
         // SAFETY: The file is open.
         unsafe { ffi::rnull_loop_file_honours_dsync(self.as_ptr()) }
+    }
+
+    fn wants_stable_writes(&self) -> bool {
+        // SAFETY: The file is open.
+        unsafe { ffi::rnull_loop_file_stable_writes(self.as_ptr()) }
     }
 
     fn kind(&self) -> Kind<'_> {

@@ -9,6 +9,7 @@
 #include <linux/memcontrol.h>
 #include <linux/mount.h>
 #include <linux/mutex.h>
+#include <linux/pagemap.h>
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
@@ -59,6 +60,20 @@ struct queue_limits rnull_loop_limits_start_update(struct request_queue *q)
 void rnull_loop_limits_cancel_update(struct request_queue *q)
 {
 	queue_limits_cancel_update(q);
+}
+
+/*
+ * What bdev_add() does, which is over when the limits change: the page cache of
+ * @disk waits for writeback where its queue wants that.
+ */
+void rnull_loop_inherit_stable_writes(struct gendisk *disk)
+{
+	struct address_space *mapping = disk->part0->bd_mapping;
+
+	if (bdev_stable_writes(disk->part0))
+		mapping_set_stable_writes(mapping);
+	else
+		mapping_clear_stable_writes(mapping);
 }
 
 unsigned int rnull_loop_freeze_queue(struct request_queue *q)
@@ -278,6 +293,12 @@ const struct path *rnull_loop_file_path(struct file *file)
 struct block_device *rnull_loop_sb_bdev(struct file *file)
 {
 	return file->f_mapping->host->i_sb->s_bdev;
+}
+
+/* Whether what is being written to @file must not change: checksums, parity. */
+bool rnull_loop_file_stable_writes(struct file *file)
+{
+	return mapping_stable_writes(file->f_mapping);
 }
 
 /*

@@ -16,6 +16,7 @@ bool rnull_loop_should_fake_timeout(struct request_queue *q);
 /* queue limits and freezing */
 struct queue_limits rnull_loop_limits_start_update(struct request_queue *q);
 void rnull_loop_limits_cancel_update(struct request_queue *q);
+void rnull_loop_inherit_stable_writes(struct gendisk *disk);
 unsigned int rnull_loop_freeze_queue(struct request_queue *q);
 void rnull_loop_queue_get(struct request_queue *q);
 void rnull_loop_queue_put(struct request_queue *q);
@@ -51,6 +52,7 @@ bool rnull_loop_write_is_anonymous(struct file *file, loff_t end);
 const struct path *rnull_loop_file_path(struct file *file);
 struct block_device *rnull_loop_sb_bdev(struct file *file);
 bool rnull_loop_file_honours_dsync(struct file *file);
+bool rnull_loop_file_stable_writes(struct file *file);
 int rnull_loop_fs_block_size(struct file *file, unsigned int *size);
 
 /* control groups */

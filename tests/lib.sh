@@ -141,7 +141,7 @@ blame() {
 	for frame in "${!BASH_LINENO[@]}"; do
 		[[ ${BASH_SOURCE[frame + 1]-} != */"${0##*/}" ]] || break
 	done
-	echo "line ${BASH_LINENO[frame]}: status $1: $2"
+	echo "line ${BASH_LINENO[frame]}: status $1: ${2%%$'\n'*}"
 	exit "$1"
 }
 
