@@ -6,7 +6,7 @@
 . "$(dirname "$0")/lib.sh"
 
 mib=96 limit=40
-group=/sys/fs/cgroup/pressure
+group=/sys/fs/cgroup/pressure tracing=/sys/kernel/tracing
 
 # limited COMMAND...: with little memory. Where a disk is slow the kernel gives up making room before there
 # is some, and kills; who may not be killed tries again.
@@ -133,7 +133,45 @@ dirty() {
 	wait_for 10 umount "$mnt/outer"
 }
 
+# without_io on|off: whoever serves requests, a worker or their submitter, gets all memory without I/O and
+# without a file system, as reclaim may be waiting for these very requests.
+without_io() {
+	local event=$tracing/events/kmem/mm_page_alloc/enable device image served
+	image=$(backing ext4 64)
+	device=$(attach --direct-io="$1" "$image")
+	udevadm settle
+	mountpoint -q "$tracing" || mount -t tracefs tracefs "$tracing"
+	sync
+	echo 3 >/proc/sys/vm/drop_caches
+	echo 1 >"$tracing/options/stacktrace"
+	trap end_tracing EXIT
+	echo 32768 >"$tracing/buffer_size_kb"
+	: >"$tracing/trace"
+	echo 1 >"$event"
+	fio --name=load --filename="$device" --ioengine=libaio --direct=1 --iodepth=32 --rw=randrw --bsrange=4k-64k \
+		--size=48m --randseed="$seed" --output-format=terse >/dev/null
+	echo 0 >"$event"
+	# The stack of an event is the next of its CPU; the names of the module's functions have its own in them.
+	served=$(awk '/mm_page_alloc:/ { event[$2] = $0 }
+		/<stack trace>/ { cpu = $2 }
+		/^ => .*rnull_loop/ && event[cpu] != "" { print event[cpu]; event[cpu] = "" }' \
+		<(sed 's/^.*\[\([0-9]*\)\]/- \1/' "$tracing/trace"))
+	echo "$(wc -l <<<"$served") allocations"
+	(($(wc -l <<<"$served") > 20)) || fail "hardly any allocation: $served"
+	# What neither reclaims nor waits has no need to care.
+	served=$(grep -v 'gfp_flags=GFP_\(NOWAIT\|ATOMIC\)' <<<"$served" || :)
+	! grep -E 'GFP_(NOFS|KERNEL|USER|HIGHUSER|TRANSHUGE)|__GFP_(IO|FS)' <<<"$served" || fail 'these may do I/O'
+}
+
+end_tracing() {
+	echo 0 >"$tracing/events/enable"
+	echo 0 >"$tracing/options/stacktrace"
+	# The kernel's own choice.
+	echo 1408 >"$tracing/buffer_size_kb"
+}
+
 for direct in on off; do
+	[[ $driver != rnull_loop ]] || check "who serves requests does no I/O for memory, direct I/O $direct, seed $seed" without_io $direct
 	check "swap of $mib MiB for a group of $limit MiB, direct I/O $direct, seed $seed" swapping $direct
 	check "dirty pages in an image in an image, direct I/O $direct, seed $seed" dirty $direct
 done
