@@ -4,6 +4,7 @@
 docs/robustness.md, which says what covers the others."""
 import mmap
 import threading
+import time
 from lib import *
 
 RWF_NOWAIT, BLKFLSBUF = 8, 0x1261
@@ -209,6 +210,31 @@ def nowait():
         detach(fd.path)
     run("umount", place)
     lower.close()
+
+
+@check("class 36: RWF_NOWAIT waits for a disk that stands still")
+def nowait_standing():
+    with attach(image(16)) as base:
+        run("dmsetup", "create", "below", "--table", f"0 {16 << 11} linear {base.path} 0")
+        settle()
+        with attach("/dev/mapper/below", flags=DIRECT_IO) as fd, direct(fd.path) as user:
+            settle()
+            # Nothing cached that would be in the way.
+            equal("BLKFLSBUF", fd.ioctl(BLKFLSBUF), 0)
+            for vector, data in ((os.pwritev, page_of(7)), (os.preadv, page_of(255))):
+                run("dmsetup", "suspend", "--nolockfs", "below")
+                resume = threading.Timer(0.5, run, ["dmsetup", "resume", "below"])
+                resume.start()
+                start = time.monotonic()
+                try:
+                    equal("transferred", vector(user.fd, [data], 5 * PAGE, RWF_NOWAIT), PAGE)
+                finally:
+                    resume.join()
+                assert time.monotonic() - start > 0.4, "did not wait"
+            equal("data", data[:], page_of(7)[:])
+        detach(fd.path)
+        run("dmsetup", "remove", "--retry", "below")
+    detach(base.path)
 
 
 run_checks()
