@@ -137,7 +137,7 @@ dirty() {
 # without a file system, as reclaim may be waiting for these very requests.
 without_io() {
 	local event=$tracing/events/kmem/mm_page_alloc/enable device image served
-	image=$(backing ext4 64)
+	image=$(backing ext4 24)
 	device=$(attach --direct-io="$1" "$image")
 	udevadm settle
 	mountpoint -q "$tracing" || mount -t tracefs tracefs "$tracing"
@@ -149,7 +149,7 @@ without_io() {
 	: >"$tracing/trace"
 	echo 1 >"$event"
 	fio --name=load --filename="$device" --ioengine=libaio --direct=1 --iodepth=32 --rw=randrw --bsrange=4k-64k \
-		--size=48m --randseed="$seed" --output-format=terse >/dev/null
+		--size=16m --randseed="$seed" --output-format=terse >/dev/null
 	echo 0 >"$event"
 	# The stack of an event is the next of its CPU; the names of the module's functions have its own in them.
 	served=$(awk '/mm_page_alloc:/ { event[$2] = $0 }
