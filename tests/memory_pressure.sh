@@ -14,7 +14,7 @@ limited() {
 	(
 		echo "$BASHPID" >"$group/cgroup.procs" &&
 			echo -1000 >/proc/self/oom_score_adj &&
-			exec timeout 240 "$@"
+			exec timeout $((240 * rounds)) "$@"
 	) || fail "$1: $(dmesg | tail -n 20; cat "$group/memory.events")"
 }
 
