@@ -115,7 +115,7 @@ pub(crate) trait BackingFile {
     /// Whether a write to it that must be durable (`IOCB_DSYNC`) is, for certain.
     fn honours_dsync(&self) -> bool;
     /// Whether memory must not change while it is written to it, as what is below makes checksums or
-    /// parity of it: `mapping_stable_writes()`.
+    /// parity of it: `mapping_stable_writes()`, `bdev_stable_writes()`.
     fn wants_stable_writes(&self) -> bool;
     /// What kind of file it is.
     fn kind(&self) -> Kind<'_>;

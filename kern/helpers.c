@@ -295,9 +295,16 @@ struct block_device *rnull_loop_sb_bdev(struct file *file)
 	return file->f_mapping->host->i_sb->s_bdev;
 }
 
-/* Whether what is being written to @file must not change: checksums, parity. */
+/*
+ * Whether what is being written to @file must not change: checksums, parity. The
+ * mapping of a block device knows what was so when the device was added.
+ */
 bool rnull_loop_file_stable_writes(struct file *file)
 {
+	struct inode *inode = file->f_mapping->host;
+
+	if (S_ISBLK(inode->i_mode))
+		return bdev_stable_writes(I_BDEV(inode));
 	return mapping_stable_writes(file->f_mapping);
 }
 
