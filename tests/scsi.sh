@@ -49,15 +49,15 @@ load() {
 	count bytes_verified $((rounds * 16 << 20))
 }
 
-# loaded KIND DIRECT PARAMETER...
+# loaded KIND PARAMETER...
 loaded() {
-	disk "${@:3}"
-	over "$1" "$2"
+	disk "${@:2}"
+	over "$1" on
 	load
 	detach "$device"
 }
 
-# Every third transfer is half of what was asked for.
+# cut_short KIND: every third transfer is half of what was asked for.
 cut_short() {
 	disk
 	over "$1" on
@@ -129,7 +129,7 @@ changing_pages() {
 	detach "$device"
 }
 
-# Pulled out in the middle of deep queues.
+# pulled_out KIND: in the middle of deep queues.
 pulled_out() {
 	local job
 	disk
@@ -144,10 +144,10 @@ pulled_out() {
 	detach "$device"
 }
 
-check "blocks of 4096 bytes, seed $seed" loaded disk on sector_size=4096
+check "blocks of 4096 bytes, seed $seed" loaded disk sector_size=4096
 for kind in disk ext4; do
 	check "transfers cut short, $kind, seed $seed" cut_short $kind
-	check "checksums, $kind, seed $seed" loaded $kind on dif=1 dix=1
+	check "checksums, $kind, seed $seed" loaded $kind dif=1 dix=1
 	check "checksums of pages that change, a file system on $kind" changing_pages $kind file
 	check "pulled out under load, $kind" pulled_out $kind
 done
