@@ -37,12 +37,8 @@ over() {
 	device=$(attach --direct-io="$2" "$file")
 }
 
-# load RUNTIME [ARGUMENT...]: verified writes at random.
-load() {
-	fio --name=load --filename="$device" --ioengine=libaio --direct=1 --iodepth=16 --rw=randwrite \
-		--bsrange=4k-128k --size=8m --verify=crc32c --verify_fatal=1 --verify_state_save=0 \
-		--randseed="$seed" --runtime="$1" --output-format=terse "${@:2}"
-}
+# load RUNTIME [ARGUMENT...]
+load() { verified_writes "$device" --size=8m --runtime="$1" "${@:2}"; }
 
 write_at() { dd if="$scratch/data" of="$1" bs=64k count=1 seek="$2" oflag=direct conv=notrunc status=none; }
 read_at() { dd if="$1" bs=64k count=1 skip="$2" iflag=direct status=none; }

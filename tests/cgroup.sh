@@ -1,12 +1,13 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 # What a task does through a loop device is done in its name: the I/O to the disk below counts for
-# its control group, so do the pages of the image's cache, and direct I/O goes on with its priority.
+# its control group, so do the pages of the image's cache, and direct I/O goes on with its priority. What a
+# group has to wait for, others do not.
 # A driver whose workers did it in their own name would let every task escape its limits.
 # needs: a scratch disk at /dev/vda
 . "$(dirname "$0")/lib.sh"
 
-disk=/dev/vda groups=/sys/fs/cgroup tracing=/sys/kernel/tracing
+disk=/dev/vda groups=/sys/fs/cgroup
 [[ -b $disk ]] || skip_all "needs a scratch disk at $disk: scripts/vm --disk FILE"
 group=$groups/rnull_loop_test
 
@@ -24,11 +25,11 @@ image_on_disk() {
 	echo "$outer/image"
 }
 
-# The group lasts as long as the case.
+# The group, with what is in it, lasts as long as the case.
 make_group() {
 	echo "+io +memory" >"$groups/cgroup.subtree_control"
 	mkdir "$group"
-	trap 'rmdir "$group"' EXIT
+	trap 'echo 1 >"$group/cgroup.kill"; wait; rmdir "$group"' EXIT
 }
 
 # in_group COMMAND...
@@ -108,7 +109,7 @@ file_system() {
 priority() {
 	local device traced
 	device=$(attach --direct-io=on "$(image_on_disk)")
-	mountpoint -q "$tracing" || mount -t tracefs tracefs "$tracing"
+	mount_tracing
 	: >"$tracing/trace"
 	echo 1 >"$tracing/events/block/block_rq_issue/enable"
 	ionice -c "$1" -n "$2" dd if="$device" of=/dev/null iflag=direct bs=4k count=16 status=none
@@ -119,10 +120,34 @@ priority() {
 	detach "$device"
 }
 
+# throttled on|off: who may read but little from the disk is in nobody else's way.
+throttled() {
+	local device job number
+	number=$(<"/sys/block/${disk#/dev/}/dev")
+	device=$(attach --direct-io="$1" "$(image_on_disk)")
+	make_group
+	echo "$number rbps=65536" >"$group/io.max"
+	in_group fio --name=held --filename="$device" --ioengine=libaio --direct=1 --iodepth=16 --rw=read --bs=64k \
+		--size=16m --output-format=terse >/dev/null &
+	job=$!
+	wait_for 10 asked_for_much
+	timeout 20 dd if="$device" of=/dev/null iflag=direct bs=64k skip=256 count=256 status=none ||
+		fail 'held up by a throttled group'
+	(($(moved rbytes "$disk") <= 32 << 16)) || fail "the group is not throttled: $(moved rbytes "$disk")"
+	echo "$number rbps=max" >"$group/io.max"
+	wait "$job"
+	detach "$device"
+}
+
+asked_for_much() { (($(moved rbytes "$device") >= 16 << 16)); }
+
 check "direct I/O counts for its control group" direct
 check "what fills the image's cache counts for its control group" buffered
 check "the image's cache is charged to the group that fills it" cache
 check "writeback of a file system on the device counts for its control group" file_system
+for direct in on off; do
+	check "a throttled group holds up nobody else, direct I/O $direct" throttled $direct
+done
 check "direct I/O keeps a priority of the real-time class" priority 1 3 rt,0,3
 check "direct I/O keeps a priority of the best-effort class" priority 2 7 be,0,7
 run_checks

@@ -7,9 +7,9 @@
 . "$(dirname "$0")/lib.sh"
 
 [[ $driver == rnull_loop ]] || skip_all "the C driver has no FUA"
-tracing=/sys/kernel/tracing configfs=/sys/kernel/config/nullb disk=/dev/nullb_test
+configfs=/sys/kernel/config/nullb disk=/dev/nullb_test
 writes=8
-mountpoint -q "$tracing" || mount -t tracefs tracefs "$tracing"
+mount_tracing
 modprobe null_blk nr_devices=0 || skip_all "there is no null_blk"
 
 # make_disk FUA: in memory, with a cache; gone with the case.

@@ -96,9 +96,7 @@ short_of_memory() {
 	over "$1" on
 	before=$(refused)
 	for op in READ WRITE; do fail_requests "$op" RESOURCE 0 16384 chance=3; done
-	fio --name=load --filename="$device" --ioengine=libaio --direct=1 --iodepth=16 --rw=randwrite \
-		--bsrange=4k-256k --size=8m --loops="$rounds" --verify=crc32c --verify_fatal=1 --verify_state_save=0 \
-		--fsync=32 --randseed="$seed" --output-format=terse
+	verified_writes "$device" --bsrange=4k-256k --size=8m --loops="$rounds" --fsync=32
 	(($(refused) > before)) || fail 'no request was refused'
 	count bytes_verified $((rounds * 8 << 20))
 	heal

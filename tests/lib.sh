@@ -284,6 +284,17 @@ program() {
 	echo "$scratch/$1"
 }
 
+# verified_writes DEVICE [ARGUMENT...]: by fio, at random, by the seed.
+verified_writes() {
+	fio --name=load --filename="$1" --ioengine=libaio --direct=1 --iodepth=16 --rw=randwrite --bsrange=4k-128k \
+		--verify=crc32c --verify_fatal=1 --verify_state_save=0 --randseed="$seed" --output-format=terse "${@:2}"
+}
+
+# --- watching the kernel
+
+tracing=/sys/kernel/tracing
+mount_tracing() { mountpoint -q "$tracing" || mount -t tracefs tracefs "$tracing"; }
+
 # --- loop devices
 
 # attach LOSETUP-ARGUMENT...: the device's name.

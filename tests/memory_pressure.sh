@@ -6,7 +6,7 @@
 . "$(dirname "$0")/lib.sh"
 
 mib=96 limit=40
-group=/sys/fs/cgroup/pressure tracing=/sys/kernel/tracing
+group=/sys/fs/cgroup/pressure
 
 # limited COMMAND...: with little memory. Where a disk is slow the kernel gives up making room before there
 # is some, and kills; who may not be killed tries again.
@@ -140,7 +140,7 @@ without_io() {
 	image=$(backing ext4 24)
 	device=$(attach --direct-io="$1" "$image")
 	udevadm settle
-	mountpoint -q "$tracing" || mount -t tracefs tracefs "$tracing"
+	mount_tracing
 	sync
 	echo 3 >/proc/sys/vm/drop_caches
 	echo 1 >"$tracing/options/stacktrace"

@@ -41,11 +41,8 @@ over() {
 	equal dio "$(attribute "$device" loop/dio)" "$([[ $2 == on ]] && echo 1 || echo 0)"
 }
 
-# Verified writes at random.
 load() {
-	fio --name=load --filename="$device" --ioengine=libaio --direct=1 --iodepth=16 --rw=randwrite \
-		--bsrange=4k-128k --size=16m --loops="$rounds" --verify=crc32c --verify_fatal=1 --verify_state_save=0 \
-		--fsync=32 --randseed="$seed" --output-format=terse
+	verified_writes "$device" --size=16m --loops="$rounds" --fsync=32
 	count bytes_verified $((rounds * 16 << 20))
 }
 

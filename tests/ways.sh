@@ -7,8 +7,7 @@
 . "$(dirname "$0")/lib.sh"
 
 [[ $driver == rnull_loop ]] || skip_all "the C driver has one way alone, by its workers"
-tracing=/sys/kernel/tracing
-mountpoint -q "$tracing" || mount -t tracefs tracefs "$tracing"
+mount_tracing
 count=16 writes=128 mib=16
 
 # bound FILE on|off: sets `device` once nobody else reads it.
