@@ -309,8 +309,11 @@ bool rnull_loop_file_stable_writes(struct file *file)
 }
 
 /*
- * Whether IOCB_DSYNC makes a write to @file durable, for certain: ocfs2 looks
- * at the flags of the file instead, and servers of FUSE do what they like.
+ * Whether IOCB_DSYNC makes a write to @file durable, for certain. Direct writes to
+ * blocks that are there are not followed by a sync where the disk has FUA, unless
+ * the file system says (IOMAP_F_DIRTY) that it has yet to write where they are:
+ * btrfs never does, and f2fs forgets after the first write. ocfs2 looks at the
+ * flags of the file instead, and servers of FUSE do what they like.
  */
 bool rnull_loop_file_honours_dsync(struct file *file)
 {
@@ -321,8 +324,6 @@ bool rnull_loop_file_honours_dsync(struct file *file)
 	switch (inode->i_sb->s_magic) {
 	case EXT4_SUPER_MAGIC:
 	case XFS_SUPER_MAGIC:
-	case BTRFS_SUPER_MAGIC:
-	case F2FS_SUPER_MAGIC:
 		return true;
 	default:
 		return false;

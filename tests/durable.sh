@@ -151,6 +151,20 @@ for direct in on off; do
 		check "durable writes to a file, FUA of the disk $fua, direct I/O $direct" to_file $direct $fua
 	done
 done
+# A direct write to btrfs that is to be durable leaves the way to the data to the next sync; so the block
+# layer has to make a write and a flush of it.
+not_promised() {
+	modprobe btrfs || skip 'there is no btrfs'
+	make_disk 1
+	mkfs.btrfs -q "$disk"
+	mkdir "$mnt/outer"
+	mount "$disk" "$mnt/outer"
+	noise "$mnt/outer/image" 16
+	device=$(attach --direct-io=on "$mnt/outer/image")
+	equal 'FUA of the device' "$(attribute "$device" queue/fua)" 0
+}
+
+check "durable writes to a file system that does not make them so" not_promised
 check "what a file system on the device commits is durable below" inner_file_system
 check "a flush is an fdatasync of the file" data_alone
 run_checks
