@@ -304,9 +304,10 @@ pub(crate) fn remap<T: FileBacked>(
     Ok(())
 }
 
-/// Whether an operation that was not to wait says that it would have had to.
+/// Whether an operation that was not to wait says that it would have had to, or that whoever submitted it
+/// was killed, which is nothing to the request.
 fn is_would_wait(error: Error) -> bool {
-    error == EAGAIN || error == EOPNOTSUPP
+    error == EAGAIN || error == EOPNOTSUPP || error == EINTR
 }
 
 /// What became of an operation that was not to wait.

@@ -6,6 +6,7 @@ keep systems from shutting down. What was killed has changed nothing and holds n
 
 The device is busy with a LOOP_SET_STATUS64 that moves the offset: it writes the device's cache back
 first, to a file on a frozen file system."""
+import mmap
 import os
 from lib import *
 
@@ -240,6 +241,33 @@ def others():
         equal("CLR_FD", outcome, 0)
         wait_for(lambda: not is_bound(path))
     busy.usable()
+
+
+@check("the requests of a task that is killed do not fail")
+def requests():
+    size = 32 << 20
+    disk = image(64, "disk")
+    run("mkfs.ext4", "-q", disk)
+    mounted(disk, "place", "-o", "loop")
+    with attach(image(32, "place/image")) as fd:
+        run("dmesg", "--clear")
+        for turn in range(20):
+            buffer = mmap.mmap(-1, size)
+            ready, writing = os.pipe()
+            pid = os.fork()
+            if not pid:
+                reader = os.open(fd.path, os.O_RDONLY | os.O_DIRECT)
+                os.write(writing, b"x")
+                while True:
+                    os.preadv(reader, [buffer], 0)
+            os.read(ready, 1)
+            os.close(ready)
+            os.close(writing)
+            time.sleep(0.05 + turn % 10 / 200)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        errors = [line for line in run("dmesg").splitlines() if "I/O error" in line]
+        equal("errors", errors, [])
 
 
 run_checks()
