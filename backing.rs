@@ -172,6 +172,7 @@ impl Traits {
     pub(crate) fn target(&self, file: ARef<File>, settings: &Settings) -> Target {
         Target {
             offset: settings.offset,
+            reported: file.error_cursor(),
             caching: caching(settings.flags),
             read_only: settings.flags.contains(Flags::READ_ONLY),
             holes: HoleSupport::new(self.max_discard_sectors != 0),

@@ -27,6 +27,7 @@ use crate::{
         bdev::BlockDevice,
         file::{
             BackingFile,
+            ErrorCursor,
             Fallocate,
             Kind, //
         },
@@ -51,6 +52,9 @@ pub(crate) struct Target {
     pub(crate) file: ARef<File>,
     /// Where the device begins in the file, in bytes.
     pub(crate) offset: u64,
+    /// Which failures to write the file back flushes have reported. Others sync by the same file: who has
+    /// it attached, and writes that are durable by themselves.
+    pub(crate) reported: ErrorCursor,
     /// How reads and writes go to the file.
     pub(crate) caching: Caching,
     /// Whether writes are refused.
@@ -200,16 +204,6 @@ pub(crate) fn would_wait(rq: &CompletedRequest<LoopDevice>, result: Result<u32>)
             true
         }
     }
-}
-
-/// Whether a request that failed may simply be tried again.
-///
-/// Not where it may have told of an earlier write through the page cache that failed: of that there is
-/// one report, and who syncs next would not know. See also
-/// [`sync_data`](BackingFile::sync_data).
-pub(crate) fn is_repeatable(rq: &Request<LoopDevice>) -> bool {
-    let buffered = |target: &Target| target.caching == Caching::Buffered;
-    !(rq.op() == Op::Write && rq.is_durable() && rq.io().is_none_or(buffered))
 }
 
 /// Carries out and completes what is neither a read nor a write nor a flush. May sleep.

@@ -32,7 +32,7 @@ pub(crate) fn complete(mut rq: CompletedRequest<LoopDevice>, result: Result<u32>
         _ if transfers && command::would_wait(&rq, result) => rq.requeue(),
         Ok(done) if transfers && done < rq.len() => short(rq, done),
         Ok(_) => rq.end(Status::OK),
-        Err(error) if error == ENOMEM && command::is_repeatable(&rq) => request::retry(rq),
+        Err(error) if error == ENOMEM => request::retry(rq),
         Err(error) => rq.end(Status::from(error)),
     }
 }

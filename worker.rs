@@ -150,7 +150,7 @@ impl Worker {
         let _scope = charge(first);
         let result = first
             .io()
-            .map_or(Err(EIO), |target| target.file.sync_data());
+            .map_or(Err(EIO), |target| target.file.sync_data(&target.reported));
         for rq in flushes {
             rq.complete(result.map(|()| 0));
         }

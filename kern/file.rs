@@ -22,6 +22,10 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
+        atomic::{
+            ordering::Relaxed,
+            Atomic, //
+        },
         global_lock, //
     },
 };
@@ -44,6 +48,11 @@ pub(crate) struct DirectAlignment {
     /// The alignment of memory, as a mask.
     pub(crate) memory: u32,
 }
+
+/// Up to where failures to write a file back have been reported to somebody: `errseq_t`.
+///
+/// A `struct file` has one of its own, but each is told of a failure once, whoever syncs by it.
+pub(crate) struct ErrorCursor(Atomic<u32>);
 
 /// What identifies a file: `st_dev`, `st_ino` and `st_rdev`, device numbers in the encoding of user
 /// space's 64-bit `dev_t`.
@@ -134,9 +143,12 @@ pub(crate) trait BackingFile {
     fn sync(&self) -> Result;
     /// Makes the data written durable, and what it takes to find it again: `fdatasync()`. May sleep.
     ///
-    /// `ENOMEM` tells of nothing but that: it may be tried again. An earlier write that failed, of which
-    /// there is one report, is `EIO` or `ENOSPC`.
-    fn sync_data(&self) -> Result;
+    /// An earlier write that failed since `reported`, which this advances, is an error, whoever has heard
+    /// of it from this file already: but never `ENOMEM`, which tells of nothing but that, and may be tried
+    /// again.
+    fn sync_data(&self, reported: &ErrorCursor) -> Result;
+    /// Where failed writes are that this file has not reported.
+    fn error_cursor(&self) -> ErrorCursor;
     /// Drops its page cache, but for what cannot be written back or is in use. May sleep.
     fn drop_cache(&self);
     /// Changes what is allocated in `len` bytes from `pos`: `f_op->fallocate`, with a mode of
@@ -308,15 +320,29 @@ impl BackingFile for File {
         to_result(unsafe { bindings::vfs_fsync(self.as_ptr(), 0) })
     }
 
-    fn sync_data(&self) -> Result {
-        // SAFETY: The file is open. Only the caller and other syncs of it change this.
-        let seen = || unsafe { (&raw const (*self.as_ptr()).f_wb_err).read_volatile() };
-        let before = seen();
+    fn sync_data(&self, reported: &ErrorCursor) -> Result {
         // SAFETY: The file is open.
-        match to_result(unsafe { bindings::vfs_fsync(self.as_ptr(), 1) }) {
-            Err(error) if error == ENOMEM && seen() != before => Err(EIO),
-            result => result,
+        let result = to_result(unsafe { bindings::vfs_fsync(self.as_ptr(), 1) });
+        let mut since = reported.0.load(Relaxed);
+        // SAFETY: An open file has a mapping, and `since` is valid for writes.
+        let failed = to_result(unsafe {
+            bindings::errseq_check_and_advance(
+                &raw mut (*(*self.as_ptr()).f_mapping).wb_err,
+                &mut since,
+            )
+        });
+        reported.0.store(since, Relaxed);
+        match failed {
+            Err(error) if error == ENOMEM => Err(EIO),
+            Err(error) => Err(error),
+            Ok(()) => result,
         }
+    }
+
+    fn error_cursor(&self) -> ErrorCursor {
+        // SAFETY: The file is open. What syncs of it change meanwhile is seen or not.
+        let reported = unsafe { (&raw const (*self.as_ptr()).f_wb_err).read_volatile() };
+        ErrorCursor(Atomic::new(reported))
     }
 
     fn drop_cache(&self) {

@@ -61,6 +61,22 @@ late_error() {
 	sync "$device"
 }
 
+# A write whose write-back failed is told to who syncs the device next, although the file was synced, and
+# told of it, meanwhile.
+lost_write() {
+	local device
+	create good
+	device=$(attach --direct-io=off /dev/mapper/lower)
+	udevadm settle
+	write_at "$device" 0
+	become bad
+	blockdev --flushbufs /dev/mapper/lower || :
+	become good
+	losetup --direct-io=on "$device" || :
+	refuse "$eio" sync "$device"
+	sync "$device"
+}
+
 recovers() {
 	local device
 	create good
@@ -126,6 +142,7 @@ suspended() {
 check "a bad place, direct" bad_place on read_at write_at
 check "a bad place, buffered" bad_place off read_at
 check "an error of write-back reaches fsync" late_error
+check_better 'it syncs the file, and says nothing' 'who switches to direct I/O hides no lost write' lost_write
 check "a disk that fails and comes back, direct" recovers on
 check "a disk that fails and comes back, buffered" recovers off
 check "a disk that fails under deep queues" under_load
