@@ -104,7 +104,7 @@ impl Traits {
     /// Asks a file. May sleep, and calls into its file system: no lock that I/O may need is held.
     pub(crate) fn of(file: &File) -> Self {
         let device = match file.kind() {
-            Kind::Block(bdev) => Some(bdev),
+            Kind::Block(bdev) => Some(bdev.into()),
             _ => file.fs_device(),
         };
         let (max_discard_sectors, discard_granularity) = discard_limits(file);

@@ -149,8 +149,8 @@ pub(crate) fn transfer_by(
         rq.complete(Err(EIO));
         return Ok(());
     };
-    // The block layer lets nothing through that ends beyond the device, whose size is that of a
-    // file; so this does not fail.
+    // Nothing that ends beyond the device gets here ([`exceeds_device`]), and the device is part of a file; so
+    // this does not fail.
     let Some(position) = rq.position().checked_add(target.offset) else {
         rq.complete(Err(EFBIG));
         return Ok(());
@@ -184,6 +184,15 @@ pub(crate) fn is_worth_a_try(rq: &Request<LoopDevice>) -> bool {
         (_, Op::Read) => target.has_nowait(rq) && target.backoff(rq).is_due(),
         _ => false,
     }
+}
+
+/// Whether a request ends beyond its device.
+///
+/// The block layer looks at that before it waits for a queue that is frozen, and not afterwards. In the
+/// meantime the device may have got another place in the file, where the request would reach what was
+/// never the device's.
+pub(crate) fn exceeds_device(rq: &Request<LoopDevice>) -> bool {
+    rq.op() != Op::Flush && rq.position().saturating_add(u64::from(rq.len())) > rq.device().length()
 }
 
 /// Whether a request has been found to wait.

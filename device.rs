@@ -106,6 +106,8 @@ pub(crate) struct LoopDevice {
     shown: Mutex<Option<Shown>>,
     /// Whether `state` is `Unbound`, likewise.
     unbound: Atomic<bool>,
+    /// How long the device is for requests, in bytes: see [`length`](Self::length).
+    length: Atomic<u64>,
     /// Where workers run, here or anywhere: made when the device is bound for the first time, gone with
     /// the device, so that no lock is held when they are destroyed.
     queues: SetOnce<(OwnedQueue, OwnedQueue)>,
@@ -165,6 +167,7 @@ impl LoopDevice {
                 attributes <- new_mutex!(None, "LoopDevice::attributes"),
                 shown <- new_mutex!(None, "LoopDevice::shown"),
                 unbound: Atomic::new(true),
+                length: Atomic::new(0),
                 queues: SetOnce::new(),
                 flusher: Worker::flusher()?,
                 switches: Switches::new(),
@@ -188,6 +191,12 @@ impl LoopDevice {
             guard: self.state.lock_killable()?,
             changed: false,
         })
+    }
+
+    /// How long the device is for requests, in bytes: as long as the disk, or, while LOOP_SET_STATUS moves
+    /// it, as long as the shorter of what it was and what it is going to be. Any context.
+    pub(crate) fn length(&self) -> u64 {
+        self.length.load(Relaxed)
     }
 
     /// Whether the device is not bound, or was not a moment ago. Any context.

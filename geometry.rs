@@ -27,6 +27,11 @@ pub(crate) fn capacity(file_size: u64, offset: u64, sizelimit: u64) -> u64 {
     bytes / u64::from(SECTOR_SIZE)
 }
 
+/// How many bytes that many sectors of 512 bytes are.
+pub(crate) fn bytes(sectors: u64) -> u64 {
+    sectors.saturating_mul(u64::from(SECTOR_SIZE))
+}
+
 /// Whether requests of a device with logical blocks of `block_size` bytes can go past the page
 /// cache of a file whose direct I/O has units of `direct_block` bytes. Mirrors `lo_can_use_dio()`.
 pub(crate) fn fits_direct(block_size: u32, offset: u64, direct_block: u32) -> bool {

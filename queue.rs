@@ -15,7 +15,10 @@ use crate::{
         Status,
         Submitter, //
     },
-    command::Target,
+    command::{
+        self,
+        Target, //
+    },
     completion,
     device::LoopDevice,
     inline,
@@ -55,7 +58,7 @@ impl Operations for LoopDevice {
             }
             return Err(rq.refuse(Status::IOERR));
         };
-        if target.read_only && rq.op().is_write() {
+        if command::exceeds_device(&rq) || target.read_only && rq.op().is_write() {
             return Err(rq.refuse(Status::IOERR));
         }
         if let Err(rq) = inline::submit(rq.start(), submitter) {

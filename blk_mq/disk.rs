@@ -14,7 +14,10 @@ use super::{
     TagSet, //
 };
 use crate::kern::{
-    bdev::BlockDevice,
+    bdev::{
+        BlockDevice,
+        Claim, //
+    },
     ffi, //
 };
 use core::{
@@ -252,10 +255,7 @@ impl<T: DiskOperations> Drop for Disk<T> {
         let context = unsafe { (*self.raw.as_ptr()).private_data }.cast::<QueueContext<T>>();
         // Where adding it has failed half-way, who looks at all disks may have found it, and hold it for
         // a moment. Its release needs the tag set, so it must come before that goes.
-        // SAFETY: The disk is valid, as this holds a reference.
-        while unsafe { ffi::rnull_loop_disk_refs(self.raw.as_ptr()) } > 1 {
-            fsleep(Delta::from_millis(1));
-        }
+        self.wait_for_last_reference();
         // SAFETY: Nobody can find the disk any more, which is not added, so the reference that was left
         // is this one. Dropping it releases the disk, and the queue with it.
         unsafe { bindings::put_disk(self.raw.as_ptr()) };
@@ -301,7 +301,10 @@ impl<T: DiskOperations> Drop for RegisteredDisk<T> {
         // SAFETY: `del_gendisk()` took the queue's hardware contexts down, so nothing needs the
         // tag set any more, and `self` ends here.
         unsafe { ManuallyDrop::drop(&mut self.tags) };
-        // SAFETY: This drops the reference that `__blk_mq_alloc_disk()` gave; the last one calls
+        // Who was about to open the disk when it went has a reference for a moment, but none to the module,
+        // which may go when this returns.
+        self.wait_for_last_reference();
+        // SAFETY: This drops the reference that `__blk_mq_alloc_disk()` gave; being the last one, it calls
         // `free_disk`, which frees the context.
         unsafe { bindings::put_disk(self.raw.as_ptr()) };
     }
@@ -384,6 +387,15 @@ impl<T: DiskOperations> GenDisk<T> {
         unsafe { CStr::from_char_ptr((&raw const (*self.raw()).disk_name).cast()) }
     }
 
+    /// Waits until the caller has the only reference to the disk, which nobody can find any more. Those
+    /// who found it before do not keep it. May sleep.
+    fn wait_for_last_reference(&self) {
+        // SAFETY: By the type invariant the disk is valid.
+        while unsafe { ffi::rnull_loop_disk_refs(self.raw()) } > 1 {
+            fsleep(Delta::from_millis(1));
+        }
+    }
+
     /// How many openers the disk has: `disk_openers()`.
     pub(crate) fn openers(&self) -> u32 {
         // SAFETY: By the type invariant the disk is valid.
@@ -395,6 +407,50 @@ impl<T: DiskOperations> GenDisk<T> {
         // SAFETY: By the type invariant the queue is valid; a change that comes at the same time
         // is seen or not.
         unsafe { core::ptr::read_volatile(&raw const (*self.queue()).limits.logical_block_size) }
+    }
+
+    /// Calls `visit` with the disk, and then with each of its partitions that stays meanwhile. May sleep.
+    fn for_each_part(&self, visit: impl Fn(&BlockDevice)) {
+        let mut partno = 0;
+        // SAFETY: By the type invariant the disk is valid.
+        let next = |partno| unsafe { ffi::rnull_loop_get_part(self.raw(), partno) };
+        // SAFETY: The helper returns a block device with a reference, or null.
+        while let Some(part) = unsafe { BlockDevice::from_kept(next(&mut partno)) } {
+            visit(&part);
+            partno += 1;
+        }
+    }
+
+    /// Writes back what is cached of the disk and of its partitions, which have caches of their own. What
+    /// cannot be written is reported to those who wrote it. May sleep.
+    pub(crate) fn write_back(&self) {
+        self.for_each_part(|part| {
+            let _ = part.sync();
+        });
+    }
+
+    /// Drops what is cached and clean of the disk and of its partitions: [`BlockDevice::invalidate`]. May
+    /// sleep.
+    pub(crate) fn drop_cached(&self) {
+        self.for_each_part(BlockDevice::invalidate);
+    }
+
+    /// Keeps exclusive openers of the disk and of its partitions away until the claim is dropped.
+    ///
+    /// The caller has `bdev` open as `mode` says, and may hold the disk exclusively already; see
+    /// [`BlockDevice::claim`].
+    pub(crate) fn claim_for(&self, bdev: &BlockDevice, mode: Mode) -> Result<Option<Claim<'_>>> {
+        if mode.is_exclusive() && core::ptr::eq(bdev, self.part0()) {
+            return Ok(None);
+        }
+        self.part0().claim().map(Some)
+    }
+
+    /// The size of the disk, in sectors of 512 bytes: `get_capacity()`.
+    pub(crate) fn capacity(&self) -> u64 {
+        // SAFETY: By the type invariant the disk is valid, and `part0` lives as long; a change that comes
+        // at the same time is seen or not.
+        unsafe { core::ptr::read_volatile(&raw const (*(*self.raw()).part0).bd_nr_sectors) }
     }
 
     /// Sets the size, in sectors of 512 bytes, and tells user space of it by a `RESIZE` event, or
@@ -619,8 +675,8 @@ impl<T: DiskOperations> Fops<T> {
     /// Called by the block layer alone, once, when the last reference to an added disk whose
     /// `fops` are these is gone.
     unsafe extern "C" fn free_disk(disk: *mut bindings::gendisk) {
-        // SAFETY: By the invariants of `RegisteredDisk`; nobody uses the disk any more, and
-        // `RegisteredDisk::drop` waited for `queue_rq`.
+        // SAFETY: By the invariants of `RegisteredDisk`, whose `drop` gave up the last reference, and
+        // waited for `queue_rq` before.
         drop(unsafe { KBox::from_raw((*disk).private_data.cast::<QueueContext<T>>()) });
     }
 

@@ -20,6 +20,7 @@ use crate::{
         Mode, //
     },
     flags::Flags,
+    geometry,
     kern::{
         bdev::BlockDevice,
         file::BackingFile,
@@ -27,7 +28,16 @@ use crate::{
     },
     settings::Settings, //
 };
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::ordering::Relaxed,
+        barrier::{
+            smp_mb,
+            Write, //
+        }, //
+    }, //
+};
 
 impl LoopDevice {
     /// LOOP_GET_STATUS64: what the device is bound to.
@@ -55,17 +65,20 @@ impl LoopDevice {
         let scans = !old.flags.contains(Flags::PARTSCAN) && new.flags.contains(Flags::PARTSCAN);
         let Backing { file, traits, .. } = &binding.backing;
         traits.settle_direct(file, disk.logical_block_size(), &mut new);
-        if moved {
-            forget_cached(disk);
+        let capacity = moved.then(|| backing::capacity(file, &new));
+        if let Some(capacity) = capacity {
+            disk.write_back();
+            disk.drop_cached();
+            // Requests that the present size lets through are to keep to the new one, too.
+            let length = geometry::bytes(capacity.min(disk.capacity()));
+            self.length.store(length, Relaxed);
         }
         adopt(disk, binding, None, new)?;
         if scans {
             disk.suppress_partition_scan(false);
         }
-        if moved {
-            // What was read from the old place meanwhile.
-            disk.part0().invalidate();
-            resize(disk, binding);
+        if let Some(capacity) = capacity {
+            self.adopt_capacity(disk, capacity);
         }
         drop(state);
         if scans {
@@ -77,8 +90,32 @@ impl LoopDevice {
     /// LOOP_SET_CAPACITY: takes over the size that the file has now.
     pub(crate) fn set_capacity(&self, disk: &GenDisk<Self>) -> Result {
         let mut state = self.lock_killable()?;
-        resize(disk, state.bound()?);
+        let binding = state.bound()?;
+        let capacity = backing::capacity(&binding.backing.file, &binding.settings);
+        if capacity > disk.capacity() {
+            // The last page may end beyond the present end, and would be written back with zeroes there.
+            disk.write_back();
+        }
+        self.adopt_capacity(disk, capacity);
         Ok(())
+    }
+
+    /// Takes over a size, in sectors of 512 bytes, and tells user space.
+    fn adopt_capacity(&self, disk: &GenDisk<Self>, capacity: u64) {
+        if !self.resize(disk, capacity) {
+            disk.notify_change();
+        }
+        // What was read meanwhile, from the old place or with the old end.
+        disk.drop_cached();
+    }
+
+    /// Sets the size, in sectors of 512 bytes; whether user space has been told.
+    pub(super) fn resize(&self, disk: &GenDisk<Self>, capacity: u64) -> bool {
+        self.length.store(geometry::bytes(capacity), Relaxed);
+        // Pairs with the barrier of the tag set's SRCU lock: a request that the new size lets through is
+        // compared with the new length.
+        smp_mb(Write);
+        disk.set_capacity_and_notify(capacity)
     }
 
     /// LOOP_SET_DIRECT_IO: whether I/O goes past the page cache of the file. `EINVAL` where it
@@ -115,7 +152,7 @@ impl LoopDevice {
         size: u32,
     ) -> Result {
         // Nobody must find other blocks under a file system.
-        let _claim = bdev.claim_unless(mode.is_exclusive())?;
+        let _claim = disk.claim_for(bdev, mode)?;
         let mut state = self.lock_killable()?;
         let binding = state.bound()?;
         if size == disk.logical_block_size() {
@@ -128,12 +165,13 @@ impl LoopDevice {
             size => size,
         };
         traits.settle_direct(file, size, &mut new);
-        forget_cached(disk);
+        disk.write_back();
+        disk.drop_cached();
         let mut limits = disk.update_limits();
         traits.apply(&mut limits, file, new.flags, size);
         adopt(disk, binding, Some(limits), new)?;
         // What was read in blocks of the old size meanwhile.
-        disk.part0().invalidate();
+        disk.drop_cached();
         Ok(())
     }
 
@@ -151,14 +189,6 @@ impl LoopDevice {
             let _ = limits.commit();
         }
     }
-}
-
-/// Writes back and drops what is cached of the device: it belongs to other places of the file soon,
-/// or to blocks of another size.
-fn forget_cached(disk: &GenDisk<LoopDevice>) {
-    // What cannot be written back is reported to those who wrote it.
-    let _ = disk.part0().sync();
-    disk.part0().invalidate();
 }
 
 /// Brings limits and settings into force, between two requests; nothing has changed when the limits
@@ -180,12 +210,4 @@ fn adopt(
     target.caching = backing::caching(new.flags);
     binding.settings = new;
     Ok(())
-}
-
-/// Takes over the size of the file, and tells user space.
-fn resize(disk: &GenDisk<LoopDevice>, binding: &Binding) {
-    let capacity = backing::capacity(&binding.backing.file, &binding.settings);
-    if !disk.set_capacity_and_notify(capacity) {
-        disk.notify_change();
-    }
 }

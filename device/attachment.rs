@@ -50,7 +50,7 @@ impl LoopDevice {
     ) -> Result {
         let file = backing::candidate(config.fd)?;
         // An exclusive owner must not find another device under its feet.
-        let _claim = bdev.claim_unless(mode.is_exclusive())?;
+        let _claim = disk.claim_for(bdev, mode)?;
         if !self.is_unbound() {
             return Err(EBUSY);
         }
@@ -92,7 +92,7 @@ impl LoopDevice {
         disk.set_read_only(settings.flags.contains(Flags::READ_ONLY));
         // A target that is there already would be that of a device that is not unbound.
         let _ = disk.publish(traits.target(file.clone(), &settings));
-        disk.set_capacity_and_notify(backing::capacity(file, &settings));
+        self.resize(disk, backing::capacity(file, &settings));
         vacancy.bind(Binding {
             backing,
             settings,
@@ -155,7 +155,7 @@ impl LoopDevice {
         let old_target = frozen.replace_io(target);
         drop(frozen);
         // What was read of the old file meanwhile.
-        disk.part0().invalidate();
+        disk.drop_cached();
         let scans = settings.flags.contains(Flags::PARTSCAN);
         binding.settings = settings;
         let old_backing = core::mem::replace(&mut binding.backing, backing);

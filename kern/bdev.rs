@@ -5,10 +5,15 @@
 //! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
 use super::ffi;
+use core::ptr::NonNull;
 use kernel::{
     bindings,
     error::to_result,
     prelude::*,
+    sync::aref::{
+        ARef,
+        AlwaysRefCounted, //
+    },
     types::Opaque, //
 };
 
@@ -21,7 +26,30 @@ use kernel::{
 #[repr(transparent)]
 pub(crate) struct BlockDevice(Opaque<bindings::block_device>);
 
+// SAFETY: The reference count is that of `bd_device`, whose release frees the block device. The device of
+// a disk is released with it, and that of a partition has a reference to its disk.
+unsafe impl AlwaysRefCounted for BlockDevice {
+    fn inc_ref(&self) {
+        // SAFETY: By the type invariant the block device is valid.
+        unsafe { bindings::get_device(&raw mut (*self.raw()).bd_device) };
+    }
+
+    unsafe fn dec_ref(this: NonNull<Self>) {
+        let raw = this.cast::<bindings::block_device>().as_ptr();
+        // SAFETY: By the function's requirements there is a reference, which this drops.
+        unsafe { bindings::put_device(&raw mut (*raw).bd_device) };
+    }
+}
+
 impl BlockDevice {
+    /// # Safety
+    ///
+    /// `raw` must be null, or a valid block device with a reference that becomes that of the result.
+    pub(crate) unsafe fn from_kept(raw: *mut bindings::block_device) -> Option<ARef<Self>> {
+        // SAFETY: By the function's requirements; the type is transparent.
+        NonNull::new(raw).map(|raw| unsafe { ARef::from_raw(raw.cast()) })
+    }
+
     /// # Safety
     ///
     /// `raw` must satisfy the invariants of [`BlockDevice`] for `'a`.
@@ -124,15 +152,6 @@ impl BlockDevice {
         })?;
         // INVARIANT: The claim is ours now.
         Ok(Claim(self))
-    }
-
-    /// As [`claim`](Self::claim), unless the caller holds the device exclusively anyway.
-    pub(crate) fn claim_unless(&self, exclusive: bool) -> Result<Option<Claim<'_>>> {
-        if exclusive {
-            Ok(None)
-        } else {
-            Ok(Some(self.claim()?))
-        }
     }
 
     /// Who claims: any address that is not null and no other claimer's will do.

@@ -129,7 +129,7 @@ pub(crate) trait BackingFile {
     /// What kind of file it is.
     fn kind(&self) -> Kind<'_>;
     /// The block device that its file system lives on.
-    fn fs_device(&self) -> Option<&BlockDevice>;
+    fn fs_device(&self) -> Option<ARef<BlockDevice>>;
     /// Its size in bytes: a block device's from its inode, another file's from the file system.
     /// May sleep.
     fn size(&self) -> Result<u64>;
@@ -271,11 +271,11 @@ impl BackingFile for File {
         }
     }
 
-    fn fs_device(&self) -> Option<&BlockDevice> {
+    fn fs_device(&self) -> Option<ARef<BlockDevice>> {
         // SAFETY: The inode of an open file is valid, and so is its super block.
-        let bdev = unsafe { ffi::rnull_loop_sb_bdev(self.as_ptr()) };
-        // SAFETY: The block device of a super block stays while a file of it is open.
-        (!bdev.is_null()).then(|| unsafe { BlockDevice::from_raw(bdev) })
+        let bdev = unsafe { ffi::rnull_loop_get_sb_bdev(self.as_ptr()) };
+        // SAFETY: The helper returns it with a reference, or null.
+        unsafe { BlockDevice::from_kept(bdev) }
     }
 
     fn size(&self) -> Result<u64> {

@@ -154,6 +154,25 @@ unsigned int rnull_loop_disk_openers(struct gendisk *disk)
 	return disk_openers(disk);
 }
 
+/*
+ * The first block device of @disk from number *@partno on, with a reference, and
+ * its number; NULL if there is none. 0 is the disk itself. Those that nobody has
+ * a reference to any more are left out.
+ */
+struct block_device *rnull_loop_get_part(struct gendisk *disk,
+					 unsigned long *partno)
+{
+	struct block_device *bdev;
+
+	rcu_read_lock();
+	xa_for_each_start(&disk->part_tbl, *partno, bdev, *partno) {
+		if (kobject_get_unless_zero(&bdev->bd_device.kobj))
+			break;
+	}
+	rcu_read_unlock();
+	return bdev;
+}
+
 /* How many references to @disk there are. */
 unsigned int rnull_loop_disk_refs(struct gendisk *disk)
 {
@@ -289,10 +308,20 @@ const struct path *rnull_loop_file_path(struct file *file)
 	return &file->f_path;
 }
 
-/* The block device that the file system of @file lives on, or NULL. */
-struct block_device *rnull_loop_sb_bdev(struct file *file)
+/*
+ * The block device that the file system of @file lives on, with a reference, or
+ * NULL. btrfs may exchange and close it at any time.
+ */
+struct block_device *rnull_loop_get_sb_bdev(struct file *file)
 {
-	return file->f_mapping->host->i_sb->s_bdev;
+	struct block_device *bdev;
+
+	rcu_read_lock();
+	bdev = READ_ONCE(file->f_mapping->host->i_sb->s_bdev);
+	if (bdev && !kobject_get_unless_zero(&bdev->bd_device.kobj))
+		bdev = NULL;
+	rcu_read_unlock();
+	return bdev;
 }
 
 /*

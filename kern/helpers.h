@@ -29,6 +29,8 @@ void rnull_loop_disable_write_zeroes(struct request_queue *q);
 
 /* disks and block devices */
 unsigned int rnull_loop_disk_openers(struct gendisk *disk);
+struct block_device *rnull_loop_get_part(struct gendisk *disk,
+					 unsigned long *partno);
 unsigned int rnull_loop_disk_refs(struct gendisk *disk);
 struct device *rnull_loop_disk_to_dev(struct gendisk *disk);
 struct gendisk *rnull_loop_dev_to_disk(struct device *dev);
@@ -50,7 +52,7 @@ loff_t rnull_loop_i_size_read(struct file *file);
 bool rnull_loop_atime_settled(struct file *file);
 bool rnull_loop_write_is_anonymous(struct file *file, loff_t end);
 const struct path *rnull_loop_file_path(struct file *file);
-struct block_device *rnull_loop_sb_bdev(struct file *file);
+struct block_device *rnull_loop_get_sb_bdev(struct file *file);
 bool rnull_loop_file_honours_dsync(struct file *file);
 bool rnull_loop_file_stable_writes(struct file *file);
 int rnull_loop_fs_block_size(struct file *file, unsigned int *size);

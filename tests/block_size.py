@@ -224,6 +224,41 @@ def partitions():
             equal("block size", block_size(fd), 1024)
 
 
+@check(
+    "by a partition's node with another partition mounted: EBUSY",
+    better="it claims the partition alone, and the file system finds other blocks below",
+)
+def sibling():
+    path = image(16)
+    run("sfdisk", "-q", path, input="label: dos\nstart=2048,size=8192\nstart=12288,size=8192\n")
+    with attach(path, flags=PARTSCAN) as fd:
+        wait_for(lambda: os.path.exists(f"{fd.path}p2"))
+        run("mkfs.ext2", "-q", f"{fd.path}p1")
+        place = mounted(f"{fd.path}p1", "mounted")
+        settle()
+        for flags in 0, os.O_EXCL:
+            with Fd(f"{fd.path}p2", os.O_RDWR | flags) as partition:
+                equal("the sibling", partition.ioctl(SET_BLOCK_SIZE, 4096), "-EBUSY")
+        equal("block size", block_size(fd), 512)
+        run("umount", place)
+
+
+@check(
+    "what is cached of a partition is written in the old blocks",
+    better="it writes back what is cached of the whole disk alone",
+)
+def cached_partition():
+    path = image(2)
+    fd, partition = attach_with_partition(path, 64, 63)
+    with fd, partition:
+        os.pwrite(partition.fd, b"new!" * 128, 512)
+        equal("SET_BLOCK_SIZE", fd.ioctl(SET_BLOCK_SIZE, 4096), 0)
+        os.fsync(partition.fd)
+    with open(path, "rb") as file:
+        file.seek(65 * 512)
+        equal("the file", file.read(512) == b"new!" * 128, True)
+
+
 @check("no claim is left behind, whatever comes of it")
 def claim_given_back():
     with attach(image()) as fd:

@@ -121,6 +121,49 @@ def while_mounted():
         run("e2fsck", "-fn", fd.path)
 
 
+@check(
+    "nothing that was cut off is read when the file is as long again",
+    better="it leaves it in the device's cache",
+)
+def cut_off():
+    path = numbered_image(2)
+    with attach(path) as fd:
+        equal("sector", number_at(fd, 3 * MIB // 2), 3 * MIB // 2)
+        for mib in 1, 2:
+            resize(path, mib)
+            equal("size", set_capacity(fd), mib * MIB)
+        equal("sector", number_at(fd, 3 * MIB // 2), 0)
+
+
+@check(
+    "what is appended in the page of the old end is read, and not overwritten",
+    better="it leaves zeroes in the device's cache, and writes them with the page",
+)
+def appended():
+    path = image(1)
+    end = (1 << 20) + 512
+    os.truncate(path, end)
+    with attach(path) as fd:
+        for write in False, True:
+            equal("sector", number_at(fd, MIB), 0)
+            if write:
+                os.pwrite(fd.fd, b"last" * 128, 1 << 20)
+            with open(path, "r+b") as file:
+                file.seek(end)
+                file.write(b"more" * 896)
+            set_capacity(fd)
+            if not write:
+                equal("appended", os.pread(fd.fd, 3584, end) == b"more" * 896, True)
+                os.pwrite(fd.fd, b"last" * 128, 1 << 20)
+            os.fsync(fd.fd)
+            with open(path, "rb") as file:
+                file.seek(1 << 20)
+                equal("file", file.read() == b"last" * 128 + b"more" * 896, True)
+            os.truncate(path, 1 << 20)
+            os.truncate(path, end)
+            set_capacity(fd)
+
+
 @check("an event tells of a new size, and of none")
 def event():
     path = image(2)

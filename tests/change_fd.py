@@ -365,6 +365,22 @@ def nothing_stale():
 
 
 @check(
+    "nor in the cache of a partition",
+    better="it drops the cache of the whole disk alone",
+)
+def nothing_stale_of_a_partition():
+    paths = [numbered_image(), numbered_image(1, "two", OTHER)]
+    run("sfdisk", "-q", paths[1], input="label: dos\nstart=64,size=64\n")
+    fd, partition = attach_with_partition(
+        paths[0], 64, 64, mode=os.O_RDONLY, device_mode=os.O_RDONLY
+    )
+    with fd, partition:
+        for first in 0, OTHER, 0:
+            equal("sector 1", number_at(partition, 1), first + 65)
+            equal("CHANGE_FD", change(fd, paths[not first]), 0)
+
+
+@check(
     "the limits are those of the new file",
     better="it keeps what the old one could do",
 )

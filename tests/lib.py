@@ -155,6 +155,16 @@ def attach(path, mode=os.O_RDWR, device_mode=os.O_RDWR, block_size=0, **info):
     return fd
 
 
+def attach_with_partition(path, start, size, **arguments):
+    """Gives an image a DOS table with one partition, in sectors, and attaches it; the device, and the
+    partition open."""
+    run("sfdisk", "-q", path, input=f"label: dos\nstart={start},size={size}\n")
+    fd = attach(path, flags=PARTSCAN, **arguments)
+    wait_for(lambda: os.path.exists(f"{fd.path}p1"))
+    settle()
+    return fd, Fd(f"{fd.path}p1", os.O_RDONLY if "mode" in arguments else os.O_RDWR)
+
+
 def detach(device):
     """LOOP_CLR_FD, and waits until the device is unbound."""
     with Fd(device) as fd:
