@@ -14,9 +14,9 @@
 //! 4. the frozen queue ([`GenDisk::freeze`]).
 //!
 //! The table of [`registry`](crate::registry), [`LoopDevice::attributes`] and [`LoopDevice::shown`]
-//! are leaves: no lock is taken under them, as are those inside the abstractions. Under `state` no partition is scanned, as that takes the
-//! disk's `open_mutex`. Attributes are removed without `state`, as their readers may take a while.
-//! What must not be done while the queue is frozen stands in `blk_mq/limits.rs`.
+//! are leaves: no lock is taken under them, as are those inside the abstractions. Under `state` no
+//! partition is scanned, as that takes the disk's `open_mutex`. Attributes are removed without `state`, as
+//! their readers may take a while. What must not be done while the queue is frozen stands in `blk_mq/limits.rs`.
 
 #![forbid(unsafe_code)]
 

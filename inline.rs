@@ -19,6 +19,8 @@
 //! - **Writes to a file** depend on who writes: limits, privileges, signals. Only those that do not,
 //!   over blocks that are there, are submitted; file systems refuse the rest when told not to wait.
 //!   Not those that must be durable at once, for which they may wait for the journal.
+//! - **Whoever submits may be killed**, which is nothing to a request that may not even be its own: what
+//!   the file refuses for that (`EINTR`) is left to workers.
 //! - **Buffered reads** take what is in the page cache and start no I/O. Buffered writes are left to
 //!   workers, as they wait for memory to be written back.
 //!

@@ -84,10 +84,11 @@ impl<T: Operations> Pdu<T> {
 ///
 /// # Invariants
 ///
-/// A reference to a `Request<T>` points at a request that a tag set made by
-/// [`TagSet<T>`](super::TagSet) handed out and that was not ended, on a queue made by
-/// [`Disk<T>`](super::Disk); so its PDU is an initialized `Pdu<T>`, and it holds a reference to the
-/// queue's usage counter.
+/// A reference to a `Request<T>` points at a request that was set up for a tag set made by
+/// [`TagSet<T>`](super::TagSet) (its own, a scheduler's, or a queue's flush request), handed out, and
+/// not ended, on a queue made by [`Disk<T>`](super::Disk); so its PDU is an initialized `Pdu<T>`, and
+/// there is a reference to the queue's usage counter until it ends: its own or, of a flush request, that
+/// of the request it was made for.
 #[repr(transparent)]
 pub(crate) struct Request<T: Operations>(Opaque<bindings::request>, PhantomData<T>);
 
@@ -121,8 +122,8 @@ impl<T: Operations> Request<T> {
 
     pub(super) fn pdu(&self) -> &Pdu<T> {
         // SAFETY: The PDU follows the request (`blk_mq_rq_to_pdu()`). By the type invariant it is
-        // an initialized `Pdu<T>`, and it is dropped only when its tag set goes, which outlives all
-        // requests in flight.
+        // an initialized `Pdu<T>`, and it is dropped only with its tag set, scheduler or queue, which
+        // outlive all requests in flight.
         unsafe { &*self.raw().add(1).cast::<Pdu<T>>() }
     }
 
@@ -171,8 +172,8 @@ impl<T: Operations> Request<T> {
 
     /// Keeps the queue and what belongs to it, whatever becomes of the request.
     pub(crate) fn keep_queue(&self) -> QueueRef<T> {
-        // SAFETY: By the type invariant the request is valid, and it holds a reference to the queue's
-        // usage counter, so another one may be had.
+        // SAFETY: By the type invariant the request is valid, and there is a reference to the queue's
+        // usage counter while it is, so another one may be had.
         unsafe { ffi::rnull_loop_queue_get(self.queue()) };
         // SAFETY: By the type invariant the request was handed out by a tag set of `T`, whose
         // `init_hctx` stored a pointer into the queue's `QueueContext<T>`.

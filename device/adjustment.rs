@@ -65,6 +65,7 @@ impl LoopDevice {
         let scans = !old.flags.contains(Flags::PARTSCAN) && new.flags.contains(Flags::PARTSCAN);
         let Backing { file, traits, .. } = &binding.backing;
         traits.settle_direct(file, disk.logical_block_size(), &mut new);
+        settle_cache(binding, &new);
         let capacity = moved.then(|| backing::capacity(file, &new));
         if let Some(capacity) = capacity {
             disk.write_back();
@@ -129,12 +130,10 @@ impl LoopDevice {
         }
         new.flags.set(Flags::DIRECT_IO, on);
         let Backing { file, traits, .. } = &binding.backing;
-        if on {
-            if !traits.can_direct(file, disk.logical_block_size(), new.offset) {
-                return Err(EINVAL);
-            }
-            attachment::begin_caching(file, &new);
+        if on && !traits.can_direct(file, disk.logical_block_size(), new.offset) {
+            return Err(EINVAL);
         }
+        settle_cache(binding, &new);
         let mut limits = disk.update_limits();
         limits.set_dma_alignment(traits.dma_alignment(new.flags));
         adopt(disk, binding, Some(limits), new)
@@ -165,6 +164,7 @@ impl LoopDevice {
             size => size,
         };
         traits.settle_direct(file, size, &mut new);
+        settle_cache(binding, &new);
         disk.write_back();
         disk.drop_cached();
         let mut limits = disk.update_limits();
@@ -188,6 +188,17 @@ impl LoopDevice {
             // Nothing contradicts a limit of 0.
             let _ = limits.commit();
         }
+    }
+}
+
+/// What is left in the page cache of the file from the time of direct I/O, or without, is not to be found in
+/// the other's. That of a block device may be old, where others have read it beside direct writes.
+fn settle_cache(binding: &Binding, new: &Settings) {
+    let file = &binding.backing.file;
+    if backing::caching(binding.settings.flags) != backing::caching(new.flags) {
+        // Errors are told to those who wrote it, by their own descriptors or by flushes of the device.
+        let _ = file.sync();
+        file.drop_cache();
     }
 }
 

@@ -242,7 +242,7 @@ impl LoopDevice {
 /// What is dirty in its page cache would be missed by, or overwrite, what goes past it. An error is
 /// told to those who wrote it, by their own descriptors or by flushes of the device. What is clean would be in the way:
 /// while there is anything, direct writes complete by way of a workqueue.
-pub(super) fn begin_caching(file: &File, settings: &Settings) {
+fn begin_caching(file: &File, settings: &Settings) {
     let _ = file.sync();
     if settings.flags.contains(Flags::DIRECT_IO) {
         file.drop_cache();

@@ -109,6 +109,25 @@ slow() {
 	works_again
 }
 
+# What others read of the disk, through its cache, while it was written: there it is old, and not what the
+# device reads when direct I/O has ended.
+read_beside() {
+	local job
+	create "0 $sectors delay $ram_spare 0 0 $ram_spare 0 1000"
+	over disk on
+	udevadm settle
+	noise "$scratch/data" 1
+	blockdev --flushbufs "$file"
+	write_at "$device" 3 &
+	job=$!
+	sleep 0.3
+	dd if="$file" of=/dev/null bs=64k count=1 skip=3 status=none
+	wait "$job"
+	losetup --direct-io=off "$device"
+	cmp -n 64K "$scratch/data" <(read_at "$device" 3)
+	works_again
+}
+
 no_load() { ! pgrep -x fio >/dev/null; }
 
 # unlinked FILE-SYSTEM DIRECT: the device has the file as long as it needs it.
@@ -231,4 +250,5 @@ for direct in on off; do
 	check "a file system that went read-only, direct I/O $direct" read_only $direct
 	check "a disk that is removed, direct I/O $direct" removed $direct
 done
+check_better 'it reads what it finds in the cache' 'a disk that is read by others while it is written' read_beside
 run_checks
