@@ -241,7 +241,7 @@ impl Target {
         })
     }
 
-    fn block_device(&self) -> Option<&BlockDevice> {
+    pub(crate) fn block_device(&self) -> Option<&BlockDevice> {
         match self.file.kind() {
             Kind::Block(bdev) => Some(bdev),
             _ => None,

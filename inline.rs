@@ -21,7 +21,8 @@
 //!   Not those that must be durable at once, for which they may wait for the journal.
 //! - **Whoever submits may be killed**, which is nothing to a request that may not even be its own: what
 //!   the file refuses for that (`EINTR`) is left to workers.
-//! - **Buffered reads** take what is in the page cache and start no I/O. Buffered writes are left to
+//! - **Buffered reads** take what is in the page cache and start no I/O. Those of a block device take the
+//!   lock that who fills the page cache of another block device holds already. Buffered writes are left to
 //!   workers, as they wait for memory to be written back.
 //!
 //! It can be switched off for each device: `/sys/block/loopN/rnull_loop/inline`.
@@ -67,6 +68,12 @@ pub(crate) fn submit(
 }
 
 impl Target {
+    /// Whether who submits a request may hold the locks of one block device's page cache, and reading this
+    /// file takes those of another one's.
+    fn shares_locks_with(&self, rq: &Request<LoopDevice>) -> bool {
+        self.block_device().is_some() && rq.fills_cache()
+    }
+
     /// Whether a request may go this way in this context.
     fn allows(&self, way: Way, rq: &Request<LoopDevice>, submitter: &Submitter) -> bool {
         match (way, rq.op()) {
@@ -77,7 +84,7 @@ impl Target {
                     && !rq.disk_is_held()
                     && submitter.may_enter_file_system()
                     && match op {
-                        Op::Read => !self.file.changes_atime(),
+                        Op::Read => !self.file.changes_atime() && !self.shares_locks_with(rq),
                         _ => !rq.is_durable() && self.file.write_is_anonymous(self.end_of(rq)),
                     }
             }

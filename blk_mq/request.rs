@@ -170,6 +170,12 @@ impl<T: Operations> Request<T> {
         }
     }
 
+    /// Whether a read fills a page cache, whose locks its submitter holds then.
+    pub(crate) fn fills_cache(&self) -> bool {
+        // SAFETY: By the type invariant the request and its bios are valid; a read has memory.
+        self.op() == Op::Read && unsafe { ffi::rnull_loop_rq_fills_cache(self.raw()) }
+    }
+
     /// Keeps the queue and what belongs to it, whatever becomes of the request.
     pub(crate) fn keep_queue(&self) -> QueueRef<T> {
         // SAFETY: By the type invariant the request is valid, and there is a reference to the queue's

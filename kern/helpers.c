@@ -47,6 +47,15 @@ void rnull_loop_rq_zero_fill(struct request *rq)
 		zero_fill_bio(bio);
 }
 
+/*
+ * Whether @rq, a read, fills a page cache, as far as it can be told: folios that
+ * are being read are locked.
+ */
+bool rnull_loop_rq_fills_cache(struct request *rq)
+{
+	return folio_test_locked(page_folio(bio_page(rq->bio)));
+}
+
 bool rnull_loop_should_fake_timeout(struct request_queue *q)
 {
 	return blk_should_fake_timeout(q);

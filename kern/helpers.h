@@ -11,6 +11,7 @@ unsigned int rnull_loop_rq_nr_bvec(struct request *rq);
 unsigned int rnull_loop_rq_copy_bvecs(struct request *rq, struct bio_vec *to,
 				      unsigned int max);
 void rnull_loop_rq_zero_fill(struct request *rq);
+bool rnull_loop_rq_fills_cache(struct request *rq);
 bool rnull_loop_should_fake_timeout(struct request_queue *q);
 
 /* queue limits and freezing */

@@ -104,4 +104,14 @@ def on_another():
             equal("sector", number_at(fd, 5), 128 + 5)
 
 
+@check("both may be read through their caches")
+def through_both_caches():
+    # Not read ahead, but because a write has left the rest of the page: lockdep has seen the lock of the
+    # one cache taken under that of the other.
+    with attach(numbered_image()) as low, attach(low.path) as high:
+        run("blockdev", "--setbsz", "512", high.path)
+        os.pwrite(high.fd, bytes(512), 0)
+        equal("sector", number_at(high, 5), 5)
+
+
 run_checks()
