@@ -349,9 +349,11 @@ bool rnull_loop_file_stable_writes(struct file *file)
 /*
  * Whether IOCB_DSYNC makes a write to @file durable, for certain. Direct writes to
  * blocks that are there are not followed by a sync where the disk has FUA, unless
- * the file system says (IOMAP_F_DIRTY) that it has yet to write where they are:
- * btrfs never does, and f2fs forgets after the first write. ocfs2 looks at the
- * flags of the file instead, and servers of FUSE do what they like.
+ * the file system says (IOMAP_F_DIRTY) that it has yet to write where they are.
+ * XFS always does. btrfs never does, f2fs forgets after the first write, and so
+ * does ext4 without a journal, and at times with fast commits, which cannot be
+ * seen from here. ocfs2 looks at the flags of the file instead, and servers of
+ * FUSE do what they like.
  */
 bool rnull_loop_file_honours_dsync(struct file *file)
 {
@@ -359,13 +361,7 @@ bool rnull_loop_file_honours_dsync(struct file *file)
 
 	if (S_ISBLK(inode->i_mode))
 		return true;
-	switch (inode->i_sb->s_magic) {
-	case EXT4_SUPER_MAGIC:
-	case XFS_SUPER_MAGIC:
-		return true;
-	default:
-		return false;
-	}
+	return inode->i_sb->s_magic == XFS_SUPER_MAGIC;
 }
 
 int rnull_loop_fs_block_size(struct file *file, unsigned int *size)

@@ -63,7 +63,7 @@ UNBOUND = {
     "queue/zoned": "none",
 }
 # Where this driver does better: docs/differences.md. Nothing but the disk below splits requests, and
-# what a file on a disk is given can be made durable write by write.
+# what a block device is given can be made durable write by write.
 OWN = DRIVER == "rnull_loop"
 if OWN:
     UNBOUND |= {
@@ -236,7 +236,7 @@ def on_ext4():
     ram_disks()
     try:
         path = make_file_system("/dev/ram0")
-        each_way(path, 1 << 20, discard(os.statvfs(path).f_bsize), DURABLE)
+        each_way(path, 1 << 20, discard(os.statvfs(path).f_bsize), {})
     finally:
         no_ram_disks()
 
