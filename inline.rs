@@ -68,8 +68,8 @@ pub(crate) fn submit(
 }
 
 impl Target {
-    /// Whether who submits a request may hold the locks of one block device's page cache, and reading this
-    /// file takes those of another one's.
+    /// Whether a request is from the page cache of a block device, so that who submits it is likely to hold
+    /// a lock of it, and reading this file takes the same lock of another one.
     fn shares_locks_with(&self, rq: &Request<LoopDevice>) -> bool {
         self.block_device().is_some() && rq.fills_cache()
     }

@@ -255,7 +255,10 @@ impl<T: DiskOperations> Drop for Disk<T> {
         let context = unsafe { (*self.raw.as_ptr()).private_data }.cast::<QueueContext<T>>();
         // Where adding it has failed half-way, who looks at all disks may have found it, and hold it for
         // a moment. Its release needs the tag set, so it must come before that goes.
-        self.wait_for_last_reference();
+        // SAFETY: The disk is valid, as this holds a reference.
+        while unsafe { ffi::rnull_loop_disk_refs(self.raw.as_ptr()) } > 1 {
+            fsleep(Delta::from_millis(1));
+        }
         // SAFETY: Nobody can find the disk any more, which is not added, so the reference that was left
         // is this one. Dropping it releases the disk, and the queue with it.
         unsafe { bindings::put_disk(self.raw.as_ptr()) };
@@ -301,10 +304,7 @@ impl<T: DiskOperations> Drop for RegisteredDisk<T> {
         // SAFETY: `del_gendisk()` took the queue's hardware contexts down, so nothing needs the
         // tag set any more, and `self` ends here.
         unsafe { ManuallyDrop::drop(&mut self.tags) };
-        // Who was about to open the disk when it went has a reference for a moment, but none to the module,
-        // which may go when this returns.
-        self.wait_for_last_reference();
-        // SAFETY: This drops the reference that `__blk_mq_alloc_disk()` gave; being the last one, it calls
+        // SAFETY: This drops the reference that `__blk_mq_alloc_disk()` gave; the last one calls
         // `free_disk`, which frees the context.
         unsafe { bindings::put_disk(self.raw.as_ptr()) };
     }
@@ -385,15 +385,6 @@ impl<T: DiskOperations> GenDisk<T> {
         // SAFETY: By the type invariant the disk is valid; its name does not change, and is
         // NUL-terminated.
         unsafe { CStr::from_char_ptr((&raw const (*self.raw()).disk_name).cast()) }
-    }
-
-    /// Waits until the caller has the only reference to the disk, which nobody can find any more. Those
-    /// who found it before do not keep it. May sleep.
-    fn wait_for_last_reference(&self) {
-        // SAFETY: By the type invariant the disk is valid.
-        while unsafe { ffi::rnull_loop_disk_refs(self.raw()) } > 1 {
-            fsleep(Delta::from_millis(1));
-        }
     }
 
     /// How many openers the disk has: `disk_openers()`.
@@ -675,8 +666,8 @@ impl<T: DiskOperations> Fops<T> {
     /// Called by the block layer alone, once, when the last reference to an added disk whose
     /// `fops` are these is gone.
     unsafe extern "C" fn free_disk(disk: *mut bindings::gendisk) {
-        // SAFETY: By the invariants of `RegisteredDisk`, whose `drop` gave up the last reference, and
-        // waited for `queue_rq` before.
+        // SAFETY: By the invariants of `RegisteredDisk`; nobody uses the disk any more, and
+        // `RegisteredDisk::drop` waited for `queue_rq`.
         drop(unsafe { KBox::from_raw((*disk).private_data.cast::<QueueContext<T>>()) });
     }
 

@@ -192,7 +192,8 @@ impl LoopDevice {
 }
 
 /// What is left in the page cache of the file from the time of direct I/O, or without, is not to be found in
-/// the other's. That of a block device may be old, where others have read it beside direct writes.
+/// the other's. That of a block device may be old, where others have read it beside direct writes; those
+/// that are under way just now are not waited for.
 fn settle_cache(binding: &Binding, new: &Settings) {
     let file = &binding.backing.file;
     if backing::caching(binding.settings.flags) != backing::caching(new.flags) {

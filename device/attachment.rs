@@ -85,13 +85,15 @@ impl LoopDevice {
         // From here on nothing fails.
         let scans = self.always_scans || settings.flags.contains(Flags::PARTSCAN);
         settings.flags.set(Flags::PARTSCAN, scans);
+        // Flushes are to tell of what is found out now.
+        let target = traits.target(file.clone(), &settings);
         begin_caching(file, &settings);
         self.switches.reset();
         let uevents = disk.suppress_uevents();
         disk.force_media_change();
         disk.set_read_only(settings.flags.contains(Flags::READ_ONLY));
         // A target that is there already would be that of a device that is not unbound.
-        let _ = disk.publish(traits.target(file.clone(), &settings));
+        let _ = disk.publish(target);
         self.resize(disk, backing::capacity(file, &settings));
         vacancy.bind(Binding {
             backing,
@@ -141,6 +143,7 @@ impl LoopDevice {
         traits.settle_direct(&file, block_size, &mut settings);
         let backing = Backing::new(file, traits)?;
         let Backing { file, traits, .. } = &backing;
+        let target = traits.target(file.clone(), &settings);
         begin_caching(file, &settings);
         // A file system on the device hears of it before it is served from another file.
         let uevents = disk.suppress_uevents();
@@ -148,7 +151,6 @@ impl LoopDevice {
         drop(uevents);
         let mut limits = disk.update_limits();
         traits.apply(&mut limits, file, settings.flags, block_size);
-        let target = traits.target(file.clone(), &settings);
         let mut frozen = disk.freeze();
         // What a file adds contradicts nothing, and the block size is the present one.
         limits.commit()?;

@@ -145,7 +145,7 @@ pub(crate) trait BackingFile {
     ///
     /// An earlier write that failed since `reported`, which this advances, is an error, whoever has heard
     /// of it from this file already: but never `ENOMEM`, which tells of nothing but that, and may be tried
-    /// again.
+    /// again. (Not so on overlayfs, whose files have a mapping that hears of no failure.)
     fn sync_data(&self, reported: &ErrorCursor) -> Result;
     /// Where failed writes are that this file has not reported.
     fn error_cursor(&self) -> ErrorCursor;
