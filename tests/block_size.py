@@ -209,9 +209,7 @@ def while_mounted():
 @check("with a partition of it mounted: EBUSY; by a partition's node too while the whole is in use")
 def partitions():
     path = image(8)
-    run("sfdisk", "-q", path, input="label: dos\nstart=2048,size=8192\n")
-    with attach(path, flags=PARTSCAN) as fd:
-        wait_for(lambda: os.path.exists(f"{fd.path}p1"))
+    with attach_partitioned(path, (2048, 8192)) as fd:
         run("mkfs.ext2", "-q", f"{fd.path}p1")
         place = mounted(f"{fd.path}p1", "mounted")
         equal("the whole", fd.ioctl(SET_BLOCK_SIZE, 1024), "-EBUSY")
@@ -230,9 +228,7 @@ def partitions():
 )
 def sibling():
     path = image(16)
-    run("sfdisk", "-q", path, input="label: dos\nstart=2048,size=8192\nstart=12288,size=8192\n")
-    with attach(path, flags=PARTSCAN) as fd:
-        wait_for(lambda: os.path.exists(f"{fd.path}p2"))
+    with attach_partitioned(path, (2048, 8192), (12288, 8192)) as fd:
         run("mkfs.ext2", "-q", f"{fd.path}p1")
         place = mounted(f"{fd.path}p1", "mounted")
         settle()
@@ -249,8 +245,7 @@ def sibling():
 )
 def cached_partition():
     path = image(2)
-    fd, partition = attach_with_partition(path, 64, 63)
-    with fd, partition:
+    with attach_partitioned(path, (64, 63)) as fd, Fd(f"{fd.path}p1") as partition:
         os.pwrite(partition.fd, b"new!" * 128, 512)
         equal("SET_BLOCK_SIZE", fd.ioctl(SET_BLOCK_SIZE, 4096), 0)
         os.fsync(partition.fd)

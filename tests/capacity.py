@@ -180,9 +180,7 @@ def event():
 @check("the argument is ignored, and a partition's node will do")
 def argument():
     path = image(2)
-    run("sfdisk", "-q", path, input="label: dos\nstart=64,size=64\n")
-    with attach(path, flags=PARTSCAN) as fd:
-        wait_for(lambda: os.path.exists(f"{fd.path}p1"))
+    with attach_partitioned(path, (64, 64)) as fd:
         with Fd(f"{fd.path}p1") as partition:
             for mib, argument in (3, 8), (4, (1 << 64) - 1), (5, 1 << 63):
                 resize(path, mib)

@@ -371,10 +371,11 @@ def nothing_stale():
 def nothing_stale_of_a_partition():
     paths = [numbered_image(), numbered_image(1, "two", OTHER)]
     run("sfdisk", "-q", paths[1], input="label: dos\nstart=64,size=64\n")
-    fd, partition = attach_with_partition(
-        paths[0], 64, 64, mode=os.O_RDONLY, device_mode=os.O_RDONLY
-    )
-    with fd, partition:
+    readers = {"mode": os.O_RDONLY, "device_mode": os.O_RDONLY}
+    with (
+        attach_partitioned(paths[0], (64, 64), **readers) as fd,
+        Fd(f"{fd.path}p1", os.O_RDONLY) as partition,
+    ):
         for first in 0, OTHER, 0:
             equal("sector 1", number_at(partition, 1), first + 65)
             equal("CHANGE_FD", change(fd, paths[not first]), 0)

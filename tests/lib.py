@@ -155,14 +155,15 @@ def attach(path, mode=os.O_RDWR, device_mode=os.O_RDWR, block_size=0, **info):
     return fd
 
 
-def attach_with_partition(path, start, size, **arguments):
-    """Gives an image a DOS table with one partition, in sectors, and attaches it; the device, and the
-    partition open."""
-    run("sfdisk", "-q", path, input=f"label: dos\nstart={start},size={size}\n")
+def attach_partitioned(path, *partitions, **arguments):
+    """Gives an image a DOS table of partitions, each a start and a size in sectors, and attaches it; as
+    attach(), once the partitions are there."""
+    table = "".join(f"start={start},size={size}\n" for start, size in partitions)
+    run("sfdisk", "-q", path, input=f"label: dos\n{table}")
     fd = attach(path, flags=PARTSCAN, **arguments)
-    wait_for(lambda: os.path.exists(f"{fd.path}p1"))
+    wait_for(lambda: os.path.exists(f"{fd.path}p{len(partitions)}"))
     settle()
-    return fd, Fd(f"{fd.path}p1", os.O_RDONLY if "mode" in arguments else os.O_RDWR)
+    return fd
 
 
 def detach(device):

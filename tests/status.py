@@ -157,8 +157,7 @@ def no_stale_cache():
 )
 def no_stale_partition():
     path = numbered_image(2)
-    fd, partition = attach_with_partition(path, 64, 64)
-    with fd, partition:
+    with attach_partitioned(path, (64, 64)) as fd, Fd(f"{fd.path}p1") as partition:
         equal("sector 1", number_at(partition, 1), 65)
         os.pwrite(partition.fd, b"new!" * 1024, 4096)
         equal("SET_STATUS64", fd.ioctl(SET_STATUS64, Info(offset=1 << 20)), 0)
