@@ -171,6 +171,7 @@ nothing_mapped() {
 	return 1
 }
 
+# Needs wait_for where udev may still have one open: it heard of the attach.
 nothing_bound() { ! compgen -G '/sys/block/loop*/loop/backing_file' >/dev/null; }
 
 clean_up() {

@@ -110,7 +110,7 @@ many_at_once() {
 		equal 'image' "$(losetup -nO BACK-FILE "$(findmnt -no SOURCE "$mnt/$number")" | xargs)" "$scratch/tmpfs/image$number"
 	done
 	umount "$mnt"/{1..12}
-	nothing_bound || fail "devices are still bound after umount"
+	wait_for 10 nothing_bound || fail "devices are still bound after umount"
 }
 
 check "ext4 on an image on tmpfs, buffered" on ext4 tmpfs off

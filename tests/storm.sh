@@ -34,7 +34,7 @@ mounting() {
 		jobs+=($!)
 	done
 	for job in "${jobs[@]}"; do wait "$job"; done
-	nothing_bound || fail "bound after umount: $(echo /sys/block/loop*/loop)"
+	wait_for 10 nothing_bound || fail "bound after umount"
 	umount "$scratch/ext4"
 }
 
