@@ -17,7 +17,8 @@ pub(crate) mod request;
 
 use crate::kern::{
     bvec::Memory,
-    ffi, //
+    ffi,
+    file::ErrorCursor, //
 };
 use kernel::{
     bindings,
@@ -63,7 +64,8 @@ pub(crate) struct Transfer {
     pub(crate) caching: Caching,
     /// Whether to wait.
     pub(crate) wait: Wait,
-    /// Whether what is written must be durable when it is over: `IOCB_DSYNC`.
+    /// Whether what is written must be durable when it is over: `IOCB_DSYNC`. It fails, too, where something
+    /// else of the file fails to be written back meanwhile and cannot be told apart.
     pub(crate) durable: bool,
     /// Where in the file, in bytes.
     pub(crate) position: i64,
@@ -134,6 +136,7 @@ impl Iocb {
         memory: &Memory,
     ) -> Submitted {
         let kiocb = this.cast::<bindings::kiocb>();
+        let failures = transfer.durable.then(|| ErrorCursor::from_now(file));
         // SAFETY: By the function's requirements `this` is valid and has no operation under way.
         unsafe {
             kiocb.write(bindings::kiocb {
@@ -156,7 +159,12 @@ impl Iocb {
         }
         // SAFETY: The operation is over, and nobody else was told or will be.
         unsafe { finish(kiocb) };
-        Submitted::Done(ret)
+        // A page that was not written back is clean, and the file tells of it once: to this write, or to
+        // whoever else synced the file meanwhile.
+        match failures.map(|failures| failures.advance(file)) {
+            Some(Err(error)) if ret >= 0 => Submitted::Done(error.to_errno() as isize),
+            _ => Submitted::Done(ret),
+        }
     }
 }
 

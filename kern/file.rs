@@ -54,6 +54,29 @@ pub(crate) struct DirectAlignment {
 /// A `struct file` has one of its own, but each is told of a failure once, whoever syncs by it.
 pub(crate) struct ErrorCursor(Atomic<u32>);
 
+impl ErrorCursor {
+    /// One that is told of what fails from now on; all that has failed counts as reported.
+    pub(crate) fn from_now(file: &File) -> Self {
+        let cursor = Self(Atomic::new(0));
+        let _ = cursor.advance(file);
+        cursor
+    }
+
+    /// Fails if something has failed that was not reported here, and reports it. For one user at a time.
+    pub(crate) fn advance(&self, file: &File) -> Result {
+        let mut since = self.0.load(Relaxed);
+        // SAFETY: An open file has a mapping, and `since` is valid for writes.
+        let result = to_result(unsafe {
+            bindings::errseq_check_and_advance(
+                &raw mut (*(*file.as_ptr()).f_mapping).wb_err,
+                &mut since,
+            )
+        });
+        self.0.store(since, Relaxed);
+        result
+    }
+}
+
 /// What identifies a file: `st_dev`, `st_ino` and `st_rdev`, device numbers in the encoding of user
 /// space's 64-bit `dev_t`.
 pub(crate) struct Identity {
@@ -323,16 +346,7 @@ impl BackingFile for File {
     fn sync_data(&self, reported: &ErrorCursor) -> Result {
         // SAFETY: The file is open.
         let result = to_result(unsafe { bindings::vfs_fsync(self.as_ptr(), 1) });
-        let mut since = reported.0.load(Relaxed);
-        // SAFETY: An open file has a mapping, and `since` is valid for writes.
-        let failed = to_result(unsafe {
-            bindings::errseq_check_and_advance(
-                &raw mut (*(*self.as_ptr()).f_mapping).wb_err,
-                &mut since,
-            )
-        });
-        reported.0.store(since, Relaxed);
-        match failed {
+        match reported.advance(self) {
             Err(error) if error == ENOMEM => Err(EIO),
             Err(error) => Err(error),
             Ok(()) => result,

@@ -77,6 +77,41 @@ lost_write() {
 	sync "$device"
 }
 
+# Nobody was told that the disk lacks what was written before the attach.
+lost_before() {
+	local device held
+	create good
+	exec {held}<>/dev/mapper/lower
+	dd if=/dev/urandom of=/dev/mapper/lower bs=64k count=1 conv=notrunc status=none
+	become bad
+	# No fsync(): sync() tells nobody.
+	sync
+	become good
+	device=$(attach --direct-io=off /dev/mapper/lower)
+	refuse "$eio" sync "$device"
+	sync "$device"
+	exec {held}>&-
+}
+
+# Each durable write to the bad place fails, although the file tells of a failed write-back but once: to one
+# of them, or to a flush.
+durable_write() {
+	local device
+	create hole
+	device=$(attach --direct-io=off /dev/mapper/lower)
+	fio --filename="$device" --ioengine=sync --direct=1 --rw=randwrite --bs=4k --size=1m --time_based --runtime=5 \
+		--continue_on_error=all --output-format=json --output="$scratch/fio" --group_reporting \
+		--name=durable --offset=8m --sync=dsync --numjobs=4 --name=flushes --new_group --offset=0 --fsync=1 || :
+	python3 - "$scratch/fio" <<-'EOT'
+		import json, sys
+		with open(sys.argv[1]) as file:
+		    result = json.load(file)
+		writes = next(job["write"] for job in result["jobs"] if job["jobname"] == "durable")
+		print(writes["io_bytes"], "bytes of", writes["total_ios"], "writes were durable")
+		sys.exit(writes["io_bytes"] != 0 or writes["total_ios"] < 100)
+	EOT
+}
+
 recovers() {
 	local device
 	create good
@@ -143,6 +178,8 @@ check "a bad place, direct" bad_place on read_at write_at
 check "a bad place, buffered" bad_place off read_at
 check "an error of write-back reaches fsync" late_error
 check_better 'it syncs the file, and says nothing' 'who switches to direct I/O hides no lost write' lost_write
+check_better 'it syncs the file at attach, and says nothing' 'a write lost before the attach is told' lost_before
+check_better 'it has no durable writes, and a flush is told of a failure once' 'a durable write that is lost fails' durable_write
 check "a disk that fails and comes back, direct" recovers on
 check "a disk that fails and comes back, buffered" recovers off
 check "a disk that fails under deep queues" under_load
