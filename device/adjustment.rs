@@ -79,6 +79,9 @@ impl LoopDevice {
             disk.suppress_partition_scan(false);
         }
         if let Some(capacity) = capacity {
+            // Who hears of it is to find the new place, and not what was read meanwhile from the old one.
+            state.show();
+            disk.drop_cached();
             self.adopt_capacity(disk, capacity);
         }
         drop(state);
@@ -103,11 +106,14 @@ impl LoopDevice {
 
     /// Takes over a size, in sectors of 512 bytes, and tells user space.
     fn adopt_capacity(&self, disk: &GenDisk<Self>, capacity: u64) {
+        let changes = capacity != disk.capacity();
         if !self.resize(disk, capacity) {
             disk.notify_change();
         }
-        // What was read meanwhile, from the old place or with the old end.
-        disk.drop_cached();
+        if changes {
+            // What was read meanwhile with the old end.
+            disk.drop_cached();
+        }
     }
 
     /// Sets the size, in sectors of 512 bytes; whether user space has been told.

@@ -3,6 +3,7 @@
 """LOOP_SET_CAPACITY looks at the size of the file anew: after an image has grown or shrunk, the
 device follows, while it is in use, and a change event says so."""
 import os
+import threading
 from lib import *
 
 MIB = 2048
@@ -162,6 +163,31 @@ def appended():
             os.truncate(path, 1 << 20)
             os.truncate(path, end)
             set_capacity(fd)
+
+
+@check("a size that stays waits for nothing, as where the image's file system is frozen")
+def frozen():
+    disk = image(16, "disk")
+    run("mkfs.ext4", "-q", disk)
+    place = mounted(disk, "place", "-o", "loop")
+    with attach(image(1, "place/image")) as fd:
+        settle()
+        run("fsfreeze", "-f", place)
+        writer = threading.Thread(target=os.fsync, args=(fd.fd,))
+        caller = threading.Thread(target=lambda: equal("size", set_capacity(fd), MIB))
+        try:
+            os.pwrite(fd.fd, b"data" * 1024, 0)
+            writer.start()
+            writer.join(0.4)
+            assert writer.is_alive(), "written to a frozen file system"
+            caller.start()
+            caller.join(10)
+            assert not caller.is_alive(), "LOOP_SET_CAPACITY waits"
+        finally:
+            run("fsfreeze", "-u", place)
+        writer.join()
+    detach(fd.path)
+    run("umount", place)
 
 
 @check("an event tells of a new size, and of none")

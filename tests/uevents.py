@@ -35,9 +35,8 @@ class DiskEvents(Events):
             events.append(" ".join([event["ACTION"], what.replace(self.name, "disk"), *more]))
         return events
 
-    def finds_partition(self, device):
-        """Waits for an event of the disk, opens it at once, and says whether there is a second
-        partition."""
+    def changed(self):
+        """Waits for an event of the disk, to do something at once."""
         self.socket.settimeout(20)
         # Before whatever comes after the event.
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
@@ -45,6 +44,10 @@ class DiskEvents(Events):
         while not message.startswith(f"change@/devices/virtual/block/{self.name}\0".encode()):
             message = self.socket.recv(65536)
         self.socket.setblocking(False)
+
+    def finds_partition(self, device):
+        """Whether there is a second partition for who opens the disk upon an event."""
+        self.changed()
         with Fd(device, os.O_RDONLY):
             return os.path.exists(f"/sys/block/{self.name}/{self.name}p2")
 
@@ -245,6 +248,26 @@ def offset_and_limit():
         ):
             equal(f"SET_STATUS64: {what}", fd.ioctl(SET_STATUS64, info), 0)
             events.expect(what, *wanted)
+
+
+@check("whoever is told of another offset finds it in sysfs, and its data")
+def offset_there():
+    device, events = listen()
+    found = []
+
+    def look():
+        events.changed()
+        found.append((sysfs(device, "loop/offset"), number_at(fd, 0)))
+
+    with Fd(device) as fd:
+        equal("CONFIGURE", configure(fd, numbered_image(4)), 0)
+        events.take()
+        for number in range(1, 21):
+            listener = threading.Thread(target=look)
+            listener.start()
+            equal("SET_STATUS64", fd.ioctl(SET_STATUS64, Info(offset=number << 9)), 0)
+            listener.join()
+            equal("found", found.pop(), (str(number << 9), number))
 
 
 @check("LOOP_SET_CAPACITY: one event, RESIZE where the size is another")
