@@ -128,7 +128,8 @@ read_beside() {
 	works_again
 }
 
-no_load() { ! pgrep -x fio >/dev/null; }
+# As often as it takes: fio may have been starting its job when it was killed the first time.
+no_load() { ! pkill -KILL -x fio; }
 
 # unlinked FILE-SYSTEM DIRECT: the device has the file as long as it needs it.
 unlinked() {

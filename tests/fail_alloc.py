@@ -424,7 +424,7 @@ def transfer_sizes(path):
 
 def transfers(device_below, direct):
     with Place() as place:
-        fd = attach("/dev/ram0" if device_below else place.images[0], flags=direct and DIRECT_IO)
+        fd = attach_below(place, device_below, direct)
         transfer_sizes(fd.path)
         clear(fd)
 
@@ -435,6 +435,17 @@ for below in False, True:
             f"reads, writes and flushes: {'disk' if below else 'file'}, "
             f"{'direct' if dio else 'buffered'}, seed {SEED}"
         )(lambda below=below, dio=dio: transfers(below, dio))
+
+
+def attach_below(place, device_below, direct):
+    """A device on a file or on a disk, 2 MiB of which are there: a RAM disk fails writes for want of memory."""
+    path = place.images[0]
+    if device_below:
+        path = "/dev/ram0"
+        with Fd(path) as disk:
+            os.pwrite(disk.fd, bytes(2 << 20), 0)
+            os.fsync(disk.fd)
+    return attach(path, flags=direct and DIRECT_IO)
 
 
 @contextlib.contextmanager
@@ -455,7 +466,7 @@ def load(device_below, direct):
     """Verified load while one allocation in five fails, in workers as well; its requests are merged, so
     that the driver has to allocate."""
     with Place() as place:
-        fd = attach("/dev/ram0" if device_below else place.images[0], flags=direct and DIRECT_IO)
+        fd = attach_below(place, device_below, direct)
         with short_of_memory():
             run("fio", "--name=load", f"--filename={fd.path}", "--ioengine=libaio", "--direct=1",
                 "--iodepth=32", "--iodepth_batch=16", "--rw=write", "--bsrange=4k-64k", "--size=2m",
