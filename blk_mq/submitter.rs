@@ -116,9 +116,13 @@ impl Submitter {
         let Some(plug) = (unsafe { self.lists().1.as_ref() }) else {
             return false;
         };
-        // SAFETY: Requests in store are valid, and have a queue.
-        let stored = unsafe { plug.cached_rqs.head.as_ref() }.map(|rq| rq.q);
-        plug.multiple_queues || stored.is_some_and(|queue| queue != self.queue)
+        plug.multiple_queues
+            || [plug.mq_list.head, plug.cached_rqs.head]
+                .into_iter()
+                // SAFETY: Requests held back or in store are valid, and have a queue.
+                .filter_map(|rq| unsafe { rq.as_ref() })
+                // Those of a list are for the same queue, but for `multiple_queues`.
+                .any(|rq| rq.q != self.queue)
     }
 
     /// Whether I/O to another block device may be submitted in this context, once it is
