@@ -19,6 +19,8 @@
 //! - **Writes to a file** depend on who writes: limits, privileges, signals. Only those that do not,
 //!   over blocks that are there, are submitted; file systems refuse the rest when told not to wait.
 //!   Not those that must be durable at once, for which they may wait for the journal.
+//! - **Files** do I/O in the name of the task: what another control group has asked for, and a scheduler or
+//!   a lack of tags makes this task hand over, is left to workers.
 //! - **Whoever submits may be killed**, which is nothing to a request that may not even be its own: what
 //!   the file refuses for that (`EINTR`) is left to workers.
 //! - **Buffered reads** take what is in the page cache and start no I/O. Those of a block device take the
@@ -43,7 +45,10 @@ use crate::{
         Way, //
     },
     device::LoopDevice,
-    kern::file::BackingFile, //
+    kern::{
+        cgroup,
+        file::BackingFile, //
+    }, //
 };
 use kernel::prelude::*;
 
@@ -83,6 +88,7 @@ impl Target {
                 self.has_nowait(rq)
                     && !rq.disk_is_held()
                     && submitter.may_enter_file_system()
+                    && cgroup::is_of_current(rq)
                     && match op {
                         Op::Read => !self.file.changes_atime() && !self.shares_locks_with(rq),
                         _ => !rq.is_durable() && self.file.write_is_anonymous(self.end_of(rq)),

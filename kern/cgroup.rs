@@ -22,6 +22,13 @@ pub(crate) fn id<T: Operations>(rq: &Request<T>) -> usize {
     unsafe { ffi::rnull_loop_rq_blkcg_css(rq.as_ptr()) }.addr()
 }
 
+/// Whether I/O that the current task, which is no kernel thread, submits counts for the block cgroup that the
+/// first bio of `rq` counts for.
+pub(crate) fn is_of_current<T: Operations>(rq: &Request<T>) -> bool {
+    // SAFETY: The request is valid, and so are its bios.
+    unsafe { ffi::rnull_loop_rq_is_of_current_blkcg(rq.as_ptr()) }
+}
+
 /// While this lives, what the current worker does is charged to the control group of a request.
 ///
 /// # Invariants

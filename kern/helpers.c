@@ -392,6 +392,21 @@ struct cgroup_subsys_state *rnull_loop_rq_blkcg_css(struct request *rq)
 #endif
 }
 
+/* Whether bios of the current task would be for the block cgroup of the first bio of @rq. */
+bool rnull_loop_rq_is_of_current_blkcg(struct request *rq)
+{
+#ifdef CONFIG_BLK_CGROUP
+	bool is;
+
+	rcu_read_lock();
+	is = rq->bio && bio_blkcg_css(rq->bio) == task_css(current, io_cgrp_id);
+	rcu_read_unlock();
+	return is;
+#else
+	return true;
+#endif
+}
+
 /* The memory cgroup that belongs to @blkcg_css, with a reference, or NULL. */
 struct cgroup_subsys_state *
 rnull_loop_memcg_css(struct cgroup_subsys_state *blkcg_css)

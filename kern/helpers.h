@@ -62,6 +62,7 @@ int rnull_loop_fs_block_size(struct file *file, unsigned int *size);
 struct cgroup_subsys_state;
 struct mem_cgroup;
 struct cgroup_subsys_state *rnull_loop_rq_blkcg_css(struct request *rq);
+bool rnull_loop_rq_is_of_current_blkcg(struct request *rq);
 struct cgroup_subsys_state *
 rnull_loop_memcg_css(struct cgroup_subsys_state *blkcg_css);
 void rnull_loop_css_put(struct cgroup_subsys_state *css);

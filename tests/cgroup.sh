@@ -139,6 +139,32 @@ throttled() {
 	detach "$device"
 }
 
+# read_all [COMMAND...]: 64 MiB, by two jobs.
+read_all() {
+	"$@" fio --name=reads --filename="$device" --ioengine=libaio --direct=1 --iodepth=32 --iodepth_batch=8 \
+		--rw=randread --bs=4k --size=32m --numjobs=2 --group_reporting --output-format=terse >/dev/null
+}
+
+# With a scheduler, a task hands over what others have asked for: that is not done in its name.
+scheduled() {
+	local device job below
+	device=$(attach --direct-io=on "$(image_on_disk)")
+	udevadm settle
+	echo mq-deadline >"/sys/block/${device#/dev/}/queue/scheduler"
+	echo 8 >"/sys/block/${device#/dev/}/queue/nr_requests"
+	# Where the file's blocks are is known from here on.
+	read_all
+	make_group
+	read_all &
+	job=$!
+	read_all in_group
+	wait "$job"
+	below=$(moved rbytes "$disk")
+	at_least 'read from the device' "$(moved rbytes "$device")" $((64 << 20))
+	equal 'read from the disk' "$below" "$(moved rbytes "$device")"
+	detach "$device"
+}
+
 asked_for_much() { (($(moved rbytes "$device") >= 16 << 16)); }
 
 check "direct I/O counts for its control group" direct
@@ -148,6 +174,7 @@ check "writeback of a file system on the device counts for its control group" fi
 for direct in on off; do
 	check "a throttled group holds up nobody else, direct I/O $direct" throttled $direct
 done
+check "what a scheduler hands over by another's task counts for its control group" scheduled
 check "direct I/O keeps a priority of the real-time class" priority 1 3 rt,0,3
 check "direct I/O keeps a priority of the best-effort class" priority 2 7 be,0,7
 run_checks
