@@ -129,7 +129,8 @@ pub(crate) fn transfer(
     wait: Wait,
 ) -> Result<(), StartedRequest<LoopDevice>> {
     let way = rq.io().map_or(Way::Buffered, |target| target.way(&rq));
-    // A worker waits for tags of the device below at most, as all after it would.
+    // A worker waits for tags of the device below, as all after it would, or until its controller of costs
+    // (`blk-iocost`) or of writeback lets the request pass, which others after it would not.
     let wait = if way == Way::Remap {
         Wait::Allowed
     } else {

@@ -4,8 +4,8 @@
 //!
 //! Each hardware context has several, so that what takes long is in nobody's way:
 //!
-//! - one that does not wait, for reads that may be at hand and what goes on to a block device, of
-//!   whatever control group;
+//! - one that waits for nothing but tags and controllers of the device below, for reads that may be at hand
+//!   and what goes on to a block device, of whatever control group;
 //! - one for each of a few lanes, which waits for what the first one has left, or for what is known to
 //!   wait. A control group always takes the same lane of a hardware context, so one that is throttled
 //!   holds up few others, and what reads or writes in order mostly does so in order;
