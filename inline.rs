@@ -8,8 +8,9 @@
 //! task may be, stands in [`Submitter`]; what is asked of the request here:
 //!
 //! - **Requests for another block device** go on as bios, as those of device-mapper do. No file system
-//!   is entered, so it does not matter who submits. A bio that does not wait cannot be split, so long
-//!   ones are left to workers.
+//!   is entered, so it does not matter who submits, but that the device below may throttle (`io.cost`) whose
+//!   I/O it is, and who submits waits. A bio that does not wait cannot be split, so long ones are left
+//!   to workers.
 //! - **Reads of a file** are submitted for tasks of user space alone, and while nobody holds the device:
 //!   a file system on top of it would find itself inside another one, with its own locks and its
 //!   own state in the task. (It may be mounted just after that was checked; then the requests under
