@@ -12,7 +12,14 @@
 //! - **It may hold requests back** (`current->plug`). The block layer walks that list while it hands
 //!   requests over, so nothing may be added to it; it is put out of sight as well, and then not handed
 //!   over when the task sleeps. If there are requests for other queues in it, or some in store that
-//!   hold another queue open, what the driver waits for might wait for those: that is refused.
+//!   hold another queue open, what the driver waits for might wait for those: that is refused. So is a
+//!   plug with callbacks (`plug->cb_list`), as of md: the stripes that they release are out of sight too.
+//! - **It may hold a request that is on no list.** `blk_add_rq_to_plug()` flushes a full plug before it adds
+//!   the new request, which has a tag and a reference to the usage counter of its queue. If that queue is
+//!   being frozen and the driver waits for it, both wait for ever. So no file system is entered while the
+//!   task has a plug: their bios wait for frozen queues even with `IOCB_NOWAIT`. `blk_mq_submit_bio()` is in
+//!   that place with `bio_list` set, and nothing is submitted there; `blk_execute_rq_nowait()` is without
+//!   one, where bios with `REQ_NOWAIT` are submitted, as these fail instead of waiting.
 //! - **It may be in a file system or in memory reclaim**, whose state in the task
 //!   (`journal_info`, the scopes of allocations) another file system would take for its own.
 //! - **It may have used up its stack**, not least by devices that stand on each other.
@@ -110,13 +117,17 @@ impl Submitter {
         unsafe { self.lists().0.as_ref() }.is_some_and(|list| !list.head.is_null())
     }
 
-    /// Whether the task holds back, or has in store, requests for other queues than this one.
+    /// Whether the task's plug may hold what this submission would wait for: requests for other queues
+    /// than this one, held back or in store, callbacks, or the request that is about to be added.
     fn is_entangled(&self) -> bool {
+        let (bio_list, plug) = self.lists();
         // SAFETY: The plug of the current task is valid while it is set.
-        let Some(plug) = (unsafe { self.lists().1.as_ref() }) else {
+        let Some(plug) = (unsafe { plug.as_ref() }) else {
             return false;
         };
         plug.multiple_queues
+            || !bio_list.is_null()
+            || !core::ptr::eq(plug.cb_list.next, &plug.cb_list)
             || [plug.mq_list.head, plug.cached_rqs.head]
                 .into_iter()
                 // SAFETY: Requests held back or in store are valid, and have a queue.
@@ -138,8 +149,8 @@ impl Submitter {
     }
 
     /// Whether file systems may be called in this context, once it is [isolated](Self::isolate): by a
-    /// task of user space that is in no file system, not in reclaim, and not isolated by another
-    /// device, which stands on this one.
+    /// task of user space that has no plug, is in no file system, not in reclaim, and not isolated by
+    /// another device, which stands on this one.
     pub(crate) fn may_enter_file_system(&self) -> bool {
         // SAFETY: The current task is valid, and these fields are its own alone.
         let (flags, journal) = unsafe { ((*self.task).flags, (*self.task).journal_info) };
@@ -153,7 +164,7 @@ impl Submitter {
             Some(saved) => (flags & !bindings::PF_MEMALLOC_NOIO) | saved.noio,
             None => flags,
         };
-        flags & busy == 0 && journal.is_null() && self.may_submit()
+        flags & busy == 0 && journal.is_null() && self.lists().1.is_null() && self.may_submit()
     }
 
     /// Makes it safe to submit I/O: until the requests are handed over, the lists

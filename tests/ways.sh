@@ -119,18 +119,18 @@ batch() {
 		--output-format=terse >/dev/null
 }
 
-# All that is held back is for the device itself: it goes on at once.
+# The flush of a plug may be for a request that is on no list yet: no file system is entered from there.
 batches() {
 	on_file ext4
 	submitted R 8 batch 4k
-	by_task
+	by_workers
 	submitted R 32 batch 16k
-	by_task
+	by_workers
 	noise "$scratch/data" 1
 	writes "$device"
 	writes "$device"
 	submitted W 8 batch 4k write 8
-	((own >= 4)) || fail "bios by the task: $own, by workers: $workers"
+	write_by_workers $((count * 8))
 }
 
 # Something else is held back as well, which is not to wait for what goes on here.
@@ -405,7 +405,7 @@ for kind in ext4 block; do
 	check "inline=0: by a worker: $kind" without inline $kind
 done
 check "nowait=0: by a worker: ext4" without nowait ext4
-check "what is held back for the device alone goes on at once" batches
+check "a batch for a device on a file goes by workers" batches
 check "what is held back along with other things is left to workers" batches_for_two
 check "what is held back for a block device goes on at once" batches_to_block_device
 check "a file system on the device: by a worker" mounted_on_file
