@@ -35,7 +35,10 @@ use kernel::{
     fs::File,
     page::PAGE_SIZE,
     prelude::*,
-    sync::aref::ARef, //
+    sync::{
+        aref::ARef,
+        atomic::Atomic, //
+    }, //
 };
 
 /// The file that LOOP_CONFIGURE was given, not attached yet.
@@ -117,26 +120,30 @@ impl Traits {
         }
     }
 
-    /// The logical block size, in bytes, where none is asked for: `loop_default_blocksize()`.
-    pub(crate) fn default_block_size(&self, flags: Flags) -> u32 {
-        if flags.contains(Flags::DIRECT_IO) {
-            self.direct.block
-        } else {
-            SECTOR_SIZE
-        }
-    }
-
     /// Whether I/O to `file` can go past its page cache: `lo_can_use_dio()`.
-    pub(crate) fn can_direct(&self, file: &File, block_size: u32, offset: u64) -> bool {
-        file.can_direct() && geometry::fits_direct(block_size, offset, self.direct.block)
+    pub(crate) fn can_direct(&self, file: &File, offset: u64) -> bool {
+        file.can_direct() && geometry::fits_direct(offset, self.direct.block)
     }
 
-    /// Takes direct I/O from `settings` where a device with blocks of `block_size` bytes and that
-    /// offset cannot do it: `loop_update_dio()`.
-    pub(crate) fn settle_direct(&self, file: &File, block_size: u32, settings: &mut Settings) {
-        if !self.can_direct(file, block_size, settings.offset) {
+    /// Takes direct I/O from `settings` where a device with that offset cannot do it:
+    /// `loop_update_dio()`.
+    pub(crate) fn settle_direct(&self, file: &File, settings: &mut Settings) {
+        if !self.can_direct(file, settings.offset) {
             settings.flags.set(Flags::DIRECT_IO, false);
         }
+    }
+
+    /// Takes over what direct I/O to `file` must keep to now, since it was refused for a request whose
+    /// position and length are multiples of `refused` bytes. Returns false when direct I/O does not work at
+    /// all: `file` accepts that alignment, or larger blocks would not go with the offset. May sleep.
+    pub(crate) fn set_direct(&mut self, direct: DirectAlignment, refused: u64) -> bool {
+        self.direct = direct;
+        refused < u64::from(direct.block)
+    }
+
+    /// The blocks of direct I/O, in bytes, where those of the device are smaller.
+    pub(crate) fn larger_direct_block(&self, block_size: u32) -> Option<u32> {
+        Some(self.direct.block).filter(|&block| block > block_size)
     }
 
     /// Sets what the file can do as the limits of its device: `loop_update_limits()`.
@@ -148,7 +155,7 @@ impl Traits {
         block_size: u32,
     ) {
         limits.set_block_size(block_size);
-        limits.set_dma_alignment(self.dma_alignment(flags));
+        self.apply_direct(limits, flags, block_size);
         let cached = file.has_sync() && !flags.contains(Flags::READ_ONLY);
         limits.set_write_cache(cached);
         limits.set_fua(cached && self.durable_writes);
@@ -159,24 +166,32 @@ impl Traits {
         limits.set_write_zeroes(self.max_discard_sectors);
     }
 
-    /// The alignment of memory, as a mask: direct I/O gets the memory of requests as it is.
-    pub(crate) fn dma_alignment(&self, flags: Flags) -> u32 {
-        if flags.contains(Flags::DIRECT_IO) {
-            self.direct.memory.max(SECTOR_SIZE - 1)
-        } else {
-            SECTOR_SIZE - 1
-        }
+    /// Sets the limits that follow from direct I/O: the alignment of memory, as the file gets the memory of
+    /// requests as it is, and the size of blocks that do not go through the page cache.
+    pub(crate) fn apply_direct(
+        &self,
+        limits: &mut LimitsUpdate<'_, LoopDevice>,
+        flags: Flags,
+        block_size: u32,
+    ) {
+        let direct = flags.contains(Flags::DIRECT_IO);
+        let memory = if direct { self.direct.memory } else { 0 };
+        limits.set_dma_alignment(memory.max(SECTOR_SIZE - 1));
+        let larger = self.larger_direct_block(block_size).filter(|_| direct);
+        limits.set_physical_block_size(larger.unwrap_or(block_size));
     }
 
     /// What requests need to be served from `file` with `settings`.
-    pub(crate) fn target(&self, file: ARef<File>, settings: &Settings) -> Target {
+    pub(crate) fn target(&self, file: ARef<File>, settings: &Settings, block_size: u32) -> Target {
         Target {
             offset: settings.offset,
+            direct_block: self.larger_direct_block(block_size),
             reported: file.error_cursor(),
             caching: caching(settings.flags),
             read_only: settings.flags.contains(Flags::READ_ONLY),
             holes: HoleSupport::new(self.max_discard_sectors != 0),
             nowait: file.has_nowait(),
+            warned: Atomic::new(false),
             reads: Backoff::new(),
             writes: Backoff::new(),
             file,
@@ -200,8 +215,8 @@ pub(crate) fn capacity(file: &File, settings: &Settings) -> u64 {
     })
 }
 
-/// What direct I/O must keep to: what the file system says, or else what its disk needs.
-fn direct_alignment(file: &File) -> DirectAlignment {
+/// What direct I/O must keep to: what the file system says, or else what its disk needs. May sleep.
+pub(crate) fn direct_alignment(file: &File) -> DirectAlignment {
     if let Some(alignment) = file.direct_alignment() {
         return DirectAlignment {
             memory: alignment.memory.min(const { PAGE_SIZE as u32 - 1 }),

@@ -80,11 +80,20 @@ impl Status {
 }
 
 impl From<Error> for Status {
-    /// Keeps what a submitter can tell apart (`ENOSPC`, `EOPNOTSUPP`, ...); the rest becomes an
-    /// I/O error, as `errno_to_blk_status()` has it.
+    /// Keeps what a submitter can tell apart (`ENOSPC`, `EOPNOTSUPP`, ...); the rest becomes an I/O
+    /// error, as `errno_to_blk_status()` has it, and so does a status that means something else to the
+    /// block layer, device-mapper or zoned devices than that the request has failed.
     fn from(error: Error) -> Self {
         // SAFETY: The function reads a table and takes any number.
-        Self(unsafe { bindings::errno_to_blk_status(error.to_errno()) })
+        match unsafe { bindings::errno_to_blk_status(error.to_errno()) } {
+            ffi::BLK_STS_RESOURCE
+            | ffi::BLK_STS_DEV_RESOURCE
+            | ffi::BLK_STS_AGAIN
+            | ffi::BLK_STS_DM_REQUEUE
+            | ffi::BLK_STS_ZONE_OPEN_RESOURCE
+            | ffi::BLK_STS_ZONE_ACTIVE_RESOURCE => Self::IOERR,
+            status => Self(status),
+        }
     }
 }
 

@@ -23,6 +23,7 @@ use crate::{
         StartedRequest, //
     },
     device::LoopDevice,
+    geometry,
     kern::{
         bdev::BlockDevice,
         file::{
@@ -32,6 +33,7 @@ use crate::{
             Kind, //
         },
     },
+    retry::Retries, //
 };
 use kernel::{
     block::SECTOR_SHIFT,
@@ -57,16 +59,47 @@ pub(crate) struct Target {
     pub(crate) reported: ErrorCursor,
     /// How reads and writes go to the file.
     pub(crate) caching: Caching,
+    /// The blocks of direct I/O to the file, in bytes, if those of the device are smaller.
+    pub(crate) direct_block: Option<u32>,
     /// Whether writes are refused.
     pub(crate) read_only: bool,
     /// Which operations on holes have not turned out to be unsupported.
     pub(crate) holes: HoleSupport,
     /// Whether the file can be told not to wait.
     pub(crate) nowait: bool,
+    /// Whether the log tells that there was no memory for a request.
+    pub(crate) warned: Atomic<bool>,
     /// Whether reads without waiting work.
     pub(crate) reads: Backoff,
     /// Whether writes do.
     pub(crate) writes: Backoff,
+}
+
+/// The driver's part of a request: how far it has come.
+pub(crate) struct Progress {
+    /// Whether direct I/O of the request was refused, so that it goes through the page cache.
+    refused: Atomic<bool>,
+    /// Whether the request is inside the device's [gate of direct writes](LoopDevice::direct_writes).
+    inside: Atomic<bool>,
+    /// Its retries.
+    pub(crate) retries: Retries,
+}
+
+impl Progress {
+    /// The part of a request that has not begun.
+    pub(crate) fn new() -> Self {
+        Self {
+            refused: Atomic::new(false),
+            inside: Atomic::new(false),
+            retries: Retries::new(),
+        }
+    }
+
+    /// The request ends; the next one in its place has not begun.
+    pub(crate) fn reset(&self) {
+        self.refused.store(false, Relaxed);
+        self.retries.reset();
+    }
 }
 
 /// Which operations on holes a file system is believed to support. It can be asked by trying alone.
@@ -103,6 +136,8 @@ impl HoleSupport {
 }
 
 impl FileBacked for LoopDevice {
+    type Data = Progress;
+
     fn file(target: &Target) -> &File {
         &target.file
     }
@@ -121,6 +156,15 @@ pub(crate) enum Way {
     Direct,
     /// Through the page cache.
     Buffered,
+    /// Through the page cache, on a device whose other requests go past it: see [`transfer_apart`].
+    Apart,
+}
+
+impl Way {
+    /// Whether data goes past the page cache of the file.
+    fn is_direct(self) -> bool {
+        matches!(self, Self::Remap | Self::Direct)
+    }
 }
 
 /// Carries out a read or a write, see [`transfer_by`].
@@ -156,12 +200,100 @@ pub(crate) fn transfer_by(
         rq.complete(Err(EFBIG));
         return Ok(());
     };
+    let way = if way.is_direct() && !enter_gate(&rq) {
+        Way::Apart
+    } else {
+        way
+    };
     let result = match way {
         Way::Remap => request::remap(rq, position >> SECTOR_SHIFT, wait),
         Way::Direct => request::submit(rq, position, Caching::Direct, wait),
         Way::Buffered => request::submit(rq, position, Caching::Buffered, wait),
+        Way::Apart if wait == Wait::Forbidden => {
+            rq.data().set_must_wait();
+            return Err(rq);
+        }
+        Way::Apart => {
+            transfer_apart(rq, position);
+            return Ok(());
+        }
     };
-    result.inspect_err(|rq| tried(rq, false))
+    result.inspect_err(|rq| {
+        leave_gate(rq);
+        tried(rq, false);
+    })
+}
+
+/// Enters the gate of direct writes for a write; returns false while it is closed. A read needs none: it
+/// leaves nothing behind, neither in the file nor in its page cache.
+fn enter_gate(rq: &Request<LoopDevice>) -> bool {
+    if rq.op() != Op::Write {
+        return true;
+    }
+    let entered = rq.device().direct_writes.enter();
+    rq.data().driver().inside.store(entered, Relaxed);
+    entered
+}
+
+/// Leaves the gate of direct writes, if the request is inside. Any context, including hard IRQ.
+pub(crate) fn leave_gate(rq: &Request<LoopDevice>) {
+    let inside = &rq.data().driver().inside;
+    if inside.load(Relaxed) {
+        inside.store(false, Relaxed);
+        rq.device().direct_writes.leave();
+    }
+}
+
+/// Carries out and completes a read or a write through the page cache of a file whose other requests go
+/// past it, since it is not in whole blocks of direct I/O, or since direct I/O of it was refused. May
+/// sleep.
+///
+/// While pages are in the cache, a direct write beside them could leave them stale (they are read before it
+/// and invalidated in vain while they are dirty), or be overwritten by their writeback. So no direct write
+/// is in flight meanwhile, and when one comes again, the cache is clean and empty.
+fn transfer_apart(rq: StartedRequest<LoopDevice>, position: u64) {
+    let (write, len) = (rq.op().is_write(), u64::from(rq.len()));
+    // The request may be over before the gate is open again.
+    let queue = rq.keep_queue();
+    if let (true, Some(target)) = (write, rq.io()) {
+        target.file.wait_for_thaw();
+    }
+    let closed = queue.device().direct_writes.close();
+    // Bios to a block device do not invalidate its page cache.
+    drop_cache(&rq);
+    let Some((rq, mut result)) = request::transfer_cached(rq, position) else {
+        return;
+    };
+    if let (true, Some(target)) = (write && result.is_ok(), rq.io()) {
+        let written = target.file.write_back(position, len);
+        result = written.and(result);
+    }
+    drop_cache(&rq);
+    drop(closed);
+    if result.is_ok() && rq.data().driver().refused.load(Relaxed) {
+        rq.device()
+            .refuse_direct(geometry::alignment(position, len));
+        rq.revise_limits();
+    }
+    rq.complete(result);
+}
+
+fn drop_cache(rq: &Request<LoopDevice>) {
+    if let Some(target) = rq.io().filter(|target| target.file.is_cached()) {
+        target.file.drop_cache();
+    }
+}
+
+/// Whether `error` says that the file refuses direct I/O of this request, which goes through the page
+/// cache then. Any context, including hard IRQ.
+pub(crate) fn refuses_direct(rq: &CompletedRequest<LoopDevice>, error: Error) -> bool {
+    let Some(target) = rq.io().filter(|target| target.caching == Caching::Direct) else {
+        return false;
+    };
+    // The block layer has no error of its own for a bio that is not in whole blocks, as these may have
+    // become larger since the request was dispatched.
+    let refused = error == EINVAL || error == EOPNOTSUPP || target.exceeds_blocks(rq);
+    refused && !rq.data().driver().refused.xchg(true, Relaxed)
 }
 
 /// Takes note of whether a request could be carried out without waiting.
@@ -175,12 +307,26 @@ fn tried(rq: &Request<LoopDevice>, worked: bool) {
     }
 }
 
+/// Logs, once while the device has this file, that a request fails since there was no memory for it for
+/// minutes. Any context, including hard IRQ.
+pub(crate) fn warn_of_no_memory(rq: &CompletedRequest<LoopDevice>) {
+    let Some(target) = rq.io() else { return };
+    if !target.warned.xchg(true, Relaxed) {
+        pr_err!(
+            "loop device {}: no memory for an operation on the backing file for {} s, it fails\n",
+            rq.device().index,
+            Retries::MAX_MEMORY / 1000
+        );
+    }
+}
+
 /// Whether a worker should try to carry out a read or a write without waiting, before it is left to
 /// one that may wait. Writes to files would have to wait too often, if only for the next time stamp.
 pub(crate) fn is_worth_a_try(rq: &Request<LoopDevice>) -> bool {
     let Some(target) = rq.io() else { return false };
     match (target.way(rq), rq.op()) {
         _ if must_wait(rq) => false,
+        (Way::Apart, _) => false,
         (Way::Remap, _) => true,
         (_, Op::Read) => target.has_nowait(rq) && target.backoff(rq).is_due(),
         _ => false,
@@ -222,7 +368,13 @@ pub(crate) fn execute_slow(rq: StartedRequest<LoopDevice>) {
         return rq.complete(Err(EIO));
     };
     let result = match rq.op() {
-        Op::Discard | Op::WriteZeroes => target.change_holes(&rq),
+        Op::Discard | Op::WriteZeroes => {
+            // A range that is not in whole blocks may be zeroed through the page cache.
+            target.file.wait_for_thaw();
+            let gate = &rq.device().direct_writes;
+            let _closed = target.direct_block.map(|_| gate.close());
+            target.change_holes(&rq)
+        }
         _ => Err(EOPNOTSUPP),
     };
     rq.complete(result.map(|()| 0));
@@ -254,17 +406,43 @@ impl Target {
     /// What is in the page cache of a block device must be heeded, and a device that has become
     /// shorter or read-only says so in its own way.
     pub(crate) fn way(&self, rq: &Request<LoopDevice>) -> Way {
+        if self.caching == Caching::Buffered {
+            return Way::Buffered;
+        }
+        if rq.data().driver().refused.load(Relaxed) || self.is_split_block(rq) {
+            return Way::Apart;
+        }
         match self.block_device() {
-            _ if self.caching == Caching::Buffered => Way::Buffered,
             Some(bdev)
                 if rq.device().switches.remap.is_on()
                     && !self.file.is_cached()
-                    && bdev.admits(rq.op().is_write(), self.end_of(rq)) =>
+                    && self.position_of(rq).is_ok_and(|position| {
+                        bdev.admits(rq.op().is_write(), position, rq.len())
+                    }) =>
             {
                 Way::Remap
             }
             _ => Way::Direct,
         }
+    }
+
+    /// Whether a request is not in whole blocks of direct I/O, on a device whose blocks are smaller.
+    fn is_split_block(&self, rq: &Request<LoopDevice>) -> bool {
+        self.direct_block.is_some_and(|block| {
+            self.position_of(rq).is_ok_and(|position| {
+                geometry::alignment(position, u64::from(rq.len())) < u64::from(block)
+            })
+        })
+    }
+
+    /// Whether a request is not in whole blocks of the block device that the file is.
+    fn exceeds_blocks(&self, rq: &Request<LoopDevice>) -> bool {
+        let Some(block) = self.block_device().map(BlockDevice::logical_block_size) else {
+            return false;
+        };
+        self.position_of(rq).is_ok_and(|position| {
+            geometry::alignment(position, u64::from(rq.len())) < u64::from(block)
+        })
     }
 
     /// Whether a request can go on to the block device and be told not to wait.

@@ -27,6 +27,7 @@ use crate::{
     backing::Backing,
     blk_mq::GenDisk,
     kern::{
+        gate::Gate,
         module::ModuleRef,
         mutex::LockKillable,
         sysfs::Group,
@@ -115,6 +116,11 @@ pub(crate) struct LoopDevice {
     pub(crate) flusher: Arc<Worker>,
     /// Which ways requests may take.
     pub(crate) switches: Switches,
+    /// Direct writes pass it; transfers through the page cache of a device with direct I/O close it.
+    #[pin]
+    pub(crate) direct_writes: Gate,
+    /// The largest alignment, in bytes, with which direct I/O was refused; 0 for none.
+    refused: Atomic<u32>,
 }
 
 /// The state of a device, locked. Keeps what is seen without the lock true to it.
@@ -171,6 +177,8 @@ impl LoopDevice {
                 queues: SetOnce::new(),
                 flusher: Worker::flusher()?,
                 switches: Switches::new(),
+                direct_writes <- Gate::new(),
+                refused: Atomic::new(0),
             }),
             GFP_KERNEL,
         )

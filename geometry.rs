@@ -32,10 +32,16 @@ pub(crate) fn bytes(sectors: u64) -> u64 {
     sectors.saturating_mul(u64::from(SECTOR_SIZE))
 }
 
-/// Whether requests of a device with logical blocks of `block_size` bytes can go past the page
-/// cache of a file whose direct I/O has units of `direct_block` bytes. Mirrors `lo_can_use_dio()`.
-pub(crate) fn fits_direct(block_size: u32, offset: u64, direct_block: u32) -> bool {
-    direct_block != 0 && block_size >= direct_block && offset % u64::from(direct_block) == 0
+/// Whether requests of a device that begins at `offset` bytes can go past the page cache of a file whose
+/// direct I/O is in blocks of `direct_block` bytes. Mirrors `lo_can_use_dio()`, but does not ask for as
+/// large blocks of the device: single requests that are not in whole blocks go through the page cache.
+pub(crate) fn fits_direct(offset: u64, direct_block: u32) -> bool {
+    direct_block != 0 && offset % u64::from(direct_block) == 0
+}
+
+/// The largest power of two, in bytes, of which both a position and a length in bytes are multiples.
+pub(crate) fn alignment(position: u64, len: u64) -> u64 {
+    1 << (position | len).trailing_zeros().min(u64::BITS - 1)
 }
 
 /// How many bits of a minor number count the partitions when there may be `max_part` of them, and
@@ -87,13 +93,20 @@ mod tests {
     }
 
     #[test]
-    fn direct_needs_blocks_and_offset_that_fit() {
-        assert!(fits_direct(512, 0, 512));
-        assert!(fits_direct(4096, 0, 512));
-        assert!(!fits_direct(512, 0, 4096));
-        assert!(fits_direct(4096, 8192, 4096));
-        assert!(!fits_direct(4096, 512, 4096));
-        assert!(!fits_direct(4096, 0, 0));
+    fn direct_needs_an_offset_that_fits() {
+        assert!(fits_direct(0, 512));
+        assert!(fits_direct(0, 4096));
+        assert!(fits_direct(8192, 4096));
+        assert!(!fits_direct(512, 4096));
+        assert!(!fits_direct(0, 0));
+    }
+
+    #[test]
+    fn alignment_is_that_of_both() {
+        assert_eq!(alignment(0, 4096), 4096);
+        assert_eq!(alignment(512, 4096), 512);
+        assert_eq!(alignment(8192, 12288), 4096);
+        assert_eq!(alignment(0, 0), 1 << 63);
     }
 
     #[test]

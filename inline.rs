@@ -86,7 +86,7 @@ impl Target {
     fn allows(&self, way: Way, rq: &Request<LoopDevice>, submitter: &Submitter) -> bool {
         match (way, rq.op()) {
             (Way::Remap, _) => self.remaps_without_waiting(rq) && submitter.may_submit(),
-            (Way::Buffered, Op::Write) => false,
+            (Way::Apart, _) | (Way::Buffered, Op::Write) => false,
             (_, op) => {
                 self.has_nowait(rq)
                     && !rq.disk_is_held()

@@ -120,7 +120,7 @@ impl DiskOperations for LoopDevice {
     }
 
     fn revise_limits(disk: &GenDisk<Self>) {
-        LoopDevice::restrict_limits(disk);
+        LoopDevice::revise_limits(disk);
     }
 }
 

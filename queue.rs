@@ -5,7 +5,10 @@
 #![forbid(unsafe_code)]
 
 use crate::{
-    aio::request::Slot,
+    aio::request::{
+        FileBacked,
+        Slot, //
+    },
     blk_mq::{
         CompletedRequest,
         IdleRequest,
@@ -17,6 +20,7 @@ use crate::{
     },
     command::{
         self,
+        Progress,
         Target, //
     },
     completion,
@@ -30,12 +34,12 @@ use kernel::{
 };
 
 impl Operations for LoopDevice {
-    type RequestData = Slot;
+    type RequestData = Slot<<Self as FileBacked>::Data>;
     type HwData = Workers;
     type Io = Target;
 
-    fn new_request_data() -> impl PinInit<Slot> {
-        Slot::new()
+    fn new_request_data() -> impl PinInit<Self::RequestData> {
+        Slot::new(Progress::new())
     }
 
     fn new_hw_data() -> Result<Workers> {

@@ -46,6 +46,7 @@ mod ioctl;
 mod kern;
 mod queue;
 mod registry;
+mod retry;
 mod settings;
 mod state;
 mod switches;

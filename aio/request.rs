@@ -53,9 +53,6 @@ use kernel::{
 /// is short, the request is served in parts.
 const INLINE: usize = 8;
 
-/// How long to wait for memory.
-const RETRY_DELAY: Delta = Delta::from_millis(10);
-
 /// What carries out a request: one or the other, both at the beginning.
 #[repr(C)]
 union Operation {
@@ -63,13 +60,14 @@ union Operation {
     _bio: ManuallyDrop<Bio>,
 }
 
-/// What a request needs for I/O to a file: the PDU of drivers that use [`submit`] and [`remap`].
+/// The PDU of drivers that use [`submit`] and [`remap`]: what a request needs for I/O to a file, and the
+/// driver's own part `D`.
 ///
 /// # Invariants
 ///
 /// The fields are used by the owner of the request alone, and by the operation it submitted.
 #[repr(C)]
-pub(crate) struct Slot {
+pub(crate) struct Slot<D> {
     // First, so that a pointer to it is one to the slot.
     operation: Opaque<Operation>,
     inline: Opaque<[bindings::bio_vec; INLINE]>,
@@ -82,16 +80,17 @@ pub(crate) struct Slot {
     must_wait: Atomic<bool>,
     /// Whether there was no memory for the operation, the last time.
     no_memory: Atomic<bool>,
+    driver: D,
 }
 
 // SAFETY: By the type invariant there is one user at a time, who may be on any CPU.
-unsafe impl Send for Slot {}
-// SAFETY: As above.
-unsafe impl Sync for Slot {}
+unsafe impl<D: Send> Send for Slot<D> {}
+// SAFETY: As above; `driver` is shared as it allows.
+unsafe impl<D: Sync> Sync for Slot<D> {}
 
-impl Slot {
-    /// A slot that is not in use.
-    pub(crate) fn new() -> impl PinInit<Self> {
+impl<D> Slot<D> {
+    /// A slot that is not in use, with the driver's part.
+    pub(crate) fn new(driver: D) -> impl PinInit<Self> {
         pin_init::init!(Self {
             operation: Opaque::uninit(),
             inline: Opaque::uninit(),
@@ -100,13 +99,24 @@ impl Slot {
             hasty: Atomic::new(false),
             must_wait: Atomic::new(false),
             no_memory: Atomic::new(false),
+            driver,
         })
+    }
+
+    /// The driver's part.
+    pub(crate) fn driver(&self) -> &D {
+        &self.driver
     }
 
     /// Whether the request is to be submitted by who may wait, as an operation that was not to wait
     /// would have had to.
     pub(crate) fn must_wait(&self) -> bool {
         self.must_wait.load(Relaxed)
+    }
+
+    /// Has the request submitted by a task that may wait.
+    pub(crate) fn set_must_wait(&self) {
+        self.must_wait.store(true, Relaxed);
     }
 
     /// Whether the request goes round again since there was no memory for its operation.
@@ -120,7 +130,10 @@ impl Slot {
 }
 
 /// A driver whose requests are served from files.
-pub(crate) trait FileBacked: Operations<RequestData = Slot> {
+pub(crate) trait FileBacked: Operations<RequestData = Slot<Self::Data>> {
+    /// The driver's own part of a request.
+    type Data: Send + Sync;
+
     /// The file to serve requests from. It is part of what requests need of the device, so it
     /// stays open while there is one.
     fn file(io: &Self::Io) -> &File;
@@ -136,7 +149,7 @@ impl<T: FileBacked> Completion for RequestCompletion<T> {
     unsafe fn complete(iocb: *mut Iocb, result: isize) {
         // SAFETY: `submit` gave the `Iocb` of a slot, which is its first field, and left an owner
         // of the request behind for this function, which is called once.
-        let rq = unsafe { InFlight::<T>::from_data(iocb.cast::<Slot>()) };
+        let rq = unsafe { InFlight::<T>::from_data(iocb.cast::<Slot<T::Data>>()) };
         rq.complete(outcome(result));
     }
 }
@@ -145,7 +158,7 @@ impl<T: FileBacked> BioCompletion for RequestCompletion<T> {
     unsafe fn complete(bio: *mut Bio, result: Result) {
         // SAFETY: `remap` gave the `Bio` of a slot, which is its first field, and left the request
         // behind for this function, which is called once.
-        let rq = unsafe { StartedRequest::<T>::from_data(bio.cast::<Slot>()) };
+        let rq = unsafe { StartedRequest::<T>::from_data(bio.cast::<Slot<T::Data>>()) };
         let bytes = rq.data().bytes.load(Relaxed);
         rq.complete(result.map(|()| bytes));
     }
@@ -172,20 +185,51 @@ pub(crate) fn submit<T: FileBacked>(
     caching: Caching,
     wait: Wait,
 ) -> Result<(), StartedRequest<T>> {
+    match begin(rq, position, caching, wait) {
+        Begun::Queued => Ok(()),
+        Begun::Done(rq, result) => done(rq, result, wait),
+    }
+}
+
+/// Reads or writes the data of `rq` at `position` bytes into the file through its page cache, and returns
+/// the request with the number of bytes done or an error. May sleep.
+pub(crate) fn transfer_cached<T: FileBacked>(
+    rq: StartedRequest<T>,
+    position: u64,
+) -> Option<(StartedRequest<T>, Result<u32>)> {
+    match begin(rq, position, Caching::Buffered, Wait::Allowed) {
+        // A kiocb without `ki_complete` is synchronous.
+        Begun::Queued => None,
+        Begun::Done(rq, result) => Some((rq, result)),
+    }
+}
+
+/// The outcome of [`begin`].
+enum Begun<T: FileBacked> {
+    /// The operation is under way, or over: the request is completed at its end.
+    Queued,
+    /// The operation is over, or was not begun, with that result.
+    Done(StartedRequest<T>, Result<u32>),
+}
+
+/// Begins to read or write the data of `rq`, see [`submit`].
+fn begin<T: FileBacked>(
+    rq: StartedRequest<T>,
+    position: u64,
+    caching: Caching,
+    wait: Wait,
+) -> Begun<T> {
     let direction = match rq.op() {
         Op::Read => Direction::Read,
         Op::Write => Direction::Write,
-        _ => {
-            rq.complete(Err(EINVAL));
-            return Ok(());
-        }
+        _ => return Begun::Done(rq, Err(EINVAL)),
     };
     let Ok(position) = i64::try_from(position) else {
-        rq.complete(Err(EFBIG));
-        return Ok(());
+        return Begun::Done(rq, Err(EFBIG));
     };
-    let Some(memory) = describe(&rq) else {
-        return no_memory(rq, wait);
+    let memory = match describe(&rq) {
+        Ok(memory) => memory,
+        Err(error) => return Begun::Done(rq, Err(error)),
     };
     let transfer = Transfer {
         direction,
@@ -201,7 +245,7 @@ pub(crate) fn submit<T: FileBacked>(
     let (submitter, completer) = rq.into_in_flight();
     let Some(io) = submitter.io() else {
         completer.complete(Err(EIO));
-        return Ok(());
+        return Begun::Queued;
     };
     let data = completer.into_data();
     let iocb = data.cast_mut().cast::<Iocb>();
@@ -215,13 +259,13 @@ pub(crate) fn submit<T: FileBacked>(
     let submitted =
         unsafe { Iocb::submit::<RequestCompletion<T>>(iocb, T::file(io), transfer, &memory) };
     let Submitted::Done(result) = submitted else {
-        return Ok(());
+        return Begun::Queued;
     };
     // SAFETY: `RequestCompletion` was not told and will not be, so this takes back its owner.
     let completer = unsafe { InFlight::<T>::from_data(data) };
     // SAFETY: They are the two from above.
     let rq = unsafe { StartedRequest::rejoin(submitter, completer) };
-    done(rq, outcome(result), wait)
+    Begun::Done(rq, outcome(result))
 }
 
 /// An operation was over at once.
@@ -232,7 +276,7 @@ fn done<T: FileBacked>(
 ) -> Result<(), StartedRequest<T>> {
     if wait == Wait::Forbidden {
         match result {
-            Err(error) if is_would_wait(error) => return Err(left(rq)),
+            Err(error) if is_would_wait(error) || error == ENOMEM => return Err(left(rq)),
             // What is in the page cache is done; the rest is not there.
             Ok(bytes) if bytes < rq.len() => {
                 let whole = rq.whole_blocks(bytes);
@@ -250,25 +294,16 @@ fn done<T: FileBacked>(
 
 /// What is left of a request must wait.
 fn left<T: FileBacked>(rq: StartedRequest<T>) -> StartedRequest<T> {
-    rq.data().must_wait.store(true, Relaxed);
+    rq.data().set_must_wait();
     rq
 }
 
-/// There was no memory to describe even a part of the request.
-fn no_memory<T: FileBacked>(rq: StartedRequest<T>, wait: Wait) -> Result<(), StartedRequest<T>> {
-    if wait == Wait::Forbidden {
-        return Err(left(rq));
-    }
-    rq.data().no_memory.store(true, Relaxed);
-    rq.requeue_later(RETRY_DELAY);
-    Ok(())
-}
-
-/// Tries an operation again, for which there was no memory, when there may be some. Any context.
-pub(crate) fn retry<T: FileBacked>(rq: CompletedRequest<T>) {
-    rq.data().must_wait.store(true, Relaxed);
-    rq.data().no_memory.store(true, Relaxed);
-    rq.requeue_later(RETRY_DELAY);
+/// Tries an operation again after `delay` by a task that may sleep; with `no_memory` because there was
+/// no memory for it. Any context.
+pub(crate) fn retry<T: FileBacked>(rq: CompletedRequest<T>, delay: Delta, no_memory: bool) {
+    rq.data().set_must_wait();
+    rq.data().no_memory.store(no_memory, Relaxed);
+    rq.requeue_later(delay);
 }
 
 /// Passes `rq`, a read or a write, on to the device's [block device](FileBacked::block_device), where
@@ -285,8 +320,9 @@ pub(crate) fn remap<T: FileBacked>(
         rq.complete(Err(EINVAL));
         return Ok(());
     };
-    let Some(memory) = describe(&rq) else {
-        return no_memory(rq, wait);
+    let memory = match describe(&rq) {
+        Ok(memory) => memory,
+        Err(error) => return done(rq, Err(error), wait),
     };
     rq.data().begin(wait);
     // CAST: A part of a request is no longer than the request.
@@ -346,21 +382,22 @@ pub(crate) fn finish<T: FileBacked>(rq: &mut CompletedRequest<T>) {
 }
 
 /// Describes the memory of a request: all of it, or a part at its beginning when memory for the
-/// description is short, or `None` when there is not even that.
-fn describe<T: FileBacked>(rq: &StartedRequest<T>) -> Option<Memory> {
+/// description is short. Fails with `ENOMEM` when there is not even that, and with `EIO` for a request
+/// without a bio.
+fn describe<T: FileBacked>(rq: &StartedRequest<T>) -> Result<Memory> {
     let count = rq.len() as usize;
     // SAFETY: The request is valid and ours; reads and writes have bios.
     let (bio, biotail) = unsafe { ((*rq.as_ptr()).bio, (*rq.as_ptr()).biotail) };
     if bio == biotail {
         // SAFETY: The one bio of the request is valid until the request ends.
-        let bio = unsafe { bio.as_ref()? };
+        let bio = unsafe { bio.as_ref() }.ok_or(EIO)?;
         // It may begin anywhere, even in the middle of a bio_vec, if it was split off another.
         // SAFETY: `bi_idx` is an index into the bio's array.
         let bvecs = unsafe { bio.bi_io_vec.add(bio.bi_iter.bi_idx as usize) };
         let offset = bio.bi_iter.bi_offset as usize;
         // SAFETY: As above; a read or a write has data, so there is a first bio_vec.
         let first = unsafe { (*bvecs).bv_len } as usize;
-        return Some(Memory {
+        return Ok(Memory {
             bvecs,
             segments: if first.checked_sub(offset) >= Some(count) {
                 1
@@ -376,7 +413,7 @@ fn describe<T: FileBacked>(rq: &StartedRequest<T>) -> Option<Memory> {
     // SAFETY: There is room for that many.
     let copied = unsafe { ffi::rnull_loop_rq_copy_bvecs(rq.as_ptr(), bvecs, room as c_uint) };
     let copied = copied as usize;
-    Some(Memory {
+    Ok(Memory {
         bvecs,
         segments: copied,
         offset: 0,
@@ -384,7 +421,7 @@ fn describe<T: FileBacked>(rq: &StartedRequest<T>) -> Option<Memory> {
             count
         } else {
             // SAFETY: The helper filled in `copied` of them.
-            whole_blocks(rq, unsafe { core::slice::from_raw_parts(bvecs, copied) })?
+            whole_blocks(rq, unsafe { core::slice::from_raw_parts(bvecs, copied) }).ok_or(ENOMEM)?
         },
     })
 }

@@ -223,6 +223,12 @@ impl<T: DiskOperations> LimitsUpdate<'_, T> {
         self.limits.io_min = bytes;
     }
 
+    /// Sets the block size that is written without reading first, and the least I/O, in bytes.
+    pub(crate) fn set_physical_block_size(&mut self, bytes: u32) {
+        self.limits.physical_block_size = bytes;
+        self.limits.io_min = bytes;
+    }
+
     /// Sets the alignment that memory must have, as a mask.
     pub(crate) fn set_dma_alignment(&mut self, mask: u32) {
         self.limits.dma_alignment = mask;
@@ -298,6 +304,11 @@ impl<T: DiskOperations> Request<T> {
     pub(crate) fn disable_discard(&self) {
         // SAFETY: The queue of a request is valid.
         unsafe { ffi::rnull_loop_disable_discard(self.queue()) };
+        self.context().revision.begin();
+    }
+
+    /// Has [`DiskOperations::revise_limits`] called by a worker. Any context.
+    pub(crate) fn revise_limits(&self) {
         self.context().revision.begin();
     }
 

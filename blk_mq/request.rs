@@ -414,15 +414,6 @@ impl<T: Operations> StartedRequest<T> {
             unsafe { bindings::blk_update_request(self.raw(), ffi::BLK_STS_OK, bytes) };
         }
     }
-
-    /// Gives the request back to the block layer, which hands it over again after `delay`, or sooner
-    /// along with others. Any context.
-    pub(crate) fn requeue_later(self, delay: Delta) {
-        let queue = self.keep_queue();
-        let rq = self.into_raw();
-        // SAFETY: The request is started and not completed, and its only owner was consumed.
-        unsafe { requeue_later(rq, &queue, delay) };
-    }
 }
 
 impl<T: Operations> Drop for StartedRequest<T> {
@@ -478,23 +469,6 @@ pub(super) unsafe fn complete_here<T: Operations>(rq: NonNull<bindings::request>
     let rq = unsafe { CompletedRequest::<T>::from_raw(rq) };
     let result = rq.pdu().result();
     T::complete(rq, result);
-}
-
-/// # Safety
-///
-/// `rq` must be started, must not have been ended, and nobody may use it afterwards. `queue` is its
-/// queue.
-unsafe fn requeue_later<T: Operations>(
-    rq: NonNull<bindings::request>,
-    queue: &QueueRef<T>,
-    delay: Delta,
-) {
-    // SAFETY: By the function's requirements.
-    unsafe { bindings::blk_mq_requeue_request(rq.as_ptr(), false) };
-    let milliseconds = delay.as_millis_ceil().max(0) as c_ulong;
-    // SAFETY: The queue stays for `queue`, whatever has become of the request; and what was set off
-    // here is over before it goes, which is after it was frozen.
-    unsafe { bindings::blk_mq_delay_kick_requeue_list(queue.queue, milliseconds) };
 }
 
 /// One of the two owners of a request whose operation is under way.
@@ -579,12 +553,16 @@ impl<T: Operations> CompletedRequest<T> {
         unsafe { bindings::blk_mq_requeue_request(rq.raw(), true) };
     }
 
-    /// Sends all of the request round again after `delay`, or sooner along with others.
+    /// Sends all of the request round again after `delay`, or sooner along with others. Any context.
     pub(crate) fn requeue_later(self, delay: Delta) {
         let queue = self.keep_queue();
         let rq = ManuallyDrop::new(self);
         // SAFETY: By the type invariant the request is ours, and `self` was consumed.
-        unsafe { requeue_later(rq.0.cast(), &queue, delay) };
+        unsafe { bindings::blk_mq_requeue_request(rq.raw(), false) };
+        let milliseconds = delay.as_millis_ceil().max(0) as c_ulong;
+        // SAFETY: The queue stays for `queue`, whatever has become of the request; and what was set off
+        // here is over before it goes, which is after it was frozen.
+        unsafe { bindings::blk_mq_delay_kick_requeue_list(queue.queue, milliseconds) };
     }
 
     /// Takes note that the first `bytes` bytes are done, and sends the rest round again.
@@ -601,6 +579,12 @@ impl<T: Operations> CompletedRequest<T> {
         unsafe { bindings::blk_update_request(rq.raw(), ffi::BLK_STS_OK, bytes) };
         // SAFETY: As above; `self` was consumed.
         unsafe { bindings::blk_mq_requeue_request(rq.raw(), true) };
+    }
+
+    /// Keeps the block layer from logging that the request fails: `RQF_QUIET`.
+    pub(crate) fn set_quiet(&mut self) {
+        // SAFETY: By the type invariant the request is ours, and so are its flags.
+        unsafe { (*self.raw()).rq_flags |= ffi::RQF_QUIET };
     }
 
     /// Fills the memory of a read with zeroes.

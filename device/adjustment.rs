@@ -10,6 +10,7 @@ use super::{
     LoopDevice, //
 };
 use crate::{
+    aio::Caching,
     backing::{
         self,
         Backing, //
@@ -20,7 +21,10 @@ use crate::{
         Mode, //
     },
     flags::Flags,
-    geometry,
+    geometry::{
+        self,
+        SECTOR_SIZE, //
+    },
     kern::{
         bdev::BlockDevice,
         file::BackingFile,
@@ -64,7 +68,7 @@ impl LoopDevice {
         let moved = (old.offset, old.sizelimit) != (new.offset, new.sizelimit);
         let scans = !old.flags.contains(Flags::PARTSCAN) && new.flags.contains(Flags::PARTSCAN);
         let Backing { file, traits, .. } = &binding.backing;
-        traits.settle_direct(file, disk.logical_block_size(), &mut new);
+        traits.settle_direct(file, &mut new);
         settle_cache(binding, &new);
         let capacity = moved.then(|| backing::capacity(file, &new));
         if let Some(capacity) = capacity {
@@ -136,19 +140,17 @@ impl LoopDevice {
         }
         new.flags.set(Flags::DIRECT_IO, on);
         let Backing { file, traits, .. } = &binding.backing;
-        if on && !traits.can_direct(file, disk.logical_block_size(), new.offset) {
+        if on && !traits.can_direct(file, new.offset) {
             return Err(EINVAL);
         }
         settle_cache(binding, &new);
         let mut limits = disk.update_limits();
-        limits.set_dma_alignment(traits.dma_alignment(new.flags));
+        traits.apply_direct(&mut limits, new.flags, disk.logical_block_size());
         adopt(disk, binding, Some(limits), new)
     }
 
     /// LOOP_SET_BLOCK_SIZE: another logical block size, in bytes; 0 is the default. `EINVAL` for
     /// one that no device can have.
-    ///
-    /// Direct I/O ends where it does not go with that.
     pub(crate) fn set_block_size(
         &self,
         disk: &GenDisk<Self>,
@@ -163,14 +165,12 @@ impl LoopDevice {
         if size == disk.logical_block_size() {
             return Ok(());
         }
-        let mut new = binding.settings.clone();
+        let new = binding.settings.clone();
         let Backing { file, traits, .. } = &binding.backing;
         let size = match size {
-            0 => traits.default_block_size(new.flags),
+            0 => SECTOR_SIZE,
             size => size,
         };
-        traits.settle_direct(file, size, &mut new);
-        settle_cache(binding, &new);
         disk.write_back();
         disk.drop_cached();
         let mut limits = disk.update_limits();
@@ -185,7 +185,8 @@ impl LoopDevice {
     ///
     /// Called from a worker of the block layer, without locks, after
     /// [`Request::disable_discard`](crate::blk_mq::Request::disable_discard) and the like.
-    pub(crate) fn restrict_limits(disk: &GenDisk<Self>) {
+    pub(crate) fn revise_limits(disk: &GenDisk<Self>) {
+        disk.device().revise_direct(disk);
         let mut limits = disk.update_limits();
         let mut frozen = disk.freeze();
         // The device may be bound to nothing, or to another file, by now.
@@ -194,6 +195,63 @@ impl LoopDevice {
             // Nothing contradicts a limit of 0.
             let _ = limits.commit();
         }
+    }
+
+    /// Takes note that the file has refused direct I/O of a request whose position and length are
+    /// multiples of `alignment` bytes, and that the page cache has served it. Any context.
+    pub(crate) fn refuse_direct(&self, alignment: u64) {
+        let alignment = u32::try_from(alignment).unwrap_or(u32::MAX);
+        if alignment > self.refused.load(Relaxed) {
+            self.refused.store(alignment, Relaxed);
+        }
+    }
+
+    /// Forgets what another file has refused. No request is served.
+    pub(super) fn forget_refusals(&self) {
+        self.refused.store(0, Relaxed);
+    }
+
+    /// Asks the file again what direct I/O must keep to, if it was refused: the disk below a file system may
+    /// have been replaced by one with larger blocks, as pvmove does. Direct I/O ends where the file refuses
+    /// what it says that it accepts.
+    fn revise_direct(&self, disk: &GenDisk<Self>) {
+        let refused = self.refused.xchg(0, Relaxed);
+        let Some(file) = self.backing_file().filter(|_| refused != 0) else {
+            return;
+        };
+        // The file system may take its time.
+        let direct = backing::direct_alignment(&file);
+        let mut state = self.lock();
+        let Ok(binding) = state.bound() else { return };
+        let mut new = binding.settings.clone();
+        let caching = backing::caching(new.flags);
+        if !core::ptr::eq(&*file, &*binding.backing.file) || caching == Caching::Buffered {
+            return;
+        }
+        let works = binding.backing.traits.set_direct(direct, refused.into());
+        let Backing { file, traits, .. } = &binding.backing;
+        if works {
+            traits.settle_direct(file, &mut new);
+        } else {
+            new.flags.set(Flags::DIRECT_IO, false);
+        }
+        pr_notice!(
+            "{}: the file refused direct I/O; {}\n",
+            disk.name(),
+            if new.flags.contains(Flags::DIRECT_IO) {
+                "requests in smaller blocks go through the page cache"
+            } else {
+                "it is off now"
+            }
+        );
+        settle_cache(binding, &new);
+        let mut limits = disk.update_limits();
+        binding
+            .backing
+            .traits
+            .apply_direct(&mut limits, new.flags, disk.logical_block_size());
+        // The alignment is one that the file's own device has.
+        let _ = adopt(disk, binding, Some(limits), new);
     }
 }
 
@@ -225,6 +283,10 @@ fn adopt(
         limits.commit()?;
     }
     target.offset = new.offset;
+    target.direct_block = binding
+        .backing
+        .traits
+        .larger_direct_block(disk.logical_block_size());
     target.caching = backing::caching(new.flags);
     binding.settings = new;
     Ok(())

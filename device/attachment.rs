@@ -70,10 +70,10 @@ impl LoopDevice {
             settings.flags.set(Flags::DIRECT_IO, true);
         }
         let block_size = match config.block_size {
-            0 => traits.default_block_size(settings.flags),
+            0 => SECTOR_SIZE,
             size => size,
         };
-        traits.settle_direct(&file, block_size, &mut settings);
+        traits.settle_direct(&file, &mut settings);
         self.make_queues(disk)?;
         let backing = Backing::new(file, traits)?;
         let Backing { file, traits, .. } = &backing;
@@ -86,9 +86,10 @@ impl LoopDevice {
         let scans = self.always_scans || settings.flags.contains(Flags::PARTSCAN);
         settings.flags.set(Flags::PARTSCAN, scans);
         // Flushes are to tell of what is found out now.
-        let target = traits.target(file.clone(), &settings);
+        let target = traits.target(file.clone(), &settings, block_size);
         begin_caching(file, &settings);
         self.switches.reset();
+        self.forget_refusals();
         let uevents = disk.suppress_uevents();
         disk.force_media_change();
         disk.set_read_only(settings.flags.contains(Flags::READ_ONLY));
@@ -140,10 +141,10 @@ impl LoopDevice {
             settings.flags.set(Flags::DIRECT_IO, true);
         }
         let block_size = disk.logical_block_size();
-        traits.settle_direct(&file, block_size, &mut settings);
+        traits.settle_direct(&file, &mut settings);
         let backing = Backing::new(file, traits)?;
         let Backing { file, traits, .. } = &backing;
-        let target = traits.target(file.clone(), &settings);
+        let target = traits.target(file.clone(), &settings, block_size);
         begin_caching(file, &settings);
         // A file system on the device hears of it before it is served from another file.
         let uevents = disk.suppress_uevents();
@@ -155,6 +156,7 @@ impl LoopDevice {
         // What a file adds contradicts nothing, and the block size is the present one.
         limits.commit()?;
         let old_target = frozen.replace_io(target);
+        self.forget_refusals();
         drop(frozen);
         // What was read of the old file meanwhile.
         disk.drop_cached();

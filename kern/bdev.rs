@@ -133,11 +133,12 @@ impl BlockDevice {
         unsafe { ffi::rnull_loop_bdev_max_bytes(self.raw()) }
     }
 
-    /// Whether a read or a write that ends at `end` bytes would be carried out: the device is as long
-    /// and, for a write, neither read-only nor swap space. May have changed when this returns.
-    pub(crate) fn admits(&self, write: bool, end: u64) -> bool {
+    /// Whether direct I/O of `len` bytes at `pos` bytes would be carried out: the device is as long, it
+    /// is in whole logical blocks and, for a write, the device is neither read-only nor swap space. May
+    /// have changed when this returns.
+    pub(crate) fn admits(&self, write: bool, pos: u64, len: u32) -> bool {
         // SAFETY: By the type invariant.
-        unsafe { ffi::rnull_loop_bdev_admits(self.raw(), write, end) }
+        unsafe { ffi::rnull_loop_bdev_admits(self.raw(), write, pos, len) }
     }
 
     /// Keeps exclusive openers away until the claim is dropped: `bd_prepare_to_claim()`.

@@ -174,6 +174,11 @@ pub(crate) trait BackingFile {
     fn error_cursor(&self) -> ErrorCursor;
     /// Drops its page cache, but for what cannot be written back or is in use. May sleep.
     fn drop_cache(&self);
+    /// Waits while the file's file system is frozen. It may be frozen again when this returns. May sleep.
+    fn wait_for_thaw(&self);
+    /// Writes back what is dirty of `len` bytes from `pos` in its page cache, and waits for it. Does not make
+    /// it durable. May sleep.
+    fn write_back(&self, pos: u64, len: u64) -> Result;
     /// Changes what is allocated in `len` bytes from `pos`: `f_op->fallocate`, with a mode of
     /// `FALLOC_FL_*`. May sleep.
     fn fallocate(&self, mode: Fallocate, pos: u64, len: u64) -> Result;
@@ -362,6 +367,20 @@ impl BackingFile for File {
     fn drop_cache(&self) {
         // SAFETY: An open file has a mapping. What cannot be dropped makes it fail, and stays.
         unsafe { bindings::invalidate_inode_pages2((*self.as_ptr()).f_mapping) };
+    }
+
+    fn wait_for_thaw(&self) {
+        // SAFETY: The file is open.
+        unsafe { ffi::rnull_loop_file_wait_for_thaw(self.as_ptr()) };
+    }
+
+    fn write_back(&self, pos: u64, len: u64) -> Result {
+        let last = pos.saturating_add(len).saturating_sub(1);
+        let (first, last) = (pos.try_into()?, last.try_into()?);
+        // SAFETY: An open file has a mapping.
+        to_result(unsafe {
+            bindings::filemap_write_and_wait_range((*self.as_ptr()).f_mapping, first, last)
+        })
     }
 
     fn fallocate(&self, mode: Fallocate, pos: u64, len: u64) -> Result {

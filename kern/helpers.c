@@ -15,6 +15,7 @@
 #include <linux/sched/signal.h>
 #include <linux/statfs.h>
 #include <linux/timekeeping.h>
+#include <linux/wait_bit.h>
 
 #include "helpers.h"
 
@@ -240,10 +241,15 @@ unsigned int rnull_loop_bdev_max_bytes(struct block_device *bdev)
 	return min_t(u64, bytes, UINT_MAX);
 }
 
-/* Whether blkdev_read_iter() or blkdev_write_iter() up to @end would do. */
-bool rnull_loop_bdev_admits(struct block_device *bdev, bool write, u64 end)
+/*
+ * Whether blkdev_read_iter() or blkdev_write_iter() would do direct I/O of @len
+ * bytes at @pos. A dm table may change the size and the blocks at any time.
+ */
+bool rnull_loop_bdev_admits(struct block_device *bdev, bool write, u64 pos,
+			    unsigned int len)
 {
-	if (end > bdev_nr_bytes(bdev))
+	if (pos + len > bdev_nr_bytes(bdev) ||
+	    ((pos | len) & (bdev_logical_block_size(bdev) - 1)))
 		return false;
 	return !write || (!bdev_read_only(bdev) &&
 			  !IS_SWAPFILE(bdev->bd_mapping->host));
@@ -268,6 +274,12 @@ bool rnull_loop_kiocb_start_write_trylock(struct kiocb *iocb)
 void rnull_loop_kiocb_end_write(struct kiocb *iocb)
 {
 	kiocb_end_write(iocb);
+}
+
+void rnull_loop_file_wait_for_thaw(struct file *file)
+{
+	file_start_write(file);
+	file_end_write(file);
 }
 
 loff_t rnull_loop_i_size_read(struct file *file)
@@ -438,6 +450,18 @@ void rnull_loop_restore_active_memcg(struct mem_cgroup *old)
 int rnull_loop_mutex_lock_killable(struct mutex *lock)
 {
 	return mutex_lock_killable(lock);
+}
+
+/* Waits until *@count is @value; see rnull_loop_wake_up_count(). */
+void rnull_loop_wait_for_count(atomic_t *count, int value)
+{
+	wait_var_event(count, atomic_read(count) == value);
+}
+
+/* To be called behind a full barrier after *@count has changed. */
+void rnull_loop_wake_up_count(atomic_t *count)
+{
+	wake_up_var(count);
 }
 
 void rnull_loop_cond_resched(void)

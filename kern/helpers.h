@@ -43,12 +43,14 @@ unsigned int rnull_loop_bdev_logical_block_size(struct block_device *bdev);
 unsigned int rnull_loop_bdev_dma_alignment(struct block_device *bdev);
 bool rnull_loop_bdev_nowait(struct block_device *bdev);
 unsigned int rnull_loop_bdev_max_bytes(struct block_device *bdev);
-bool rnull_loop_bdev_admits(struct block_device *bdev, bool write, u64 end);
+bool rnull_loop_bdev_admits(struct block_device *bdev, bool write, u64 pos,
+			    unsigned int len);
 
 /* files */
 void rnull_loop_kiocb_start_write(struct kiocb *iocb);
 bool rnull_loop_kiocb_start_write_trylock(struct kiocb *iocb);
 void rnull_loop_kiocb_end_write(struct kiocb *iocb);
+void rnull_loop_file_wait_for_thaw(struct file *file);
 loff_t rnull_loop_i_size_read(struct file *file);
 bool rnull_loop_atime_settled(struct file *file);
 bool rnull_loop_write_is_anonymous(struct file *file, loff_t end);
@@ -71,6 +73,8 @@ rnull_loop_set_active_memcg(struct cgroup_subsys_state *css);
 void rnull_loop_restore_active_memcg(struct mem_cgroup *old);
 
 /* tasks and locks */
+void rnull_loop_wait_for_count(atomic_t *count, int value);
+void rnull_loop_wake_up_count(atomic_t *count);
 int rnull_loop_mutex_lock_killable(struct mutex *lock);
 void rnull_loop_cond_resched(void);
 void rnull_loop_plug_invalidate_ts(void);

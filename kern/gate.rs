@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A gate that any number of users pass, until a task closes it and waits for those inside.
+//!
+//! C header: [`include/linux/wait_bit.h`](srctree/include/linux/wait_bit.h) (`wait_var_event()`)
+
+use super::ffi;
+use kernel::{
+    new_mutex,
+    prelude::*,
+    sync::{
+        atomic::{
+            ordering::Full,
+            Atomic, //
+        },
+        Mutex,
+        MutexGuard, //
+    },
+};
+
+/// A gate. Users enter and leave it in any context; a task that may sleep closes it.
+///
+/// Unlike a reader-writer semaphore, a user may leave on another CPU and in another context than it
+/// entered, and is turned away instead of put to sleep while the gate is closed.
+#[pin_data]
+pub(crate) struct Gate {
+    /// The number of users inside, plus `CLOSED` while the gate is closed.
+    users: Atomic<i32>,
+    /// Held by the task that has closed the gate.
+    #[pin]
+    closer: Mutex<()>,
+}
+
+impl Gate {
+    /// More than there can be users.
+    const CLOSED: i32 = 1 << 30;
+
+    /// Makes an open gate.
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            users: Atomic::new(0),
+            closer <- new_mutex!((), "Gate::closer"),
+        })
+    }
+
+    /// Enters the gate; returns false while it is closed. Each user that has entered must
+    /// [leave](Self::leave). Any context, including hard IRQ.
+    pub(crate) fn enter(&self) -> bool {
+        // ORDERING: A user that finds the gate open is seen by the task that closes it, and sees all
+        // that the last such task did.
+        if self.users.fetch_add(1, Full) < Self::CLOSED {
+            return true;
+        }
+        self.leave();
+        false
+    }
+
+    /// Leaves the gate. Any context, including hard IRQ.
+    pub(crate) fn leave(&self) {
+        // ORDERING: All that the user did happens before the closing task goes on; and the count changes
+        // before `wake_up_var()` looks for waiters.
+        if self.users.fetch_sub(1, Full) == Self::CLOSED + 1 {
+            // SAFETY: The address is that of the count, of which nothing is read.
+            unsafe { ffi::rnull_loop_wake_up_count(self.users.as_ptr().cast()) };
+        }
+    }
+
+    /// Closes the gate until the guard is dropped, and waits for the users inside and for other tasks
+    /// that have closed it. May sleep.
+    pub(crate) fn close(&self) -> ClosedGate<'_> {
+        let guard = self.closer.lock();
+        self.users.fetch_add(Self::CLOSED, Full);
+        // SAFETY: `users` is an `i32` that is accessed by atomic operations alone, as an `atomic_t` is.
+        unsafe { ffi::rnull_loop_wait_for_count(self.users.as_ptr().cast(), Self::CLOSED) };
+        // INVARIANT: `CLOSED` was added above, and no user is inside.
+        ClosedGate {
+            gate: self,
+            _guard: guard,
+        }
+    }
+}
+
+/// A closed gate without users inside. Dropping it opens the gate.
+///
+/// # Invariants
+///
+/// `gate.users` includes `CLOSED`, added by the holder of `closer`.
+#[must_use = "the gate opens again when this is dropped"]
+pub(crate) struct ClosedGate<'a> {
+    gate: &'a Gate,
+    _guard: MutexGuard<'a, ()>,
+}
+
+impl Drop for ClosedGate<'_> {
+    fn drop(&mut self) {
+        // ORDERING: What this task did happens before what users do that enter from here on.
+        self.gate.users.fetch_sub(Gate::CLOSED, Full);
+    }
+}
