@@ -55,11 +55,17 @@ pub(crate) struct DirectAlignment {
 pub(crate) struct ErrorCursor(Atomic<u32>);
 
 impl ErrorCursor {
-    /// One that is told of what fails from now on; all that has failed counts as reported.
+    /// A cursor at the present end: it reports what fails from now on, for a write by this file that syncs
+    /// what it has written.
+    ///
+    /// Unlike `errseq_sample()` it does not go back to a failure that nobody has been told of, and unlike
+    /// `errseq_check_and_advance()` it does not mark that as seen, which would hide it from those who open
+    /// the file later. An equal failure does not change such an `errseq_t` again; but then the sync by this
+    /// file reports it, or another one does and marks it as seen, which is a change.
     pub(crate) fn from_now(file: &File) -> Self {
-        let cursor = Self(Atomic::new(0));
-        let _ = cursor.advance(file);
-        cursor
+        // SAFETY: An open file has a mapping. What fails at the same time is reported or not.
+        let now = unsafe { (&raw const (*(*file.as_ptr()).f_mapping).wb_err).read_volatile() };
+        Self(Atomic::new(now))
     }
 
     /// Fails if something has failed that was not reported here, and reports it. For one user at a time.

@@ -112,6 +112,68 @@ durable_write() {
 	EOT
 }
 
+# A buffered write of another program to the image is lost, and no opener has synced the image since. A
+# durable write of a file system on the device does not mark that as seen in place of a later opener.
+hidden_by_durable_write() {
+	local base device image block sector
+	load_brd
+	modprobe dm-mod
+	# A disk with FUA, where a durable write needs no sync of the image.
+	base=$(attach --direct-io=on "$ram_xfs")
+	dmsetup create lower --table "0 $((ram_mib << 11)) linear $base 0"
+	wait_for 10 test -b /dev/mapper/lower
+	mkfs.xfs -q -f -K /dev/mapper/lower
+	mkdir "$mnt/outer" "$mnt/inner"
+	mount /dev/mapper/lower "$mnt/outer"
+	image=$mnt/outer/image
+	dd if=/dev/zero of="$image" bs=1M count=40 conv=fsync status=none
+	device=$(attach --direct-io=on "$image")
+	udevadm settle
+	equal FUA "$(attribute "$device" queue/fua)" 1
+	mkfs.ext4 -q -b 4096 -E lazy_itable_init=0 "$device" 32M
+	mount -o noinit_itable "$device" "$mnt/inner"
+	dd if=/dev/urandom of="$mnt/inner/file" bs=64k count=4 conv=fsync status=none
+	sync -f "$mnt/inner"
+	# The block of the image at 36 MiB, behind the inner file system, cannot be written.
+	block=$(filefrag -v -b4096 "$image" | awk '$1 ~ /^[0-9]+:$/ && $2 + 0 <= 9216 && $3 + 0 >= 9216 { print $4 + 9216 - $2 }')
+	sector=$((block * 8))
+	dmsetup suspend --nolockfs lower
+	printf '0 %d linear %s 0\n%d 8 error\n%d %d linear %s %d\n' "$sector" "$base" "$sector" $((sector + 8)) \
+		$(((ram_mib << 11) - sector - 8)) "$base" $((sector + 8)) | dmsetup load lower
+	dmsetup resume lower
+	python3 - "$image" "$mnt/inner/file" <<-'EOT'
+		import ctypes, mmap, os, sys, time
+		image, inner = sys.argv[1:]
+		fd = os.open(image, os.O_RDWR)
+		os.pwrite(fd, b"x" * 4096, 36 << 20)
+		# SYNC_FILE_RANGE_WRITE: no caller waits, so none is told.
+		ctypes.CDLL(None).sync_file_range(fd, ctypes.c_long(36 << 20), ctypes.c_long(4096), 2)
+		time.sleep(1)
+		memory = mmap.mmap(-1, 4096)
+		# The first direct write to the image finds AS_EIO, which is told once, and apart from errseq_t.
+		first = os.open(inner, os.O_RDWR | os.O_DIRECT)
+		try:
+		    os.pwrite(first, memory, 32 << 10)
+		except OSError as error:
+		    print("the first write:", error)
+		user = os.open(inner, os.O_RDWR | os.O_DIRECT | os.O_DSYNC)
+		for turn in range(8):
+		    assert os.pwrite(user, memory, turn << 12) == 4096
+		os.close(fd)
+		late = os.open(image, os.O_RDWR)
+		try:
+		    os.fsync(late)
+		except OSError:
+		    sys.exit(0)
+		sys.exit("a later opener of the image is not told of the lost write")
+	EOT
+	umount "$mnt/inner"
+	detach "$device"
+	umount "$mnt/outer"
+	dmsetup remove --retry lower
+	detach "$base"
+}
+
 recovers() {
 	local device
 	create good
@@ -180,6 +242,7 @@ check "an error of write-back reaches fsync" late_error
 check_better 'it syncs the file, and says nothing' 'who switches to direct I/O hides no lost write' lost_write
 check_better 'it syncs the file at attach, and says nothing' 'a write lost before the attach is told' lost_before
 check_better 'it has no durable writes, and a flush is told of a failure once' 'a durable write that is lost fails' durable_write
+check 'a durable write hides no lost write from the next opener' hidden_by_durable_write
 check "a disk that fails and comes back, direct" recovers on
 check "a disk that fails and comes back, buffered" recovers off
 check "a disk that fails under deep queues" under_load
