@@ -156,9 +156,9 @@ impl<T: FileBacked> Completion for RequestCompletion<T> {
 
 impl<T: FileBacked> BioCompletion for RequestCompletion<T> {
     unsafe fn complete(bio: *mut Bio, result: Result) {
-        // SAFETY: `remap` gave the `Bio` of a slot, which is its first field, and left the request
-        // behind for this function, which is called once.
-        let rq = unsafe { StartedRequest::<T>::from_data(bio.cast::<Slot<T::Data>>()) };
+        // SAFETY: `remap` gave the `Bio` of a slot, which is its first field, and left an owner of the
+        // request behind for this function, which is called once.
+        let rq = unsafe { InFlight::<T>::from_data(bio.cast::<Slot<T::Data>>()) };
         let bytes = rq.data().bytes.load(Relaxed);
         rq.complete(result.map(|()| bytes));
     }
@@ -329,14 +329,18 @@ pub(crate) fn remap<T: FileBacked>(
     rq.data().bytes.store(memory.count as u32, Relaxed);
     let nowait = wait == Wait::Forbidden;
     let raw = rq.as_ptr();
-    let bio = rq.into_data().cast_mut().cast::<Bio>();
+    // One owner for this function, one for `RequestCompletion`: the bio may be over, and what the request
+    // needs of its device exchanged and closed, while the block layer still uses the block device.
+    let (submitter, completer) = rq.into_in_flight();
+    let bio = completer.into_data().cast_mut().cast::<Bio>();
     // SAFETY:
     // - The slot is in the PDU, which is pinned and outlives the request's time in flight; the
     //   request had one owner, so no other operation uses the slot.
     // - The request is a valid read or write, and completed by `RequestCompletion`; `memory`
     //   describes memory of its submitter, which stays as long. `bdev` is part of what requests need
-    //   of their device, which stays while there are some.
+    //   of their device, which stays while there are some: at least until `submitter` is dropped.
     unsafe { Bio::submit::<RequestCompletion<T>>(bio, raw, bdev, sector, &memory, nowait) };
+    drop(submitter);
     Ok(())
 }
 

@@ -55,7 +55,8 @@ impl Bio {
     ///
     /// - `this` is pinned, and valid and not in use until `C::complete` is called for it.
     /// - `rq` is a valid read or write that is not completed before that, and `memory` describes memory
-    ///   of it that stays for as long, and so does `bdev`, which is valid.
+    ///   of it that stays for as long.
+    /// - `bdev` is open until then, and until this function has returned.
     pub(crate) unsafe fn submit<C: BioCompletion>(
         this: *mut Self,
         rq: *mut bindings::request,
