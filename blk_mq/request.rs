@@ -291,21 +291,13 @@ impl<T: Operations> Drop for QueueRef<T> {
 
 /// A request that the driver was handed and has not started.
 ///
+/// When dropped, it is started and completed with an I/O error: to the block layer, it was taken.
+///
 /// # Invariants
 ///
-/// The request is not started, and the block layer waits for the driver to start or refuse it.
-#[must_use = "a request that is neither started nor refused is lost"]
+/// The request is not started, the block layer waits for the driver to start or refuse it, and this is the
+/// only value that names it.
 pub(crate) struct IdleRequest<T: Operations>(NonNull<Request<T>>);
-
-/// A request that the driver did not take.
-#[must_use = "the block layer must learn that the request was refused"]
-pub(crate) struct Refused<T: Operations>(Status, PhantomData<T>);
-
-impl<T: Operations> Refused<T> {
-    pub(super) fn status(&self) -> bindings::blk_status_t {
-        self.0 .0
-    }
-}
 
 impl<T: Operations> IdleRequest<T> {
     /// # Safety
@@ -318,15 +310,46 @@ impl<T: Operations> IdleRequest<T> {
 
     /// Leaves the request to the block layer, which ends it with `status`.
     pub(crate) fn refuse(self, status: Status) -> Refused<T> {
-        Refused(status, PhantomData)
+        Refused { rq: self, status }
     }
 
     /// Starts the request: from here on its timeout runs, and the driver must end it.
     pub(crate) fn start(self) -> StartedRequest<T> {
-        // SAFETY: By the type invariant the request is valid and not started.
-        unsafe { bindings::blk_mq_start_request(self.raw()) };
-        // INVARIANT: It is started now, and `self`, its only owner, is consumed.
-        StartedRequest(self.0)
+        let rq = ManuallyDrop::new(self);
+        // SAFETY: By the type invariant the request is not started, and `self` was consumed.
+        unsafe { start_raw(rq.0) }
+    }
+}
+
+impl<T: Operations> Drop for IdleRequest<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the request is not started, and its only owner ends here.
+        drop(unsafe { start_raw(self.0) });
+    }
+}
+
+/// # Safety
+///
+/// `rq` must satisfy the invariants of [`IdleRequest`], and its owner must not use it afterwards.
+unsafe fn start_raw<T: Operations>(rq: NonNull<Request<T>>) -> StartedRequest<T> {
+    // SAFETY: By the function's requirements the request is valid and not started.
+    unsafe { bindings::blk_mq_start_request(rq.cast().as_ptr()) };
+    // INVARIANT: It is started now, and has no other owner.
+    StartedRequest(rq)
+}
+
+/// A request that the driver did not take. When dropped instead of returned, it ends as an
+/// [`IdleRequest`] does.
+pub(crate) struct Refused<T: Operations> {
+    rq: IdleRequest<T>,
+    status: Status,
+}
+
+impl<T: Operations> Refused<T> {
+    /// Gives the request up: the caller sees to it that the block layer ends it with this status.
+    pub(super) fn into_status(self) -> bindings::blk_status_t {
+        let _rq = ManuallyDrop::new(self.rq);
+        self.status.0
     }
 }
 
@@ -384,23 +407,6 @@ impl<T: Operations> StartedRequest<T> {
         let _other = ManuallyDrop::new(other);
         // INVARIANT: By the function's requirements there was no third owner.
         Self(ManuallyDrop::new(one).0)
-    }
-
-    /// Turns the request into a pointer to the driver's part of it, which
-    /// [`from_data`](Self::from_data) turns back.
-    pub(crate) fn into_data(self) -> *const T::RequestData {
-        core::ptr::from_ref(ManuallyDrop::new(self).data())
-    }
-
-    /// Takes a request back.
-    ///
-    /// # Safety
-    ///
-    /// `data` must come from [`into_data`](Self::into_data), which is taken back once.
-    pub(crate) unsafe fn from_data(data: *const T::RequestData) -> Self {
-        // SAFETY: By the function's requirements.
-        // INVARIANT: This takes the place of what `into_data` consumed.
-        Self(unsafe { Request::<T>::from_data(data) }.cast())
     }
 
     /// Takes note that the first `bytes` bytes are done; the rest is left.

@@ -73,7 +73,7 @@ impl<T: Operations> Vtable<T> {
         // SAFETY: By the function's requirements.
         match unsafe { Self::hand_over(rq, submitter.as_ref()) } {
             Ok(()) => ffi::BLK_STS_OK,
-            Err(refused) => refused.status(),
+            Err(refused) => refused.into_status(),
         }
     }
 
@@ -105,7 +105,7 @@ impl<T: Operations> Vtable<T> {
             // SAFETY: By the function's requirements.
             if let Err(refused) = unsafe { Self::hand_over(rq, submitter.as_ref()) } {
                 // SAFETY: The request was not taken, so it is still ours to end.
-                unsafe { bindings::blk_mq_end_request(rq.as_ptr(), refused.status()) };
+                unsafe { bindings::blk_mq_end_request(rq.as_ptr(), refused.into_status()) };
             }
         }
     }

@@ -176,7 +176,7 @@ fn requeue_and_end(rq: CompletedRequest<LoopDevice>) {
 // A request is made from what the kernel gave back, by who cannot promise anything.
 fn from_nothing(data: *const Slot<Progress>) {
     #[cfg(misuse)]
-    Started::from_data(data).complete(Ok(0)); //~ E0133
+    InFlight::<LoopDevice>::from_data(data).complete(Ok(0)); //~ E0133
     let _ = data;
 }
 
