@@ -119,7 +119,7 @@ impl Worker {
         if self.task == Task::Flush {
             return Place::Here;
         }
-        if task::is_realtime() {
+        if task::is_realtime() || task::is_on_isolated_cpu() {
             return Place::Anywhere;
         }
         let waker = task::wakefulness();

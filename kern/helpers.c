@@ -11,6 +11,7 @@
 #include <linux/mutex.h>
 #include <linux/pagemap.h>
 #include <linux/sched.h>
+#include <linux/sched/isolation.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/statfs.h>
@@ -477,4 +478,26 @@ void rnull_loop_plug_invalidate_ts(void)
 unsigned int rnull_loop_num_online_cpus(void)
 {
 	return num_online_cpus();
+}
+
+/* Whether the current CPU, of isolcpus= or of an isolated cpuset, is to be left alone. */
+bool rnull_loop_on_isolated_cpu(void)
+{
+	bool isolated;
+
+	rcu_read_lock();
+	isolated = !housekeeping_cpu(raw_smp_processor_id(), HK_TYPE_DOMAIN);
+	rcu_read_unlock();
+	return isolated;
+}
+
+/* The current CPU, or one nearby if that is isolated. */
+int rnull_loop_housekeeping_cpu(void)
+{
+	int cpu = get_cpu();
+
+	if (!housekeeping_cpu(cpu, HK_TYPE_DOMAIN))
+		cpu = housekeeping_any_cpu(HK_TYPE_DOMAIN);
+	put_cpu();
+	return cpu;
 }

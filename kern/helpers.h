@@ -80,4 +80,6 @@ void rnull_loop_cond_resched(void);
 void rnull_loop_plug_invalidate_ts(void);
 unsigned int rnull_loop_num_online_cpus(void);
 
+bool rnull_loop_on_isolated_cpu(void);
+int rnull_loop_housekeeping_cpu(void);
 #endif

@@ -4,14 +4,12 @@
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
-use core::{
-    ops::Deref,
-    ptr::NonNull, //
-};
+use super::ffi;
+use core::ptr::NonNull;
 use kernel::{
     bindings,
     prelude::*,
-    workqueue::Queue, //
+    workqueue::RawWorkItem, //
 };
 
 /// A workqueue of our own.
@@ -29,7 +27,7 @@ unsafe impl Sync for OwnedQueue {}
 /// Where work runs.
 #[derive(Clone, Copy)]
 pub(crate) enum Place {
-    /// On the CPU that it is queued on, which saves waking another one.
+    /// On the CPU that it is queued on, which saves waking another one; or nearby if that is isolated.
     Here,
     /// On any CPU.
     Anywhere,
@@ -58,14 +56,21 @@ impl OwnedQueue {
         // INVARIANT: `ptr` comes from `alloc_workqueue()`.
         Ok(Self(NonNull::new(ptr).ok_or(ENOMEM)?))
     }
-}
 
-impl Deref for OwnedQueue {
-    type Target = Queue;
-
-    fn deref(&self) -> &Queue {
-        // SAFETY: By the type invariant the queue is valid for as long as `self` is.
-        unsafe { Queue::from_raw(self.0.as_ptr()) }
+    /// Queues `work`, unless it is queued already: `queue_work_on()`. Any context.
+    pub(crate) fn enqueue<W>(&self, work: W) -> W::EnqueueOutput
+    where
+        W: RawWorkItem<0> + Send + 'static,
+    {
+        let queue = self.0.as_ptr();
+        // SAFETY: The closure returns false only if the work is in a workqueue already. By the type
+        // invariant the queue is valid, and `__enqueue` promises that `work` is, for as long as
+        // `queue_work_on()` and the workqueue use it.
+        unsafe {
+            work.__enqueue(|work| {
+                bindings::queue_work_on(ffi::rnull_loop_housekeeping_cpu(), queue, work)
+            })
+        }
     }
 }
 
