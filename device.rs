@@ -44,6 +44,7 @@ use crate::{
 use kernel::{
     fs::File,
     new_mutex,
+    new_spinlock,
     prelude::*,
     sync::{
         aref::ARef,
@@ -54,7 +55,8 @@ use kernel::{
         Arc,
         Mutex,
         MutexGuard,
-        SetOnce, //
+        SetOnce,
+        SpinLock, //
     },
     workqueue, //
 };
@@ -102,9 +104,10 @@ pub(crate) struct LoopDevice {
     /// `/sys/block/loopN/loop`, while the device is bound.
     #[pin]
     attributes: Mutex<Option<Group>>,
-    /// What `state` was when it was last unlocked, for those who look without the lock.
+    /// What `state` was when it was last unlocked, for those who look without the lock. A spinlock, so that
+    /// a reader is not preempted while it holds it, and delays ioctls for as long.
     #[pin]
-    shown: Mutex<Option<Shown>>,
+    shown: SpinLock<Option<Shown>>,
     /// Whether `state` is `Unbound`, likewise.
     unbound: Atomic<bool>,
     /// How long the device is for requests, in bytes: see [`length`](Self::length).
@@ -149,8 +152,10 @@ impl StateGuard<'_> {
     /// Lets those who look without the lock see what has changed so far.
     fn show(&self) {
         self.device.unbound.store(self.guard.is_unbound(), Relaxed);
-        // The file of before has another user still, in the state or in who took it out.
-        *self.device.shown.lock() = Shown::of(&self.guard);
+        let new = Shown::of(&self.guard);
+        let old = core::mem::replace(&mut *self.device.shown.lock(), new);
+        // Not under the spinlock, as it may be the last reference to the file.
+        drop(old);
     }
 }
 
@@ -171,7 +176,7 @@ impl LoopDevice {
                 always_scans,
                 state <- new_mutex!(State::Unbound, "LoopDevice::state"),
                 attributes <- new_mutex!(None, "LoopDevice::attributes"),
-                shown <- new_mutex!(None, "LoopDevice::shown"),
+                shown <- new_spinlock!(None, "LoopDevice::shown"),
                 unbound: Atomic::new(true),
                 length: Atomic::new(0),
                 queues: SetOnce::new(),
@@ -212,15 +217,15 @@ impl LoopDevice {
         self.unbound.load(Relaxed)
     }
 
-    /// The file of a bound device. Waits for nobody who sleeps on I/O.
+    /// The file of a bound device. Does not sleep.
     pub(crate) fn backing_file(&self) -> Option<ARef<File>> {
         let shown = self.shown.lock();
         let shown = shown.as_ref().filter(|shown| shown.bound)?;
         Some(shown.file.clone())
     }
 
-    /// Lets `show` look at a device that is bound, or being run down; `ENXIO` for others. Waits for
-    /// nobody who sleeps on I/O.
+    /// Lets `show`, which must not sleep, look at a device that is bound, or being run down; `ENXIO` for
+    /// others.
     pub(crate) fn with_shown<R>(&self, show: impl FnOnce(&Shown) -> Result<R>) -> Result<R> {
         show(self.shown.lock().as_ref().ok_or(ENXIO)?)
     }

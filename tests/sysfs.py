@@ -7,8 +7,11 @@ import contextlib
 import glob
 import mmap
 import os
+import resource
+import signal
 import stat
 import subprocess
+import time
 from lib import *
 
 # Of a device that has no file. What is not here differs from machine to machine, or is times.
@@ -166,6 +169,8 @@ def unbound_again(device):
     """Detaches. What the next file sets anew may stay until then: limits, cache, read-only."""
     before = int(sysfs(device, "diskseq"))
     detach(device)
+    # The last close, which may be udev's, changes it after it has removed the attributes.
+    wait_for(lambda: int(sysfs(device, "diskseq")) > before)
     stays = ("ro", "queue/write_cache", "queue/fua", "queue/rotational")
     stays += tuple(name.replace("__", "/") for name in discard(0))
     for name, value in UNBOUND.items():
@@ -483,4 +488,53 @@ def renew_devices():
 
 
 renew_devices()
+@check("an ioctl does not wait for a reader that does not get its CPU")
+def preempted_reader():
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        return
+
+    def process(function):
+        """On the last CPU."""
+        pid = os.fork()
+        if not pid:
+            os.sched_setaffinity(0, cpus[-1:])
+            function()
+        return pid
+
+    def read():
+        with Fd(f"/sys/block/{os.path.basename(fd.path)}/loop/backing_file", os.O_RDONLY) as file:
+            while True:
+                os.pread(file.fd, 4096, 0)
+
+    def occupy():
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            pass
+        os._exit(0)
+
+    def sleeps():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+
+    slept = 0
+    with attach(image(name="n" * 200)) as fd, Fd(fd.path):
+        reader = process(read)
+        os.sched_setaffinity(0, cpus[:-1])
+        try:
+            for _ in range(30):
+                time.sleep(0.1)
+                occupier = process(occupy)
+                while os.waitpid(occupier, os.WNOHANG) == (0, 0):
+                    before = sleeps()
+                    # Sets a flag, as there is another opener.
+                    equal("CLR_FD", fd.ioctl(CLR_FD), 0)
+                    slept += sleeps() - before
+        finally:
+            os.sched_setaffinity(0, cpus)
+            os.kill(reader, signal.SIGKILL)
+            os.waitpid(reader, 0)
+    equal("sleeps in LOOP_CLR_FD", slept, 0)
+
+
 run_checks()
