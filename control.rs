@@ -25,7 +25,7 @@ impl MiscDevice for Control {
     type Ptr = KBox<Self>;
 
     fn open(_file: &File, _misc: &MiscDeviceRegistration<Self>) -> Result<KBox<Self>> {
-        // A module that is not loaded yet may still fail to be; nobody must have this open then.
+        // Waits while the module may still fail to load; nobody must have this open then.
         registry::registry()?;
         Ok(KBox::new(Control, GFP_KERNEL)?)
     }

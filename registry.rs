@@ -27,11 +27,19 @@ use kernel::{
     prelude::*,
     sync::{
         global_lock,
+        atomic::{
+            ordering::Relaxed,
+            Atomic, //
+        },
         Arc,
         Mutex,
         MutexGuard, //
     },
 };
+    time::{
+        delay::fsleep,
+        Delta, //
+    },
 
 /// The longest request unless user space asks for longer ones (`max_sectors_kb`), in sectors of 512
 /// bytes: 1280 KiB, as it has always been.
@@ -87,8 +95,8 @@ struct Entry {
 #[pin_data]
 pub(crate) struct Registry {
     parameters: Parameters,
-    /// The major number of the devices.
-    major: u32,
+    /// The major number of the devices, once it is known.
+    major: Atomic<u32>,
     /// Sorted by index. A leaf: no other lock is taken under it.
     #[pin]
     table: Mutex<KVec<Entry>>,
@@ -99,13 +107,33 @@ pub(crate) struct Registry {
 
 global_lock! {
     // SAFETY: Initialized in the module initializer before first use.
-    pub(crate) unsafe(uninit) static REGISTRY: Mutex<Option<Arc<Registry>>> = None;
+    pub(crate) unsafe(uninit) static REGISTRY: Mutex<Phase> = Phase::Loading;
 }
 
-/// The registry, for those who come without a reference to it. `ENODEV` while the module comes or
-/// goes. Waits for nobody who sleeps.
+/// How far the module has come.
+pub(crate) enum Phase {
+    /// It may still fail to load.
+    Loading,
+    /// It is loaded.
+    Loaded(Arc<Registry>),
+    /// It failed to load, or is being unloaded.
+    Gone,
+}
+
+/// Returns the registry, for callers that have no reference to it. Fails with `ENODEV` when the module
+/// failed to load.
+///
+/// Waits while the module is loading: a caller must not have anything of it open when that fails, and
+/// should not see that it came a moment too early. May sleep.
 pub(crate) fn registry() -> Result<Arc<Registry>> {
-    REGISTRY.lock().clone().ok_or(ENODEV)
+    loop {
+        match &*REGISTRY.lock() {
+            Phase::Loading => (),
+            Phase::Loaded(registry) => return Ok(registry.clone()),
+            Phase::Gone => return Err(ENODEV),
+        }
+        fsleep(Delta::from_millis(1));
+    }
 }
 
 /// While this lives, no device is bound to another loop device, and LOOP_CLR_FD detaches none.
@@ -200,7 +228,7 @@ impl Registry {
             tags,
             device,
             DiskOptions {
-                major: self.major,
+                major: self.major.load(Relaxed),
                 first_minor: index.checked_mul(minors).ok_or(EINVAL)?,
                 minors,
                 name: fmt!("{prefix}{index}"),
@@ -279,12 +307,12 @@ impl Registry {
 pub(crate) struct Devices(Arc<Registry>);
 
 impl Devices {
-    /// A registry without devices, which will have the number `major`. May sleep.
-    pub(crate) fn new(parameters: Parameters, major: u32) -> Result<Self> {
+    /// A registry without devices. May sleep.
+    pub(crate) fn new(parameters: Parameters) -> Result<Self> {
         let registry = Arc::pin_init(
             pin_init!(Registry {
                 parameters,
-                major,
+                major: Atomic::new(0),
                 table <- new_mutex!(KVec::new(), "Registry::table"),
                 validation <- new_mutex!((), "Registry::validation"),
             }),
@@ -293,9 +321,19 @@ impl Devices {
         Ok(Self(registry))
     }
 
-    /// Makes the registry reachable. Nothing that uses it may fail to load afterwards.
-    pub(crate) fn publish(&self) {
-        *REGISTRY.lock() = Some(self.0.clone());
+    /// Ends the wait of callers of [`registry`]: the devices will have the number `major`, and nothing fails
+    /// to load any more; or loading has failed, and the callers are refused.
+    ///
+    /// They hold the lock of all misc devices, or of all majors: once the control device is registered, no
+    /// misc device is registered or unregistered before this, and no major is once that of the devices is.
+    pub(crate) fn publish(&self, major: Option<u32>) {
+        *REGISTRY.lock() = match major {
+            Some(major) => {
+                self.0.major.store(major, Relaxed);
+                Phase::Loaded(self.0.clone())
+            }
+            None => Phase::Gone,
+        };
     }
 
     /// Adds the first `count` devices. One that cannot be made is missing, as in C.
@@ -313,7 +351,7 @@ impl Devices {
 impl Drop for Devices {
     fn drop(&mut self) {
         // Nobody can ask for devices any more: nodes and control were unregistered before.
-        let _ = REGISTRY.lock().take();
+        *REGISTRY.lock() = Phase::Gone;
         let table = core::mem::take(&mut *self.0.table.lock());
         drop(table);
     }

@@ -180,13 +180,14 @@ impl kernel::Module for LoopModule {
             NAMES
         };
         let (parameters, count) = parameters(&names)?;
+        let devices = Devices::new(parameters)?;
         // First, for of a major that is taken the kernel has a line in the log of its own.
         let control = miscdevice::Registration::new(names.control, names.control_minor);
         let control = KBox::pin_init(control, GFP_KERNEL).map_err(explain)?;
-        let major =
-            Major::register::<OnDemand>(names.major_number, names.major).map_err(explain)?;
-        let devices = Devices::new(parameters, major.number())?;
-        devices.publish();
+        // From here on an opener of a node waits until it is known whether the module can be loaded.
+        let major = Major::register::<OnDemand>(names.major_number, names.major);
+        devices.publish(major.as_ref().ok().map(Major::number));
+        let major = major.map_err(explain)?;
         devices.add(count);
         pr_info!("module loaded\n");
         Ok(Self {

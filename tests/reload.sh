@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 # The module is loaded and unloaded fifty times (ten where everything is slow), with udev at work on its
-# devices and I/O in between, and refuses to go while a device is bound or open.
+# devices and I/O in between, and refuses to go while a device is bound or open. It waits for references to
+# its disks, which outlive the last close, and openers wait for it while it is loaded.
 . "$(dirname "$0")/lib.sh"
 
 times=50
@@ -71,9 +72,34 @@ busy_when_controlled() {
 	load_driver
 }
 
+# Two tasks open the control node as soon as it is there.
+open_early() {
+	local round opener openers
+	for round in {1..10}; do
+		wait_for 10 unload_driver 2>/dev/null || fail "cannot unload in round $round"
+		openers=()
+		for _ in 1 2; do
+			/usr/bin/python3 -c '
+import fcntl, os
+while True:
+    try:
+        fd = os.open("/dev/loop-control", os.O_RDWR)
+        break
+    except FileNotFoundError:
+        pass
+fcntl.ioctl(fd, 0x4C82)' &
+			openers+=($!)
+		done
+		sleep 0.2
+		load_driver
+		for opener in "${openers[@]}"; do wait "$opener" || fail "refused in round $round"; done
+	done
+}
+
 check "$times times with I/O" reload
 check "at once after loading" at_once
 check "busy while a device is bound or open" busy_when_bound
 check "busy while an image is mounted" busy_when_mounted
 check "busy while the control node is open" busy_when_controlled
+check "an opener of the control node is not refused while the module is loaded" open_early
 run_checks
