@@ -38,6 +38,7 @@ pub(crate) use self::{
         Disk,
         DiskOperations,
         DiskOptions,
+        DiskRef,
         GenDisk,
         Mode,
         OpenMutex,

@@ -9,6 +9,7 @@ use crate::{
     blk_mq::{
         Disk,
         DiskOptions,
+        DiskRef,
         Probe,
         RegisteredDisk,
         TagSet, //
@@ -26,20 +27,20 @@ use kernel::{
     new_mutex, pr_warn_once,
     prelude::*,
     sync::{
-        global_lock,
         atomic::{
             ordering::Relaxed,
             Atomic, //
         },
+        global_lock,
         Arc,
         Mutex,
         MutexGuard, //
     },
-};
     time::{
         delay::fsleep,
         Delta, //
     },
+};
 
 /// The longest request unless user space asks for longer ones (`max_sectors_kb`), in sectors of 512
 /// bytes: 1280 KiB, as it has always been.
@@ -72,8 +73,16 @@ pub(crate) struct Parameters {
 
 /// A device that is there for all to see; fields are dropped in the order of their declaration.
 struct Listed {
-    _switches: Option<Group>,
+    switches: Option<Group>,
     disk: RegisteredDisk<LoopDevice>,
+}
+
+impl Listed {
+    /// Deletes the disk, see [`RegisteredDisk::delete`].
+    fn delete(self) -> DiskRef<LoopDevice> {
+        drop(self.switches);
+        self.disk.delete()
+    }
 }
 
 impl core::ops::Deref for Listed {
@@ -100,6 +109,9 @@ pub(crate) struct Registry {
     /// Sorted by index. A leaf: no other lock is taken under it.
     #[pin]
     table: Mutex<KVec<Entry>>,
+    /// Devices that were removed while there were references to their disks. Taken before all other locks.
+    #[pin]
+    removed: Mutex<KVec<DiskRef<LoopDevice>>>,
     /// Held while it matters which device stands on which.
     #[pin]
     validation: Mutex<()>,
@@ -242,7 +254,7 @@ impl Registry {
         let switches = Group::create(&disk, c"rnull_loop", sysfs::SWITCHES);
         Ok(Listed {
             // The device works without.
-            _switches: switches.ok(),
+            switches: switches.ok(),
             disk,
         })
     }
@@ -266,7 +278,7 @@ impl Registry {
         let deleted = disk.device().delete(&disk);
         let kept = match deleted {
             Ok(()) => {
-                drop(disk);
+                self.free_removed(disk.delete());
                 None
             }
             Err(_) => Some(disk),
@@ -284,6 +296,17 @@ impl Registry {
             }
         }
         deleted
+    }
+
+    /// Frees a removed disk, or keeps it while there are other references to it, for which module exit
+    /// waits. Frees disks that were kept before, likewise.
+    fn free_removed(&self, disk: DiskRef<LoopDevice>) {
+        let mut removed = self.removed.lock();
+        removed.retain(|disk| disk.is_shared());
+        if disk.is_shared() {
+            // Without memory for that, waits now.
+            let _ = removed.push(disk, GFP_KERNEL);
+        }
     }
 
     /// Finds a device that is not bound, or adds one: LOOP_CTL_GET_FREE. May sleep.
@@ -314,6 +337,7 @@ impl Devices {
                 parameters,
                 major: Atomic::new(0),
                 table <- new_mutex!(KVec::new(), "Registry::table"),
+                removed <- new_mutex!(KVec::new(), "Registry::removed"),
                 validation <- new_mutex!((), "Registry::validation"),
             }),
             GFP_KERNEL,
@@ -354,6 +378,8 @@ impl Drop for Devices {
         *REGISTRY.lock() = Phase::Gone;
         let table = core::mem::take(&mut *self.0.table.lock());
         drop(table);
+        let removed = core::mem::take(&mut *self.0.removed.lock());
+        drop(removed);
     }
 }
 

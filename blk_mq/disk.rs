@@ -22,7 +22,6 @@ use crate::kern::{
 };
 use core::{
     marker::PhantomData,
-    mem::ManuallyDrop,
     ops::Deref,
     ptr::NonNull, //
 };
@@ -44,7 +43,9 @@ use kernel::{
     },
     time::{
         delay::fsleep,
-        Delta, //
+        Delta,
+        Instant,
+        Monotonic, //
     },
     types::{
         NotThreadSafe,
@@ -137,15 +138,80 @@ pub(crate) struct DiskOptions<'a> {
     pub(crate) max_segments: u16,
 }
 
-/// A disk that is not registered: nobody but its maker knows of it.
+/// The reference to a disk that `__blk_mq_alloc_disk()` gave. Dropping it frees the disk, once no other
+/// reference is left.
+///
+/// The last reference must be this one: releasing a disk reads its `fops`, which are part of the module,
+/// and other holders of references, such as openers that have not noticed yet that the disk is gone, or
+/// tasks that are to be throttled for it (`current->throttle_disk`), hold no reference to the module. So
+/// module exit drops all `DiskRef`s, and waits here. It is this thread that releases the disk then, and no
+/// code of the module runs in the release: with a `free_disk` that counts live disks, module exit could
+/// not know whether the last call of it has returned.
 ///
 /// # Invariants
 ///
-/// The disk and its queue were made by `__blk_mq_alloc_disk()` for `tags`; it was not added.
-/// `queuedata` and `private_data` are one `QueueContext<T>` made by `KBox::into_raw()`.
-pub(crate) struct Disk<T: DiskOperations> {
+/// `raw` was made by `__blk_mq_alloc_disk()`, and is not freed. It was not added, or deleted since, except
+/// while a [`RegisteredDisk`] owns this. `queuedata` and `private_data` are one `QueueContext<T>` made by
+/// `KBox::into_raw()`.
+pub(crate) struct DiskRef<T: DiskOperations> {
     raw: NonNull<bindings::gendisk>,
-    tags: ManuallyDrop<Pin<KBox<TagSet<T>>>>,
+    _driver: PhantomData<T>,
+}
+
+// SAFETY: Any thread may use and free a disk; its context is `Send + Sync`.
+unsafe impl<T: DiskOperations> Send for DiskRef<T> {}
+// SAFETY: All methods that take `&self` are those of `GenDisk`, which is `Sync`, or read counters.
+unsafe impl<T: DiskOperations> Sync for DiskRef<T> {}
+
+impl<T: DiskOperations> DiskRef<T> {
+    /// Returns whether there are other references to the disk. Once false, it stays false: nothing finds a
+    /// disk that was not added, or was deleted.
+    pub(crate) fn is_shared(&self) -> bool {
+        // SAFETY: By the type invariant the disk is valid.
+        unsafe { ffi::rnull_loop_disk_is_shared(self.raw.as_ptr()) }
+    }
+}
+
+impl<T: DiskOperations> Drop for DiskRef<T> {
+    fn drop(&mut self) {
+        let start = Instant::<Monotonic>::now();
+        let mut told = false;
+        while self.is_shared() {
+            if !told && start.elapsed() >= Delta::from_secs(10) {
+                told = true;
+                pr_warn!("{}: removed, but still in use: waiting\n", self.name());
+            }
+            fsleep(Delta::from_millis(1));
+        }
+        // SAFETY: By the type invariant.
+        let context = unsafe { (*self.raw.as_ptr()).private_data }.cast::<QueueContext<T>>();
+        // SAFETY: By the type invariant this value holds a reference, and it ends here. It is the last one,
+        // so this releases the disk and the queue, in this thread.
+        unsafe { bindings::put_disk(self.raw.as_ptr()) };
+        // SAFETY: By the type invariant `context` comes from `KBox::into_raw()`; disk and queue, which
+        // used it, are gone.
+        drop(unsafe { KBox::from_raw(context) });
+    }
+}
+
+impl<T: DiskOperations> Deref for DiskRef<T> {
+    type Target = GenDisk<T>;
+
+    fn deref(&self) -> &GenDisk<T> {
+        // SAFETY: By the type invariant the disk satisfies the invariants of `GenDisk`.
+        unsafe { GenDisk::from_raw(self.raw.as_ptr()) }
+    }
+}
+
+/// A disk that is not registered: only its maker knows of it. Fields are dropped in the order of their
+/// declaration: releasing a disk that was never added needs its tag set.
+///
+/// # Invariants
+///
+/// The disk and its queue were made for `tags`, and the disk was not added.
+pub(crate) struct Disk<T: DiskOperations> {
+    disk: DiskRef<T>,
+    tags: Pin<KBox<TagSet<T>>>,
 }
 
 impl<T: DiskOperations> Disk<T> {
@@ -182,8 +248,8 @@ impl<T: DiskOperations> Disk<T> {
             ..pin_init::zeroed()
         };
         let context = KBox::into_raw(context);
-        // SAFETY: The tag set is set up and outlives the disk (`drop` and `RegisteredDisk::drop`
-        // see to it), the limits are valid for the call, and the lock class is static.
+        // SAFETY: The tag set is set up and outlives the use of it (see `Disk` and `RegisteredDisk`), the
+        // limits are valid for the call, and the lock class is static.
         let raw = from_err_ptr(unsafe {
             bindings::__blk_mq_alloc_disk(
                 tags.raw(),
@@ -197,20 +263,22 @@ impl<T: DiskOperations> Disk<T> {
             drop(unsafe { KBox::from_raw(context) });
         })?;
         // SAFETY: `__blk_mq_alloc_disk()` returns an error or a disk.
-        let raw = unsafe { NonNull::new_unchecked(raw) };
-        // INVARIANT: As above; `private_data` is set below, before anything can fail.
-        let mut this = Self {
-            raw,
-            tags: ManuallyDrop::new(tags),
-        };
+        let mut raw = unsafe { NonNull::new_unchecked(raw) };
         // SAFETY: The disk is new, and nobody else knows of it.
-        let disk = unsafe { this.raw.as_mut() };
-        disk.private_data = context.cast();
+        unsafe { raw.as_mut() }.private_data = context.cast();
         // SAFETY: `context` comes from `into_raw` above. There are no requests before the disk is
-        // added, and `RegisteredDisk` cancels the revision before it gives up the disk.
-        unsafe { (*context).revision.set_disk(this.raw) };
-        // SAFETY: As above.
-        let disk = unsafe { this.raw.as_mut() };
+        // added, and `Live` cancels the revision before the disk goes.
+        unsafe { (*context).revision.set_disk(raw) };
+        // INVARIANT: As above.
+        let mut this = Self {
+            disk: DiskRef {
+                raw,
+                _driver: PhantomData,
+            },
+            tags,
+        };
+        // SAFETY: The disk is valid, and nobody else knows of it.
+        let disk = unsafe { this.disk.raw.as_mut() };
         disk.fops = Fops::<T>::table();
         disk.major = options.major.try_into()?;
         disk.first_minor = options.first_minor.try_into()?;
@@ -229,43 +297,17 @@ impl<T: DiskOperations> Disk<T> {
     /// May sleep; `T::open` may be called before this returns. Fails with what
     /// `device_add_disk()` returns, `EEXIST` or `EBUSY` for numbers or a name that are taken.
     pub(crate) fn add(self) -> Result<RegisteredDisk<T>> {
+        let raw = self.disk.raw;
         // SAFETY: By the type invariant the disk is set up and not added.
         to_result(unsafe {
-            bindings::device_add_disk(
-                core::ptr::null_mut(),
-                self.raw.as_ptr(),
-                core::ptr::null_mut(),
-            )
+            bindings::device_add_disk(core::ptr::null_mut(), raw.as_ptr(), core::ptr::null_mut())
         })?;
-        let mut this = ManuallyDrop::new(self);
-        // SAFETY: `this` is not dropped, so this takes the tag set out of it once.
-        let tags = unsafe { ManuallyDrop::take(&mut this.tags) };
         // INVARIANT: It is added now.
         Ok(RegisteredDisk {
-            raw: this.raw,
-            tags: ManuallyDrop::new(tags),
+            live: Live(raw, PhantomData),
+            disk: self.disk,
+            tags: self.tags,
         })
-    }
-}
-
-impl<T: DiskOperations> Drop for Disk<T> {
-    fn drop(&mut self) {
-        // SAFETY: By the type invariant `private_data` comes from `KBox::into_raw()`; for a disk
-        // that was never added, `free_disk` is not called, so it is ours to free, below.
-        let context = unsafe { (*self.raw.as_ptr()).private_data }.cast::<QueueContext<T>>();
-        // Where adding it has failed half-way, who looks at all disks may have found it, and hold it for
-        // a moment. Its release needs the tag set, so it must come before that goes.
-        // SAFETY: The disk is valid, as this holds a reference.
-        while unsafe { ffi::rnull_loop_disk_refs(self.raw.as_ptr()) } > 1 {
-            fsleep(Delta::from_millis(1));
-        }
-        // SAFETY: Nobody can find the disk any more, which is not added, so the reference that was left
-        // is this one. Dropping it releases the disk, and the queue with it.
-        unsafe { bindings::put_disk(self.raw.as_ptr()) };
-        // SAFETY: The queue, which needed the tag set, is gone, and `self` ends here.
-        unsafe { ManuallyDrop::drop(&mut self.tags) };
-        // SAFETY: As said above; the queue that used it is gone.
-        drop(unsafe { KBox::from_raw(context) });
     }
 }
 
@@ -273,40 +315,58 @@ impl<T: DiskOperations> Deref for Disk<T> {
     type Target = GenDisk<T>;
 
     fn deref(&self) -> &GenDisk<T> {
-        // SAFETY: By the type invariant the disk satisfies the invariants of `GenDisk`.
-        unsafe { GenDisk::from_raw(self.raw.as_ptr()) }
+        &self.disk
     }
 }
 
-/// A disk that everybody can see. Dropping it takes it away, whoever has it open.
+/// Deletes a disk when it is dropped.
 ///
 /// # Invariants
 ///
-/// As of [`Disk`], but the disk was added, and not deleted yet.
-pub(crate) struct RegisteredDisk<T: DiskOperations> {
-    raw: NonNull<bindings::gendisk>,
-    tags: ManuallyDrop<Pin<KBox<TagSet<T>>>>,
-}
+/// The disk was added, and is not deleted; it, its context and its tag set are valid.
+struct Live<T: DiskOperations>(NonNull<bindings::gendisk>, PhantomData<T>);
 
-// SAFETY: A disk may be used and deleted by any thread; what it owns is `Send + Sync`.
-unsafe impl<T: DiskOperations> Send for RegisteredDisk<T> {}
-// SAFETY: All methods that take `&self` are those of `GenDisk`, which is `Sync`.
-unsafe impl<T: DiskOperations> Sync for RegisteredDisk<T> {}
+// SAFETY: Any thread may delete a disk.
+unsafe impl<T: DiskOperations> Send for Live<T> {}
+// SAFETY: There are no methods that take `&self`.
+unsafe impl<T: DiskOperations> Sync for Live<T> {}
 
-impl<T: DiskOperations> Drop for RegisteredDisk<T> {
+impl<T: DiskOperations> Drop for Live<T> {
     fn drop(&mut self) {
         // SAFETY: By the type invariant the disk is added and not deleted.
-        unsafe { bindings::del_gendisk(self.raw.as_ptr()) };
-        self.context().revision.cancel();
-        // No request can be made any more, but a call that handed one over may still be on its way
-        // out; it uses the context and the tag set.
-        self.tags.wait_for_dispatch();
-        // SAFETY: `del_gendisk()` took the queue's hardware contexts down, so nothing needs the
-        // tag set any more, and `self` ends here.
-        unsafe { ManuallyDrop::drop(&mut self.tags) };
-        // SAFETY: This drops the reference that `__blk_mq_alloc_disk()` gave; the last one calls
-        // `free_disk`, which frees the context.
-        unsafe { bindings::put_disk(self.raw.as_ptr()) };
+        unsafe { bindings::del_gendisk(self.0.as_ptr()) };
+        // SAFETY: By the type invariant the disk and its context are valid.
+        unsafe { GenDisk::<T>::from_raw(self.0.as_ptr()) }
+            .context()
+            .revision
+            .cancel();
+        // No request can be made any more, but a call of `->queue_rq` may still be on its way out; it
+        // uses the context and the tag set.
+        // SAFETY: By the type invariant the queue and its tag set are valid.
+        unsafe { bindings::blk_mq_wait_quiesce_done((*(*self.0.as_ptr()).queue).tag_set) };
+    }
+}
+
+/// A disk that is visible to user space. Dropping it deletes it, even while it is open, and frees it, which
+/// waits for other references. Fields are dropped in the order of their declaration.
+///
+/// # Invariants
+///
+/// As of [`Disk`], but the disk was added, and not deleted yet. `live` names the same disk.
+pub(crate) struct RegisteredDisk<T: DiskOperations> {
+    live: Live<T>,
+    disk: DiskRef<T>,
+    tags: Pin<KBox<TagSet<T>>>,
+}
+
+impl<T: DiskOperations> RegisteredDisk<T> {
+    /// Deletes the disk, but does not wait for other references. May sleep.
+    pub(crate) fn delete(self) -> DiskRef<T> {
+        let Self { live, disk, tags } = self;
+        drop(live);
+        // `del_gendisk()` took the queue's hardware contexts down, so nothing needs the tag set any more.
+        drop(tags);
+        disk
     }
 }
 
@@ -314,8 +374,7 @@ impl<T: DiskOperations> Deref for RegisteredDisk<T> {
     type Target = GenDisk<T>;
 
     fn deref(&self) -> &GenDisk<T> {
-        // SAFETY: By the type invariant the disk satisfies the invariants of `GenDisk`.
-        unsafe { GenDisk::from_raw(self.raw.as_ptr()) }
+        &self.disk
     }
 }
 
@@ -661,16 +720,6 @@ impl<T: DiskOperations> Fops<T> {
         }
     }
 
-    /// # Safety
-    ///
-    /// Called by the block layer alone, once, when the last reference to an added disk whose
-    /// `fops` are these is gone.
-    unsafe extern "C" fn free_disk(disk: *mut bindings::gendisk) {
-        // SAFETY: By the invariants of `RegisteredDisk`; nobody uses the disk any more, and
-        // `RegisteredDisk::drop` waited for `queue_rq`.
-        drop(unsafe { KBox::from_raw((*disk).private_data.cast::<QueueContext<T>>()) });
-    }
-
     /// The table, which is the same, and at the same place, for all disks of `T`.
     ///
     /// Not inlined, so that there is one copy of the constant.
@@ -685,7 +734,6 @@ impl<T: DiskOperations> Fops<T> {
         release: Some(Self::release),
         ioctl: Some(Self::ioctl),
         compat_ioctl: Some(Self::compat_ioctl),
-        free_disk: Some(Self::free_disk),
         ..pin_init::zeroed()
     };
 }

@@ -47,7 +47,7 @@ impl<T: Operations> Vtable<T> {
     unsafe fn hand_over(rq: NonNull<bindings::request>, submitter: Pin<&Submitter>) -> Handed<T> {
         // SAFETY: By the function's requirements the queue was made by `Disk<T>`, so its `queuedata`
         // is a `QueueContext<T>`. It is freed after the readers of the tag set's SRCU are gone
-        // (`RegisteredDisk::drop`), so not before this function returns, even when the request is
+        // (`Live::drop`), so not before this function returns, even when the request is
         // completed, and the disk removed, meanwhile.
         let device = unsafe { &(*(*(*rq.as_ptr()).q).queuedata.cast::<QueueContext<T>>()).device };
         // SAFETY: `init_hctx` stored a pointer into that `QueueContext<T>`.
@@ -239,12 +239,6 @@ impl<T: Operations> TagSet<T> {
     pub(super) fn nr_hw_queues(&self) -> u32 {
         // SAFETY: By the type invariant the tag set is set up; the number does not change.
         unsafe { (*self.raw()).nr_hw_queues }
-    }
-
-    /// Waits for calls of the driver that are under way: `blk_mq_wait_quiesce_done()`. May sleep.
-    pub(super) fn wait_for_dispatch(&self) {
-        // SAFETY: By the type invariant the tag set is set up.
-        unsafe { bindings::blk_mq_wait_quiesce_done(self.raw()) };
     }
 
     pub(super) fn raw(&self) -> *mut bindings::blk_mq_tag_set {

@@ -184,10 +184,19 @@ struct block_device *rnull_loop_get_part(struct gendisk *disk,
 	return bdev;
 }
 
-/* How many references to @disk there are. */
-unsigned int rnull_loop_disk_refs(struct gendisk *disk)
+/*
+ * Whether there are references to @disk but the caller's. The disk is not hashed
+ * (any more), but blkdev_get_no_open() may have its inode already, and about to
+ * take one to the disk for it: so the inode comes first. A partition in the same
+ * place holds one to the disk, as long as there is one to the partition.
+ */
+bool rnull_loop_disk_is_shared(struct gendisk *disk)
 {
-	return kref_read(&disk_to_dev(disk)->kobj.kref);
+	if (atomic_read(&disk->part0->bd_mapping->host->i_count) > 1)
+		return true;
+	/* Pairs with the full barrier of iput(). */
+	smp_rmb();
+	return kref_read(&disk_to_dev(disk)->kobj.kref) > 1;
 }
 
 struct device *rnull_loop_disk_to_dev(struct gendisk *disk)

@@ -32,7 +32,7 @@ void rnull_loop_disable_write_zeroes(struct request_queue *q);
 unsigned int rnull_loop_disk_openers(struct gendisk *disk);
 struct block_device *rnull_loop_get_part(struct gendisk *disk,
 					 unsigned long *partno);
-unsigned int rnull_loop_disk_refs(struct gendisk *disk);
+bool rnull_loop_disk_is_shared(struct gendisk *disk);
 struct device *rnull_loop_disk_to_dev(struct gendisk *disk);
 struct gendisk *rnull_loop_dev_to_disk(struct device *dev);
 void rnull_loop_set_uevent_suppress(struct gendisk *disk, bool on);
@@ -79,7 +79,7 @@ int rnull_loop_mutex_lock_killable(struct mutex *lock);
 void rnull_loop_cond_resched(void);
 void rnull_loop_plug_invalidate_ts(void);
 unsigned int rnull_loop_num_online_cpus(void);
-
 bool rnull_loop_on_isolated_cpu(void);
 int rnull_loop_housekeeping_cpu(void);
+
 #endif

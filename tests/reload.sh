@@ -72,6 +72,78 @@ busy_when_controlled() {
 	load_driver
 }
 
+# keep_disk DEVICE: leaves a task, `keeper`, that has a reference to the disk until something writes to
+# $scratch/fifo, and the device detached. On its way to the FIFO, in the same system call, the task reads
+# from a file system on the device, more than io.cost lets its group: it is to be throttled when that call
+# returns (current->throttle_disk).
+keep_disk() {
+	local image number groups=/sys/fs/cgroup
+	number=$(<"/sys/block/${1#/dev/}/dev")
+	image=$(backing tmpfs 8)
+	mkfs.ext4 -q "$image"
+	losetup "$1" "$image"
+	mount "$1" "$mnt"
+	mkdir -p "$mnt/a/b"
+	umount "$mnt"
+	udevadm settle
+	echo +io >"$groups/cgroup.subtree_control"
+	mkdir "$groups/keeper"
+	echo "$number enable=1 ctrl=user" >"$groups/io.cost.qos"
+	echo "$number ctrl=user model=linear rbps=4096 rseqiops=1 rrandiops=1 wbps=4096 wseqiops=1 wrandiops=1" \
+		>"$groups/io.cost.model"
+	# Nothing of it is cached from here on.
+	mount "$1" "$mnt"
+	mkfifo "$scratch/fifo"
+	# shellcheck disable=SC2016  # expanded by the inner shell
+	bash -c 'echo $$ >"$1/cgroup.procs"; exec cat "$2"' - "$groups/keeper" "$mnt/a/b/../../../fifo" &
+	keeper=$!
+	wait_for 10 waits_in wait_for_partner || fail "the keeper is in $(<"/proc/$keeper/wchan")"
+	umount "$mnt"
+	detach "$1"
+	udevadm settle
+}
+
+waits_in() { [[ $(<"/proc/$keeper/wchan") == "$1" ]]; }
+
+let_go() {
+	echo >"$scratch/fifo"
+	wait "$keeper"
+	rm "$scratch/fifo"
+	rmdir /sys/fs/cgroup/keeper
+	echo -io >/sys/fs/cgroup/cgroup.subtree_control
+}
+
+unload_waits() {
+	local keeper unloading
+	dmesg -C
+	keep_disk /dev/loop0
+	unload_driver &
+	unloading=$!
+	wait_for 20 told_of_waiting || fail "nothing in the log"
+	kill -0 "$unloading" || fail "unloaded before its disk was released"
+	let_go
+	wait "$unloading"
+	load_driver
+}
+
+told_of_waiting() { [[ $(dmesg) == *'rnull_loop: loop0: removed, but still in use: waiting'* ]]; }
+
+remove_does_not_wait() {
+	local keeper unloading
+	python3 "$tests/lib.py" LOOP_CTL_ADD 77
+	keep_disk /dev/loop77
+	timeout 10 python3 "$tests/lib.py" LOOP_CTL_REMOVE 77
+	timeout 10 python3 "$tests/lib.py" LOOP_CTL_ADD 77
+	wait_for 10 timeout 10 python3 "$tests/lib.py" LOOP_CTL_REMOVE 77
+	unload_driver &
+	unloading=$!
+	sleep 2
+	kill -0 "$unloading" || fail "unloaded before its disk was released"
+	let_go
+	wait "$unloading"
+	load_driver
+}
+
 # Two tasks open the control node as soon as it is there.
 open_early() {
 	local round opener openers
@@ -101,5 +173,7 @@ check "at once after loading" at_once
 check "busy while a device is bound or open" busy_when_bound
 check "busy while an image is mounted" busy_when_mounted
 check "busy while the control node is open" busy_when_controlled
+check "unloading waits for a reference to a disk, and says so" unload_waits
+check "LOOP_CTL_REMOVE does not wait for a reference to the disk, unloading does" remove_does_not_wait
 check "an opener of the control node is not refused while the module is loaded" open_early
 run_checks
