@@ -615,20 +615,19 @@ pub(crate) struct OpenMutex<'a, T: DiskOperations> {
 }
 
 impl<T: DiskOperations> OpenMutex<'_, T> {
-    /// Reads the partition table again, and drops partitions that are gone:
-    /// `bdev_disk_changed()`. May sleep. Fails with `EBUSY` while a partition is open.
+    /// Drops all partitions, and reads the partition table: `bdev_disk_changed()`. If there is one, the
+    /// block layer sends a `KOBJ_CHANGE` event of the disk before it adds partitions. May sleep. Fails
+    /// with `EBUSY` while a partition is open.
     pub(crate) fn reread_partitions(&self) -> Result {
         // SAFETY: The disk of a reference is valid, and by the type invariant the lock is held.
         to_result(unsafe { bindings::bdev_disk_changed(self.disk.raw(), false) })
     }
 
-    /// Sends the `KOBJ_ADD` events of all partitions, which were held back with those of the disk
-    /// when the partitions were found. May sleep.
-    pub(crate) fn announce_partitions(&self) {
-        // The function begins with the disk, which is there already.
-        let _uevents = self.disk.suppress_uevents();
-        // SAFETY: The disk of a reference is valid.
-        unsafe { bindings::disk_uevent(self.disk.raw(), bindings::kobject_action_KOBJ_ADD) };
+    /// Returns whether the disk has partitions.
+    pub(crate) fn has_partitions(&self) -> bool {
+        // SAFETY: The disk of a reference is valid. By the type invariant the lock is held, under which
+        // partitions are added and dropped.
+        unsafe { ffi::rnull_loop_disk_has_partitions(self.disk.raw()) }
     }
 }
 

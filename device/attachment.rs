@@ -256,21 +256,17 @@ fn begin_caching(file: &File, settings: &Settings) {
 /// Tells user space that a device has other content, and looks for partitions if it is to.
 ///
 /// User space hears of the device before it hears of its partitions: udev lets them inherit what it
-/// finds out of it, and has begun with that when the caller closes the device. Whoever opens the
-/// device when it hears of that finds the partitions, as opening waits for this. Events that others
-/// send of the device during the scan are lost. No locks held.
+/// finds out of it, and has begun with that when the caller closes the device. An opener that acts upon
+/// the event finds the partitions, as opening waits for `open_mutex`. No locks held.
+///
+/// The block layer sends the event itself when it has found a partition table. It is not suppressed in
+/// favour of one sent before: the events of all other senders would be lost for as long as the scan
+/// reads the device. After a table without partitions, which looks like none, it is sent twice.
 fn announce(disk: &GenDisk<LoopDevice>, scans: bool) {
     let disk = disk.lock_open();
-    disk.notify_change();
-    if !scans {
-        return;
-    }
-    // The block layer would send the event of the disk again.
-    let uevents = disk.suppress_uevents();
-    let scanned = reread_partitions(&disk);
-    drop(uevents);
-    if scanned {
-        disk.announce_partitions();
+    let told = scans && reread_partitions(&disk) && disk.has_partitions();
+    if !told {
+        disk.notify_change();
     }
 }
 

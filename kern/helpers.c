@@ -199,6 +199,14 @@ bool rnull_loop_disk_is_shared(struct gendisk *disk)
 	return kref_read(&disk_to_dev(disk)->kobj.kref) > 1;
 }
 
+/* Under open_mutex. */
+bool rnull_loop_disk_has_partitions(struct gendisk *disk)
+{
+	unsigned long partno = 0;
+
+	return xa_find_after(&disk->part_tbl, &partno, ULONG_MAX, XA_PRESENT);
+}
+
 struct device *rnull_loop_disk_to_dev(struct gendisk *disk)
 {
 	return disk_to_dev(disk);
