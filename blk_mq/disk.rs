@@ -503,8 +503,8 @@ impl<T: DiskOperations> GenDisk<T> {
         unsafe { core::ptr::read_volatile(&raw const (*(*self.raw()).part0).bd_nr_sectors) }
     }
 
-    /// Sets the size, in sectors of 512 bytes, and tells user space of it by a `RESIZE` event, or
-    /// says false where no such event was due. May sleep.
+    /// Sets the size, in sectors of 512 bytes, and sends a `RESIZE` event, unless events are suppressed.
+    /// Returns whether one was due. May sleep.
     pub(crate) fn set_capacity_and_notify(&self, sectors: u64) -> bool {
         // SAFETY: By the type invariant the disk is valid.
         unsafe { bindings::set_capacity_and_notify(self.raw(), sectors) }
@@ -531,12 +531,27 @@ impl<T: DiskOperations> GenDisk<T> {
 
     /// Sends a `KOBJ_CHANGE` event, unless events are suppressed. May sleep.
     pub(crate) fn notify_change(&self) {
-        // SAFETY: By the type invariant the disk is valid, and so is its device's kobject. An
-        // event that cannot be sent is lost, as in C.
+        self.send_change(None);
+    }
+
+    /// As [`notify_change`](Self::notify_change), but says that the size is another, as
+    /// [`set_capacity_and_notify`](Self::set_capacity_and_notify) does.
+    pub(crate) fn notify_resize(&self) {
+        self.send_change(Some(c"RESIZE=1"));
+    }
+
+    fn send_change(&self, variable: Option<&CStr>) {
+        let mut variables = [
+            variable.map_or(core::ptr::null_mut(), |text| text.as_char_ptr().cast_mut()),
+            core::ptr::null_mut(),
+        ];
+        // SAFETY: By the type invariant the disk is valid, and so is its device's kobject. The list of
+        // variables, which are not changed, is ended by null. An event that cannot be sent is lost, as in C.
         unsafe {
-            bindings::kobject_uevent(
+            bindings::kobject_uevent_env(
                 &raw mut (*ffi::rnull_loop_disk_to_dev(self.raw())).kobj,
                 bindings::kobject_action_KOBJ_CHANGE,
+                variables.as_mut_ptr(),
             )
         };
     }

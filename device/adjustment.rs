@@ -111,16 +111,22 @@ impl LoopDevice {
     /// Takes over a size, in sectors of 512 bytes, and tells user space.
     fn adopt_capacity(&self, disk: &GenDisk<Self>, capacity: u64) {
         let changes = capacity != disk.capacity();
-        if !self.resize(disk, capacity) {
-            disk.notify_change();
-        }
+        let uevents = disk.suppress_uevents();
+        let resized = self.resize(disk, capacity);
         if changes {
-            // What was read meanwhile with the old end.
+            // What was read meanwhile with the old end: a reader that acts upon the event must not find it.
             disk.drop_cached();
+        }
+        drop(uevents);
+        if resized {
+            disk.notify_resize();
+        } else {
+            disk.notify_change();
         }
     }
 
-    /// Sets the size, in sectors of 512 bytes; whether user space has been told.
+    /// Sets the size, in sectors of 512 bytes; returns whether a `RESIZE` event is due, and was sent unless
+    /// events are suppressed.
     pub(super) fn resize(&self, disk: &GenDisk<Self>, capacity: u64) -> bool {
         self.length.store(geometry::bytes(capacity), Relaxed);
         // Pairs with the barrier of the tag set's SRCU lock: a request that the new size lets through is

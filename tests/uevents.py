@@ -293,6 +293,37 @@ def capacity():
             equal("size", sysfs(device, "size"), str(size >> 9))
 
 
+@check(
+    "a reader that acts upon another size finds what was appended to the page of the old end",
+    better="it leaves zeroes in the device's cache",
+)
+def appended_there():
+    device, events = listen()
+    path, found = image(1), []
+    end = (1 << 20) + 512
+    os.truncate(path, end)
+
+    def look():
+        events.changed()
+        found.append(os.pread(fd.fd, 512, end))
+
+    with Fd(device) as fd:
+        equal("CONFIGURE", configure(fd, path), 0)
+        for _ in range(20):
+            equal("old end", os.pread(fd.fd, 512, end - 512), bytes(512))
+            with open(path, "r+b") as file:
+                file.seek(end)
+                file.write(b"more" * 128)
+            events.take()
+            listener = threading.Thread(target=look)
+            listener.start()
+            equal("SET_CAPACITY", fd.ioctl(SET_CAPACITY), 0)
+            listener.join()
+            equal("found", found.pop(), b"more" * 128)
+            os.truncate(path, end)
+            equal("SET_CAPACITY", fd.ioctl(SET_CAPACITY), 0)
+
+
 @check("block size, direct I/O and read-only: no event")
 def silent():
     device, events = listen()
