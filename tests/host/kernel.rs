@@ -13,10 +13,20 @@ pub mod prelude {
 
     pub type Result<T = (), E = Error> = core::result::Result<T, E>;
 
+    pub const EINTR: Error = Error(4);
+    pub const EIO: Error = Error(5);
     pub const ENXIO: Error = Error(6);
+    pub const EAGAIN: Error = Error(11);
+    pub const ENOMEM: Error = Error(12);
     pub const EBUSY: Error = Error(16);
     pub const EINVAL: Error = Error(22);
+    pub const ENOSPC: Error = Error(28);
     pub const EOVERFLOW: Error = Error(75);
+    pub const EOPNOTSUPP: Error = Error(95);
+    pub const ERESTARTSYS: Error = Error(512);
+    pub const ERESTARTNOINTR: Error = Error(513);
+    pub const ERESTARTNOHAND: Error = Error(514);
+    pub const ERESTART_RESTARTBLOCK: Error = Error(516);
 }
 
 /// `kernel::transmute`.

@@ -12,6 +12,8 @@ mod flags;
 mod geometry;
 #[path = "../../info.rs"]
 mod info;
+#[path = "../../retry.rs"]
+mod retry;
 #[path = "../../settings.rs"]
 mod settings;
 #[path = "../../state.rs"]
