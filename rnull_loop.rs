@@ -84,11 +84,8 @@ module! {
     alias: ["block-major-7-*", "char-major-10-237", "devname:loop-control"],
 }
 
-/// How many devices there are when nobody says: what the C driver is configured to.
-const DEFAULT_DEVICES: i32 = bindings::CONFIG_BLK_DEV_LOOP_MIN_COUNT as i32;
-
 module_parameters! {
-    max_loop: Integer = Integer::new(DEFAULT_DEVICES, i32::MIN),
+    max_loop: Integer = Integer::new(kern::ffi::DEFAULT_DEVICES, i32::MIN),
         "Number of loop devices made at load; given, also the most there can be by opening nodes. Default: 8, no limit";
     max_part: Integer = Integer::new(0, i32::MIN),
         "Maximum number of partitions per loop device; given, all devices are scanned. Default: 0";

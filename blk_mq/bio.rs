@@ -85,7 +85,7 @@ impl Bio {
                 bi_offset: memory.offset as c_uint,
             };
             (*bio).bi_end_io = Some(Self::end_io::<C>);
-            bindings::bio_clone_blkg_association(bio, source);
+            ffi::rnull_loop_bio_clone_blkg_association(bio, source);
             bindings::submit_bio_noacct(bio);
         }
     }

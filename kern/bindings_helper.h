@@ -7,6 +7,11 @@
 #include <linux/falloc.h>
 #include <uapi/linux/loop.h>
 
+/* The kernel may be configured without the C driver. */
+#ifndef CONFIG_BLK_DEV_LOOP_MIN_COUNT
+#define CONFIG_BLK_DEV_LOOP_MIN_COUNT 8
+#endif
+
 /* Macros with casts, or from headers whose other names are not wanted. */
 const blk_status_t RUST_CONST_HELPER_BLK_STS_OK = BLK_STS_OK;
 const blk_status_t RUST_CONST_HELPER_BLK_STS_IOERR = BLK_STS_IOERR;
@@ -44,3 +49,4 @@ const int RUST_CONST_HELPER_IOCB_DSYNC = IOCB_DSYNC;
 const u32 RUST_CONST_HELPER_FALLOC_FL_KEEP_SIZE = FALLOC_FL_KEEP_SIZE;
 const u32 RUST_CONST_HELPER_FALLOC_FL_PUNCH_HOLE = FALLOC_FL_PUNCH_HOLE;
 const u32 RUST_CONST_HELPER_FALLOC_FL_ZERO_RANGE = FALLOC_FL_ZERO_RANGE;
+const int RUST_CONST_HELPER_DEFAULT_DEVICES = CONFIG_BLK_DEV_LOOP_MIN_COUNT;

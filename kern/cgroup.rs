@@ -55,7 +55,7 @@ impl ChargeScope {
         }
         // SAFETY: `blkcg` is kept by the bio, and the association takes a reference of its own.
         // For a thread that is no kernel thread this does nothing.
-        unsafe { bindings::kthread_associate_blkcg(blkcg) };
+        unsafe { ffi::rnull_loop_kthread_associate_blkcg(blkcg) };
         // SAFETY: As above.
         let memcg = with_memory.then(|| unsafe { ffi::rnull_loop_memcg_css(blkcg) });
         let memcg = memcg.and_then(NonNull::new);
@@ -75,7 +75,7 @@ impl ChargeScope {
 impl Drop for ChargeScope {
     fn drop(&mut self) {
         // SAFETY: A null cgroup ends the association of this thread.
-        unsafe { bindings::kthread_associate_blkcg(core::ptr::null_mut()) };
+        unsafe { ffi::rnull_loop_kthread_associate_blkcg(core::ptr::null_mut()) };
         if let Some(css) = self.memcg {
             // SAFETY: By the type invariant `old` was in force before, on this thread.
             unsafe { ffi::rnull_loop_restore_active_memcg(self.old) };

@@ -5,6 +5,7 @@
 #include <linux/blk-cgroup.h>
 #include <linux/cgroup.h>
 #include <linux/cpumask.h>
+#include <linux/kthread.h>
 #include <linux/magic.h>
 #include <linux/memcontrol.h>
 #include <linux/mount.h>
@@ -446,6 +447,17 @@ rnull_loop_memcg_css(struct cgroup_subsys_state *blkcg_css)
 #else
 	return NULL;
 #endif
+}
+
+/* The next two are inline functions that do nothing without CONFIG_BLK_CGROUP. */
+void rnull_loop_bio_clone_blkg_association(struct bio *dst, struct bio *src)
+{
+	bio_clone_blkg_association(dst, src);
+}
+
+void rnull_loop_kthread_associate_blkcg(struct cgroup_subsys_state *css)
+{
+	kthread_associate_blkcg(css);
 }
 
 void rnull_loop_css_put(struct cgroup_subsys_state *css)

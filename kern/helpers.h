@@ -68,6 +68,8 @@ struct cgroup_subsys_state *rnull_loop_rq_blkcg_css(struct request *rq);
 bool rnull_loop_rq_is_of_current_blkcg(struct request *rq);
 struct cgroup_subsys_state *
 rnull_loop_memcg_css(struct cgroup_subsys_state *blkcg_css);
+void rnull_loop_bio_clone_blkg_association(struct bio *dst, struct bio *src);
+void rnull_loop_kthread_associate_blkcg(struct cgroup_subsys_state *css);
 void rnull_loop_css_put(struct cgroup_subsys_state *css);
 struct mem_cgroup *
 rnull_loop_set_active_memcg(struct cgroup_subsys_state *css);
