@@ -180,6 +180,9 @@ pub(crate) const fn join<const N: usize>(parts: &[&str]) -> [u8; N] {
 }
 
 /// Makes statics that are parameters of the module, each with a description for `modinfo`.
+//
+// `#[used]` alone would, since rustc 1.95, give the statics a section of their own, of which modpost
+// reads one. `module!` says `compiler`, too.
 macro_rules! module_parameters {
     ($($name:ident: $type:ty = $value:expr, $description:literal;)*) => {$(
         #[doc = $description]
@@ -196,15 +199,15 @@ macro_rules! module_parameters {
             static NAME_BYTES: [u8; parameter::length(&[NAME])] = parameter::join(&[NAME]);
 
             #[link_section = "__param"]
-            #[used]
+            #[used(compiler)]
             static ENTRY: parameter::Entry = parameter::Entry::new(&NAME_BYTES, &$name);
 
             #[link_section = ".modinfo"]
-            #[used]
+            #[used(compiler)]
             static TYPE_INFO: [u8; parameter::length(TYPE)] = parameter::join(TYPE);
 
             #[link_section = ".modinfo"]
-            #[used]
+            #[used(compiler)]
             static DESCRIPTION_INFO: [u8; parameter::length(DESCRIPTION)] =
                 parameter::join(DESCRIPTION);
         };
