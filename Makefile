@@ -39,6 +39,9 @@ bench: ## raw backing, C driver and this one measured in turns (BENCH=full: the 
 check: ## format, clippy, documentation, shell scripts
 	@scripts/check
 
+matrix: ## the module for other configurations, architectures and compilers
+	@scripts/matrix
+
 doc: ## HTML documentation of the module in doc/
 	$(kbuild) modules DOC=1
 
@@ -55,4 +58,4 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.* ## /\1\t/p' Makefile | expand -t 16
 	@echo 'A command in the VM: scripts/vm -- COMMAND (scripts/vm --help)'
 
-.PHONY: modules install uninstall clean demo test test-debug soak bench check doc rust-analyzer rustfmt lab help
+.PHONY: modules install uninstall clean demo test test-debug soak bench check matrix doc rust-analyzer rustfmt lab help
