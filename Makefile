@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 
 # `make help` lists what there is. KDIR is the kernel build directory the module is built against:
-# by default the running kernel's where it carries Rust metadata (scripts/kdir gives it some), else
+# by default the running kernel's where that is of the module's series (scripts/kdir makes one), else
 # the lab's (scripts/lab).
 
 kbuild = +@scripts/kbuild $(if $(KDIR),--kdir '$(KDIR)')
@@ -18,7 +18,7 @@ uninstall: ## take that away again
 	@scripts/install --remove
 
 clean: ## remove what was built
-	$(kbuild) clean
+	@scripts/kbuild clean
 
 demo: ## the main job on real input, from nothing
 	@scripts/demo
