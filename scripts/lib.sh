@@ -5,6 +5,8 @@
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/rnull_loop
+# A user's PATH may lack modinfo, depmod and dkms.
+PATH=$PATH:/usr/sbin:/sbin
 # The kernel series this module is written for.
 series=7.3
 
@@ -21,13 +23,14 @@ show_help() { sed -n '3,/^[^#]/{/^#/{s/^# \{0,1\}//;p}}' "$0"; }
 # need_argument OPTION COUNT: COUNT arguments are left, the option itself included.
 need_argument() { (($2 > 1)) || die "$1 needs an argument; see ${0##*/} --help"; }
 
-# need_packages WHY PACKAGE...: installs what is missing on this machine. Who cannot have that, as
-# apt is at work already, exports `no_install`.
+# need_packages WHY PACKAGE...: installs what is missing on this machine. A caller that apt may have
+# started exports `no_install`: apt cannot run twice, and may not have configured what it unpacked yet.
 need_packages() {
-	local why=$1 package missing=()
+	local why=$1 package missing=() status
 	shift
 	for package; do
-		[[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] ||
+		status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) || :
+		[[ $status == installed || -n ${no_install-} && $status =~ ^(unpacked|half-configured|triggers-.*)$ ]] ||
 			missing+=("$package")
 	done
 	if ((!${#missing[@]})); then
