@@ -9,7 +9,10 @@
 repo=$(cd "$tests/.." && pwd -P)
 release=$(uname -r)
 modules=/lib/modules/$release
-conf=/etc/modprobe.d/rnull_loop.conf
+conf=/etc/modprobe.d/zz-rnull_loop.conf
+old_conf=/etc/modprobe.d/rnull_loop.conf
+# Another kernel, for which the module is not installed.
+other=7.3.99-other
 # What `modprobe loop` is to load.
 expected=$driver
 
@@ -54,8 +57,10 @@ back() {
 	losetup -D || :
 	wait_for 10 nothing_loaded || :
 	umount -q /proc/cmdline || :
+	umount -lq /usr/src /var/lib/dkms || :
 	# udev keeps the lists of modules open.
 	umount -l "$modules" /etc/modprobe.d /run/modprobe.d
+	rm -rf "/lib/modules/$other"
 	rm -f /dev/loop*
 	load_driver
 	exit "$status"
@@ -72,7 +77,7 @@ only_ours() {
 	"$@"
 }
 
-drivers() { find /sys/module -maxdepth 1 \( -name loop -o -name rnull_loop \) -printf '%f\n'; }
+drivers() { find /sys/module -maxdepth 1 \( -name loop -o -name rnull_loop \) -printf '%f\n' | sort; }
 devices() { find /sys/block -maxdepth 1 -name 'loop*' | wc -l; }
 loaded() { equal 'drivers loaded' "$(drivers | xargs)" "$1"; }
 
@@ -103,7 +108,8 @@ by_name() {
 	grep -q '^ *7 loop$' /proc/devices
 	[[ -c /dev/loop-control ]]
 	modprobe loop
-	refuse 'already in kernel' modprobe --first-time loop
+	# An install rule is not told of --first-time.
+	[[ $driver == rnull_loop ]] || refuse 'already in kernel' modprobe --first-time loop
 	unload
 	modprobe -r loop
 	# What modprobe@loop.service calls.
@@ -192,6 +198,80 @@ from_the_kernel_command_line() {
 	both_ways 4
 }
 
+# --- the C driver instead, or none
+
+# break_module OLD NEW: replaces a string in the installed module by one of its length; the kernel must refuse it.
+break_module() {
+	LC_ALL=C sed -i "s/$1/$2/g" "$modules/updates/rnull-loop.ko"
+	refuse "could not insert 'rnull_loop'" modprobe rnull_loop
+}
+
+# falls_back OLD NEW
+falls_back() {
+	break_module "$@"
+	expected=loop
+	from_the_command_line
+	from_a_file
+}
+
+# prefers_c LINE: the administrator writes LINE because the C driver shall be used.
+prefers_c() {
+	echo "$1" >/etc/modprobe.d/user.conf
+	expected=loop
+	by_name
+}
+
+prefers_c_at_boot() {
+	echo "$(</proc/cmdline) modprobe.blacklist=rnull_loop" >"$scratch/cmdline"
+	mount --bind "$scratch/cmdline" /proc/cmdline
+	expected=loop
+	by_control_node
+}
+
+# "install" applies to the name, "blacklist" to the alias that opening a node asks for.
+banned() {
+	local name
+	for name in a-ban zz-ban; do
+		echo 'install loop /bin/false' >"/etc/modprobe.d/$name.conf"
+		refuse 'Error running install command' modprobe loop
+		node_loads_nothing
+		rm "/etc/modprobe.d/$name.conf"
+	done
+	echo 'blacklist loop' >/etc/modprobe.d/zzz-ban.conf
+	node_loads_nothing
+	modprobe -abq loop || :
+	loaded ''
+}
+
+node_loads_nothing() {
+	control_node
+	refuse 'No such device' bash -c ': <>/dev/loop-control'
+	loaded ''
+	rm /dev/loop-control
+}
+
+# With standalone=1 the module does not provide /dev/loopN.
+beside() {
+	modprobe rnull_loop standalone=1
+	modprobe loop
+	loaded 'loop rnull_loop'
+	modprobe -r loop
+	loaded rnull_loop
+}
+
+# This modprobe command is how initramfs tools look for a driver.
+in_initramfs() {
+	local kernel
+	mkdir -p "/lib/modules/$other"
+	cp -a "$modules/." "/lib/modules/$other"
+	rm -rf "/lib/modules/$other/updates"
+	depmod "$other"
+	for kernel in "$release" "$other"; do
+		modprobe -S "$kernel" --ignore-install --quiet --show-depends loop >"$scratch/depends"
+		grep -q '^insmod .*/loop\.ko' "$scratch/depends" || fail "not for $kernel: $(<"$scratch/depends")"
+	done
+}
+
 # --- the module alone
 
 # The driver that is loaded goes on until it is taken out.
@@ -203,7 +283,9 @@ switched() {
 	modprobe loop
 	loaded loop
 	device=$(attach "$image")
+	echo 'alias loop rnull_loop' >"$old_conf"
 	make -C "$repo" install >"$scratch/says"
+	[[ ! -e $old_conf ]] || fail "$old_conf is still there"
 	grep -q 'losetup -D; modprobe -r loop; modprobe loop' "$scratch/says"
 	loaded loop
 	cmp "$image" "$device"
@@ -214,6 +296,7 @@ switched() {
 	device=$(attach "$image")
 	cmp "$image" "$device"
 	make -C "$repo" install
+	echo 'alias loop rnull_loop' >"$old_conf"
 	make -C "$repo" uninstall >"$scratch/says"
 	grep -q 'losetup -D; rmmod rnull_loop; modprobe loop' "$scratch/says"
 	loaded rnull_loop
@@ -251,7 +334,7 @@ below_destdir() {
 	files=$(cd "$scratch/package" && find . -type f | sort | xargs)
 	equal files "$files" ".$conf .$modules/updates/rnull-loop.ko"
 	cmp "$repo/rnull-loop.ko" "$scratch/package$modules/updates/rnull-loop.ko"
-	cmp "$repo/dist/rnull_loop.conf" "$scratch/package$conf"
+	cmp "$repo/dist/zz-rnull_loop.conf" "$scratch/package$conf"
 	[[ ! -e $modules/updates && ! -e $conf ]] || fail "something was installed outside"
 }
 
@@ -268,6 +351,139 @@ refusals() {
 	[[ ! -e $modules/updates && ! -e $conf ]] || fail "something was installed"
 }
 
+# copy_repo DIR: what scripts/install needs.
+copy_repo() {
+	mkdir "$1"
+	cp -r "$repo"/{scripts,dist,dkms.conf,rnull-loop.ko} "$1"
+}
+
+# A package is built by a user, whose PATH lacks modinfo.
+below_destdir_as_user() {
+	mkdir -m 777 "$scratch/users"
+	copy_repo "$scratch/users/repo"
+	setpriv --reuid 65534 --clear-groups env PATH=/usr/bin:/bin \
+		"$scratch/users/repo/scripts/install" --destdir "$scratch/users/package"
+	[[ -e $scratch/users/package$conf ]]
+}
+
+locked_down() {
+	local signed=$scratch/signed
+	refuse 'signed modules only' under_lockdown "$repo/scripts/install"
+	[[ ! -e $modules/updates && ! -e $conf ]] || fail "something was installed"
+	copy_repo "$signed"
+	echo '~Module signature appended~' >>"$signed/rnull-loop.ko"
+	under_lockdown "$signed/scripts/install"
+	[[ -e $modules/updates/rnull-loop.ko ]]
+}
+
+# The kernel's lockdown cannot be lifted again.
+under_lockdown() {
+	echo 'none [integrity] confidentiality' >"$scratch/lockdown"
+	# shellcheck disable=SC2016 # expanded by the inner shell
+	unshare --mount --propagation private bash -euc '
+		mountpoint -q /sys/kernel/security || mount -t securityfs securityfs /sys/kernel/security
+		if [[ ! -e /sys/kernel/security/lockdown ]]; then
+			mount -t tmpfs tmpfs /sys/kernel/security
+			touch /sys/kernel/security/lockdown
+		fi
+		mount --bind "$1" /sys/kernel/security/lockdown
+		shift
+		exec "$@"' - "$scratch/lockdown" "$@"
+}
+
+built_in() {
+	echo kernel/drivers/block/loop.ko >>"$modules/modules.builtin"
+	"$repo/scripts/install" >"$scratch/says"
+	grep -q 'modprobe rnull_loop standalone=1' "$scratch/says"
+	! grep -q 'From the next boot' "$scratch/says"
+}
+
+# --- DKMS, with a build directory that only copies the module
+
+# with_dkms COMMAND...: with empty directories of DKMS and a build directory of the running kernel.
+with_dkms() {
+	local headers=$modules/build
+	mount -t tmpfs src /usr/src
+	mount -t tmpfs dkms /var/lib/dkms
+	rm -f "$headers"
+	mkdir -p "$headers"/{rust,include/config}
+	touch "$headers/rust/libkernel.rmeta"
+	printf 'CONFIG_RUST=y\nCONFIG_RUSTC_VERSION_TEXT="%s"\n' "$(rustc --version)" >"$headers/.config"
+	echo "$release" >"$headers/include/config/kernel.release"
+	# shellcheck disable=SC2016 # expanded by make
+	printf 'modules:\n\tcp %s $(M)\n' "$repo/rnull-loop.ko" >"$headers/Makefile"
+	"$@"
+}
+
+nothing_installed() {
+	equal 'dkms status' "$(dkms status)" ''
+	equal 'sources' "$(ls -A /usr/src)" ''
+	[[ ! -e $conf ]] || fail "$conf is there"
+	[[ -z $(find "$modules" -name 'rnull*.ko*') ]] || fail "a module is there"
+}
+
+dkms_builds() {
+	make -C "$repo" install DKMS=1
+	[[ $(dkms status) == *installed* ]] || fail "dkms status: $(dkms status)"
+	modprobe loop
+	loaded rnull_loop
+	unload
+	refuse 'run make uninstall first' make -C "$repo" install
+	make -C "$repo" uninstall
+	nothing_installed
+}
+
+dkms_lacks_packages() {
+	rm "$modules/build/rust/libkernel.rmeta"
+	refuse 'needs packages that are missing here' make -C "$repo" install DKMS=1
+	nothing_installed
+}
+
+dkms_build_fails() {
+	printf 'modules:\n\t@echo "cannot find the end of it"; exit 2\n' >"$modules/build/Makefile"
+	refuse 'cannot find the end of it' make -C "$repo" install DKMS=1
+	nothing_installed
+}
+
+# apt runs this hook for a new kernel.
+dkms_fails_under_apt() {
+	local tree=/usr/src/rnull_loop-0.1 built=/var/lib/dkms/rnull_loop/0.1/build
+	copy_repo "$tree"
+	rm "$tree/rnull-loop.ko"
+	dkms add rnull_loop/0.1
+	printf 'modules:\n\t@echo "cannot find the end of it"; exit 2\n' >"$modules/build/Makefile"
+	kernel_hook 'cannot find the end of it'
+	rm "$modules/build/rust/libkernel.rmeta"
+	kernel_hook 'needs packages that are missing here'
+	make -C "$repo" uninstall
+	nothing_installed
+}
+
+# kernel_hook REASON: apt's hook succeeds, and the log of the failed build has REASON.
+kernel_hook() {
+	/etc/kernel/postinst.d/dkms "$release"
+	grep -q "$1" "$built/make.log"
+	[[ ! -e $built/cache ]] || fail "the build left $(du -sh "$built/cache")"
+}
+
+# --- building
+
+names_kdir() {
+	rm -rf "$modules/build"
+	refuse 'scripts/kdir makes one' make -C "$repo"
+}
+
+cleans() {
+	local tree=$scratch/built
+	mkdir -p "$tree/kern"
+	cp -r "$repo"/{Makefile,scripts} "$tree"
+	touch "$tree"/{rnull-loop.ko,rnull_loop.o,.rnull_loop.o.cmd,rnull_loop.rs,Module.symvers} \
+		"$tree"/kern/{helpers.o,helpers.c,bindings_generated.rs}
+	HOME=$scratch make -C "$tree" clean
+	equal 'files left' "$(cd "$tree" && find . -path ./scripts -prune -o -type f -print | sort | xargs)" \
+		'./Makefile ./kern/helpers.c ./rnull_loop.rs'
+}
+
 check "modprobe loop, modprobe -r loop" installed by_name
 check "opening /dev/loop-control loads it" installed by_control_node
 check "opening a node of major 7 loads it" installed by_device_node
@@ -276,8 +492,25 @@ check "parameters from the command line" installed from_the_command_line
 check "parameters from a file" installed from_a_file
 check "a parameter from a file and from the command line" installed from_both
 check "parameters from the kernel's command line" installed from_the_kernel_command_line
+check "modprobe falls back to the C driver: missing symbol" only_ours installed falls_back blk_mq_start_request blk_mq_start_requesT
+check "modprobe falls back to the C driver: other kernel" only_ours installed falls_back "$release SMP" "${release%?}X SMP"
+check "modprobe falls back to the C driver: blacklist rnull_loop" only_ours installed prefers_c 'blacklist rnull_loop'
+check "modprobe falls back to the C driver: install rnull_loop /bin/false" only_ours installed prefers_c 'install rnull_loop /bin/false'
+check "modprobe falls back to the C driver: modprobe.blacklist=rnull_loop" only_ours installed prefers_c_at_boot
+check "an administrator's ban of loop stays in force" installed banned
+check "modprobe loop loads the C driver beside rnull_loop standalone=1" only_ours installed beside
+check "initramfs tools find loop.ko of this kernel and of another one" installed in_initramfs
 check "from the C driver to the module and back" only_ours fresh switched
 check "a kernel without the module keeps the C driver" only_ours fresh kernel_without_it
 check "make install DESTDIR=..." only_ours fresh below_destdir
+check "make install DESTDIR=... as a user" only_ours fresh below_destdir_as_user
+check "make install refuses an unsigned module under lockdown" only_ours fresh locked_down
+check "make install reports a built-in C driver" only_ours fresh built_in
+check "DKMS builds, installs and removes the module" only_ours fresh with_dkms dkms_builds
+check "make install DKMS=1 names missing packages and changes nothing" only_ours fresh with_dkms dkms_lacks_packages
+check "make install DKMS=1 rolls a failed build back" only_ours fresh with_dkms dkms_build_fails
+check "a failed DKMS build does not fail apt" only_ours fresh with_dkms dkms_fails_under_apt
+check "make without a build directory names scripts/kdir" only_ours fresh names_kdir
+check "make clean works without a lab" only_ours fresh cleans
 check "what cannot be installed is refused" only_ours fresh refusals
 run_checks
