@@ -64,6 +64,7 @@ macro_rules! old_info {
         after_number: $after_number:expr,
         after_device: $after_device:expr,
         after_rdevice: $after_rdevice:expr,
+        after_key: $after_key:expr,
         at_end: $at_end:expr,
     }) => {
         $(#[$doc])*
@@ -84,6 +85,7 @@ macro_rules! old_info {
             pub(crate) lo_flags: i32,
             pub(crate) lo_name: [u8; NAME_SIZE],
             pub(crate) lo_encrypt_key: [u8; KEY_SIZE],
+            after_key: [u8; $after_key],
             pub(crate) lo_init: [$long; 2],
             pub(crate) reserved: [u8; 4],
             at_end: [u8; $at_end],
@@ -105,6 +107,7 @@ macro_rules! old_info {
                     lo_flags: 0,
                     lo_name: [0; NAME_SIZE],
                     lo_encrypt_key: [0; KEY_SIZE],
+                    after_key: [0; $after_key],
                     lo_init: [0; 2],
                     reserved: [0; 4],
                     at_end: [0; $at_end],
@@ -124,6 +127,7 @@ macro_rules! old_info {
                     + $after_number
                     + $after_device
                     + $after_rdevice
+                    + $after_key
                     + $at_end
         );
     };
@@ -144,6 +148,11 @@ old_info! {
             offset_of!(loop_info, lo_rdevice),
             size_of::<OldDev>(),
             offset_of!(loop_info, lo_offset),
+        ),
+        after_key: gap(
+            offset_of!(loop_info, lo_encrypt_key),
+            KEY_SIZE,
+            offset_of!(loop_info, lo_init),
         ),
         at_end: gap(offset_of!(loop_info, reserved), 4, size_of::<loop_info>()),
     }
@@ -169,6 +178,7 @@ old_info! {
         after_number: 0,
         after_device: size_of::<u32>() - size_of::<CompatDev>(),
         after_rdevice: size_of::<u32>() - size_of::<CompatDev>(),
+        after_key: 0,
         at_end: 0,
     }
 }
