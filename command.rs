@@ -321,14 +321,15 @@ pub(crate) fn warn_of_no_memory(rq: &CompletedRequest<LoopDevice>) {
 }
 
 /// Whether a worker should try to carry out a read or a write without waiting, before it is left to
-/// one that may wait. Writes to files would have to wait too often, if only for the next time stamp.
-pub(crate) fn is_worth_a_try(rq: &Request<LoopDevice>) -> bool {
+/// one that may wait. Writes to files would have to wait too often, if only for the next time stamp, and
+/// reads of files have been in vain of late unless they are `due`.
+pub(crate) fn is_worth_a_try(rq: &Request<LoopDevice>, due: bool) -> bool {
     let Some(target) = rq.io() else { return false };
     match (target.way(rq), rq.op()) {
         _ if must_wait(rq) => false,
         (Way::Apart, _) => false,
         (Way::Remap, _) => true,
-        (_, Op::Read) => target.has_nowait(rq) && target.backoff(rq).is_due(),
+        (_, Op::Read) => due && target.has_nowait(rq),
         _ => false,
     }
 }

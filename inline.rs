@@ -55,11 +55,12 @@ use crate::{
 };
 use kernel::prelude::*;
 
-/// Submits a read or a write, or hands it back. May sleep; see
+/// Submits a read or a write, or hands it back; without trying if none is `due`. May sleep; see
 /// [`Operations::queue_rq`](crate::blk_mq::Operations::queue_rq).
 pub(crate) fn submit(
     rq: StartedRequest<LoopDevice>,
     submitter: Pin<&Submitter>,
+    due: bool,
 ) -> Result<(), StartedRequest<LoopDevice>> {
     let Some(target) = rq.io().filter(|_| rq.device().switches.inline.is_on()) else {
         return Err(rq);
@@ -68,7 +69,7 @@ pub(crate) fn submit(
         return Err(rq);
     }
     let way = target.way(&rq);
-    if !target.allows(way, &rq, &submitter) || !target.backoff(&rq).is_due() {
+    if !due || !target.allows(way, &rq, &submitter) {
         return Err(rq);
     }
     submitter.isolate();

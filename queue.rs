@@ -65,8 +65,10 @@ impl Operations for LoopDevice {
         if command::exceeds_device(&rq) || target.read_only && rq.op().is_write() {
             return Err(rq.refuse(Status::IOERR));
         }
-        if let Err(rq) = inline::submit(rq.start(), submitter) {
-            workers.submit(device, rq);
+        // The answer counts as a chance to try, so it is asked for once.
+        let due = matches!(rq.op(), Op::Read | Op::Write) && target.backoff(&rq).is_due();
+        if let Err(rq) = inline::submit(rq.start(), submitter, due) {
+            workers.submit(device, rq, due);
         }
         Ok(())
     }

@@ -207,11 +207,12 @@ impl Workers {
         })
     }
 
-    /// Leaves a request to a worker. Does not sleep. `self` and `device` outlive the call.
-    pub(crate) fn submit(&self, device: &LoopDevice, rq: StartedRequest<LoopDevice>) {
+    /// Leaves a request to a worker, to the one that does not wait if it is `due` to try that. Does not
+    /// sleep. `self` and `device` outlive the call.
+    pub(crate) fn submit(&self, device: &LoopDevice, rq: StartedRequest<LoopDevice>, due: bool) {
         let worker = match rq.op() {
             Op::Flush => &device.flusher,
-            Op::Read | Op::Write if command::is_worth_a_try(&rq) => &self.first,
+            Op::Read | Op::Write if command::is_worth_a_try(&rq, due) => &self.first,
             Op::Read | Op::Write => self.lane(&rq),
             Op::Discard | Op::WriteZeroes | Op::Other => &self.slow,
         };

@@ -64,7 +64,7 @@ fn look_after_remapping(rq: Started) {
 
 // A request is looked at after a worker got it.
 fn look_after_queueing(workers: &Workers, device: &LoopDevice, rq: Started) {
-    workers.submit(device, rq);
+    workers.submit(device, rq, true);
     #[cfg(misuse)]
     rq.op(); //~ E0382
 }
