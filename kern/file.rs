@@ -185,8 +185,11 @@ pub(crate) trait BackingFile {
     /// Writes back what is dirty of `len` bytes from `pos` in its page cache, and waits for it. Does not make
     /// it durable. May sleep.
     fn write_back(&self, pos: u64, len: u64) -> Result;
-    /// Changes what is allocated in `len` bytes from `pos`: `f_op->fallocate`, with a mode of
-    /// `FALLOC_FL_*`. May sleep.
+    /// Changes the allocation of `len` bytes from `pos`: `vfs_fallocate()`, with a mode of
+    /// `FALLOC_FL_*`. May sleep, and sleeps until the thaw while the file system is frozen.
+    ///
+    /// Also fails for a file that has become immutable, append-only or swap space since it was opened:
+    /// `f_op->fallocate` itself checks for none of them.
     fn fallocate(&self, mode: Fallocate, pos: u64, len: u64) -> Result;
 }
 
@@ -390,15 +393,13 @@ impl BackingFile for File {
     }
 
     fn fallocate(&self, mode: Fallocate, pos: u64, len: u64) -> Result {
-        let fallocate = ops(self).fallocate.ok_or(EOPNOTSUPP)?;
         let mode = match mode {
             Fallocate::PunchHole => ffi::FALLOC_FL_PUNCH_HOLE,
             Fallocate::ZeroRange => ffi::FALLOC_FL_ZERO_RANGE,
         } | ffi::FALLOC_FL_KEEP_SIZE;
         let (pos, len) = (pos.try_into()?, len.try_into()?);
-        // SAFETY: The operation of this open file.
-        let ret = unsafe { fallocate(self.as_ptr(), mode as c_int, pos, len) };
-        to_result(c_int::try_from(ret)?)
+        // SAFETY: The file is open.
+        to_result(unsafe { bindings::vfs_fallocate(self.as_ptr(), mode as c_int, pos, len) })
     }
 }
 

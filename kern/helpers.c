@@ -274,6 +274,10 @@ bool rnull_loop_bdev_admits(struct block_device *bdev, bool write, u64 pos,
 			  !IS_SWAPFILE(bdev->bd_mapping->host));
 }
 
+/*
+ * Unlike file_start_write(), this covers block devices, too: blkdev_write_iter()
+ * updates the times of the device's node, in the file system of the node.
+ */
 void rnull_loop_kiocb_start_write(struct kiocb *iocb)
 {
 	kiocb_start_write(iocb);

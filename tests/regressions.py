@@ -2,7 +2,11 @@
 # SPDX-License-Identifier: GPL-2.0
 """Faults that loop drivers have had, where no other test covers them; the numbers are those of
 docs/robustness.md, which says what covers the others."""
+import contextlib
+import functools
 import mmap
+import stat
+import subprocess
 import threading
 import time
 from lib import *
@@ -27,9 +31,9 @@ def equal_references(wanted):
     wait_for(lambda: references() == wanted)
 
 
-def file_system(mib=48):
-    """A mounted ext4, itself on a loop device, and the device."""
-    run("mkfs.ext4", "-q", image(mib, "lower"))
+def file_system(kind="ext4", mib=48):
+    """A mounted file system, itself on a loop device, and the device."""
+    run(f"mkfs.{kind}", "-q", image(mib, "lower"))
     fd = attach(f"{SCRATCH}/lower")
     return mounted(fd.path, "place"), fd
 
@@ -137,6 +141,70 @@ def frozen_below():
     # Every write was counted off again, or this would wait.
     run("fsfreeze", "-f", place)
     run("fsfreeze", "-u", place)
+    run("umount", place)
+    lower.close()
+
+
+@contextlib.contextmanager
+def frozen(place):
+    run("fsfreeze", "-f", place)
+    try:
+        yield
+    finally:
+        run("fsfreeze", "-u", place)
+
+
+def frozen_holes(kind, mib):
+    place, lower = file_system(kind, mib)
+    path = numbered_image(1, "place/image")
+    with attach(path) as fd, direct(fd.path) as user:
+        settle()
+        # REQ_OP_DISCARD, REQ_OP_WRITE_ZEROES with and without REQ_NOUNMAP.
+        commands = ["blkdiscard", "-f"], ["blkdiscard", "-f", "-z"], ["fallocate", "-p"]
+        for at, command in enumerate(commands):
+            command = [*command, "-o", str(at << 16), "-l", str(1 << 16), fd.path]
+            with frozen(place):
+                change = subprocess.Popen(command)  # pylint: disable=consider-using-with
+                time.sleep(1)
+                equal(f"{command}: status while frozen", change.poll(), None)
+                # The worker that waits for the thaw holds no lock of the file, and serves nothing else.
+                memory = page_of(255)
+                equal("read while frozen", os.preadv(user.fd, [memory], 3 << 16), PAGE)
+                equal("sector", int.from_bytes(memory[:8], "little"), 3 << 7)
+                os.fsync(user.fd)
+            equal(f"{command}: status", change.wait(20), 0)
+        with open(path, "rb") as file:
+            equal("the file", file.read(3 << 16), bytes(3 << 16))
+    detach(fd.path)
+    run("umount", place)
+    lower.close()
+
+
+# On the C driver ext4 reports a bug of the kernel, and XFS may hang.
+if DRIVER == "rnull_loop":
+    for arguments in ("ext4", 48), ("xfs", 320):
+        check(f"class 17: discards and zeroing wait for the thaw of {arguments[0]}")(
+            functools.partial(frozen_holes, *arguments)
+        )
+
+
+@check("class 17: a write by a device node in a frozen file system waits, as it changes the node's times")
+def frozen_node():
+    place, lower = file_system()
+    with attach(image()) as base:
+        node = f"{place}/node"
+        os.mknod(node, 0o600 | stat.S_IFBLK, os.stat(base.path).st_rdev)
+        with attach(node) as fd, direct(fd.path) as user:
+            settle()
+            with frozen(place):
+                writer = threading.Thread(target=os.pwritev, args=(user.fd, [page_of(9)], 0))
+                writer.start()
+                writer.join(1)
+                waits = writer.is_alive()
+            writer.join(20)
+            assert waits and not writer.is_alive()
+        detach(fd.path)
+    detach(base.path)
     run("umount", place)
     lower.close()
 
