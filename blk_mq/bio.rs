@@ -30,14 +30,23 @@ pub(crate) trait BioCompletion {
 pub(crate) struct Bio(Opaque<bindings::bio>);
 
 impl Bio {
-    /// What a bio has in common with the request it serves. Who else sees the other flags would take
-    /// them for its own (`REQ_NOWAIT`, `REQ_POLLED`, `REQ_CGROUP_PUNT`).
+    /// The flags that the bio of a request inherits: the operation, `REQ_FUA`, and hints.
+    ///
+    /// The block layer merges bios with different hints into one request, which has those of one of
+    /// them. So a hint is inherited only if the lower device may not fail the bio because of it:
+    /// those of scheduling (`REQ_SYNC`, `REQ_IDLE`, `REQ_PRIO`), throttling (`REQ_META`, `REQ_SWAP`,
+    /// `REQ_BACKGROUND`) and caching order or delay a bio. `REQ_FUA` has requests of its own.
+    ///
+    /// Not inherited are flags that let the lower device fail the bio: `REQ_RAHEAD` (device-mapper
+    /// fails such bios while it is suspended) and `REQ_FAILFAST_*`, which the block layer sets with
+    /// it. A read may be merged behind read-ahead and would fail with it, and this device would log
+    /// an error for every read-ahead that is dropped. Nor are flags that only the submitter can
+    /// handle: `REQ_NOWAIT`, `REQ_POLLED`, `REQ_ATOMIC`, `REQ_INTEGRITY`.
     const KEPT: bindings::blk_opf_t = ffi::REQ_OP_MASK
         | ffi::REQ_SYNC
         | ffi::REQ_META
         | ffi::REQ_PRIO
         | ffi::REQ_FUA
-        | ffi::REQ_RAHEAD
         | ffi::REQ_BACKGROUND
         | ffi::REQ_IDLE
         | ffi::REQ_SWAP;

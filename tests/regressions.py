@@ -305,4 +305,28 @@ def nowait_standing():
     detach(base.path)
 
 
+@check("class 36: read-ahead that the lower device may drop is neither an error nor a line in the log")
+def readahead_standing():
+    with attach(numbered_image()) as base:
+        run("dmsetup", "create", "below", "--table", f"0 {1 << 11} linear {base.path} 0")
+        settle()
+        with attach("/dev/mapper/below", flags=DIRECT_IO) as fd:
+            settle()
+            equal("BLKFLSBUF", fd.ioctl(BLKFLSBUF), 0)
+            run("dmesg", "--clear")
+            run("dmsetup", "suspend", "--nolockfs", "below")
+            try:
+                os.posix_fadvise(fd.fd, 0, 1 << 18, os.POSIX_FADV_WILLNEED)
+                # Read-ahead has got to the lower device, and waits there.
+                time.sleep(0.5)
+            finally:
+                run("dmsetup", "resume", "below")
+            equal("sector", number_at(fd, 77), 77)
+            errors = [line for line in run("dmesg").splitlines() if "I/O error" in line]
+            equal("errors", errors, [])
+        detach(fd.path)
+        run("dmsetup", "remove", "--retry", "below")
+    detach(base.path)
+
+
 run_checks()
