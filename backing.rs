@@ -66,9 +66,13 @@ pub(crate) fn as_loop(file: &File) -> Option<&LoopDevice> {
 /// A device must not be its own backing file, through however many loop devices in between
 /// (`EBADF`), nor stand on one that has none or that is another loop driver's (`EINVAL`); and the
 /// file must have blocks (`EINVAL`).
-/// When `file` is a loop device, the caller holds
-/// [`Registry::validation_killable`](crate::registry::Registry::validation_killable), so that the
-/// devices in between stay as they are.
+///
+/// A cycle needs a device that is bound to `device`. While `device` is unbound there is none: a backing
+/// file keeps its loop device open, so that it stays bound. So LOOP_CONFIGURE calls this without a
+/// lock. LOOP_CHANGE_FD to a loop device holds
+/// [`Registry::validation_of`](crate::registry::Registry::validation_of) from this call until the new file
+/// is published, as two of them could complete a cycle that neither sees. The files in between are read
+/// one by one, each from the snapshot of its device.
 pub(crate) fn validate(file: &ARef<File>, device: &LoopDevice) -> Result {
     let mut below = file.clone();
     while let Some(other) = as_loop(&below) {

@@ -8,15 +8,17 @@
 //! Lock order, outermost first; the block layer takes the disk's `open_mutex` before all of them,
 //! and a claim ([`BlockDevice::claim`](crate::kern::bdev::BlockDevice::claim)) comes before that:
 //!
-//! 1. [`Registry::validation_killable`](crate::registry::Registry::validation_killable), global;
-//! 2. [`LoopDevice::state`];
+//! 1. [`LoopDevice::state`];
+//! 2. [`Registry::validation_of`](crate::registry::Registry::validation_of), global;
 //! 3. the limits of the queue ([`GenDisk::update_limits`]);
 //! 4. the frozen queue ([`GenDisk::freeze`]).
 //!
 //! The table of [`registry`](crate::registry), [`LoopDevice::attributes`] and [`LoopDevice::shown`]
-//! are leaves: no lock is taken under them, as are those inside the abstractions. Under `state` no
-//! partition is scanned, as that takes the disk's `open_mutex`. Attributes are removed without `state`, as
-//! their readers may take a while. What must not be done while the queue is frozen stands in `blk_mq/limits.rs`.
+//! are leaves: no lock is taken under them, as are those inside the abstractions. LOOP_CONFIGURE calls the
+//! file system of the backing file before it takes any of these locks, because that may block for any
+//! time. Under `state` no partition is scanned, as that takes the disk's `open_mutex`. Attributes are
+//! removed without `state`, as their readers may take a while. What must not be done while the queue is
+//! frozen stands in `blk_mq/limits.rs`.
 
 #![forbid(unsafe_code)]
 

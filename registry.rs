@@ -112,7 +112,7 @@ pub(crate) struct Registry {
     /// Devices that were removed while there were references to their disks. Taken before all other locks.
     #[pin]
     removed: Mutex<KVec<DiskRef<LoopDevice>>>,
-    /// Held while it matters which device stands on which.
+    /// Held while a bound device changes to another loop device as its backing file.
     #[pin]
     validation: Mutex<()>,
 }
@@ -148,8 +148,7 @@ pub(crate) fn registry() -> Result<Arc<Registry>> {
     }
 }
 
-/// While this lives, no device is bound to another loop device, and LOOP_CLR_FD detaches none.
-/// (The last close may, but a device that is stood on is open.)
+/// While this lives, no other LOOP_CHANGE_FD puts a device on a loop device.
 pub(crate) type Validation<'a> = MutexGuard<'a, ()>;
 
 impl Registry {
@@ -158,17 +157,15 @@ impl Registry {
         table.binary_search_by_key(&index, |entry| entry.index)
     }
 
-    /// Waits for others that bind a device to a loop device, or run one down. `EINTR` when a fatal
-    /// signal comes first.
-    pub(crate) fn validation_killable(&self) -> Result<Validation<'_>> {
-        self.validation.lock_killable()
-    }
-
-    /// As [`validation_killable`](Self::validation_killable), where it matters: for a file that is
-    /// a loop device.
+    /// Waits for other LOOP_CHANGE_FDs to a loop device, if `file` is one; see
+    /// [`backing::validate`]. Fails with `EINTR` on a fatal signal. Caller holds `state` of the device
+    /// that changes.
+    ///
+    /// No file system of a backing file is called under this lock. But the device that changes drains
+    /// its requests, and a file system mounted on it is told of the change.
     pub(crate) fn validation_of(&self, file: &File) -> Result<Option<Validation<'_>>> {
         match backing::as_loop(file) {
-            Some(_) => Ok(Some(self.validation_killable()?)),
+            Some(_) => Ok(Some(self.validation.lock_killable()?)),
             None => Ok(None),
         }
     }
@@ -211,7 +208,11 @@ impl Registry {
         let Err(at) = Self::search(&table, index) else {
             return Err(EEXIST);
         };
-        table.reserve(1, GFP_KERNEL)?;
+        {
+            // Reclaim that does I/O could block the callers for other devices, which need the lock.
+            let _noio = task::IoWorkerScope::enter();
+            table.reserve(1, GFP_KERNEL)?;
+        }
         let entry = Entry { index, disk: None };
         // There is room for one.
         table
@@ -304,7 +305,8 @@ impl Registry {
         let mut removed = self.removed.lock();
         removed.retain(|disk| disk.is_shared());
         if disk.is_shared() {
-            // Without memory for that, waits now.
+            // Without memory for that, waits now. As in `reserve`, reclaim must do no I/O.
+            let _noio = task::IoWorkerScope::enter();
             let _ = removed.push(disk, GFP_KERNEL);
         }
     }

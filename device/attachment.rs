@@ -19,6 +19,7 @@ use crate::{
         Mode,
         OpenMutex, //
     },
+    command::Target,
     flags::Flags,
     geometry::SECTOR_SIZE,
     kern::{
@@ -34,35 +35,26 @@ use crate::{
 };
 use kernel::{
     fs::File,
-    prelude::*, //
+    prelude::*,
+    sync::aref::ARef, //
 };
 
-impl LoopDevice {
-    /// LOOP_CONFIGURE: binds the device to a file.
-    ///
-    /// Whatever fails, fails before anything of the device has changed.
-    pub(crate) fn configure(
-        &self,
-        disk: &GenDisk<Self>,
-        bdev: &BlockDevice,
-        mode: Mode,
-        config: &LoopConfig,
-    ) -> Result {
-        let file = backing::candidate(config.fd)?;
-        // An exclusive owner must not find another device under its feet.
-        let _claim = disk.claim_for(bdev, mode)?;
-        if !self.is_unbound() {
-            return Err(EBUSY);
-        }
-        // Asks the file system, which may sleep on anything: before any lock is taken.
-        let traits = Traits::of(&file);
-        let registry = registry::registry()?;
-        let validation = registry.validation_of(&file)?;
-        let valid = backing::validate(&file, self);
-        let mut state = self.lock_killable()?;
-        let vacancy = state.vacancy()?;
-        valid?;
+/// A file, and what a device needs to be bound to it.
+struct Prepared {
+    backing: Backing,
+    settings: Settings,
+    target: Target,
+    block_size: u32,
+    /// The size of the device, in sectors of 512 bytes.
+    capacity: u64,
+}
+
+impl Prepared {
+    /// Asks the file system of `file`, and writes back the page cache of the file. May sleep.
+    fn new(device: &LoopDevice, file: ARef<File>, mode: Mode, config: &LoopConfig) -> Result<Self> {
+        backing::validate(&file, device)?;
         let mut settings = Settings::configured(&config.info)?;
+        let traits = Traits::of(&file);
         if !file.is_writable() || !mode.is_write() || !file.has_write() {
             settings.flags.set(Flags::READ_ONLY, true);
         }
@@ -74,8 +66,52 @@ impl LoopDevice {
             size => size,
         };
         traits.settle_direct(&file, &mut settings);
+        // Made before the file is synced, so that flushes of the device report what fails then.
+        let target = traits.target(file.clone(), &settings, block_size);
+        begin_caching(&file, &settings);
+        let capacity = backing::capacity(&file, &settings);
+        Ok(Self {
+            backing: Backing::new(file, traits)?,
+            settings,
+            target,
+            block_size,
+            capacity,
+        })
+    }
+}
+
+impl LoopDevice {
+    /// LOOP_CONFIGURE: binds the device to a file.
+    ///
+    /// Whatever fails, fails before anything of the device has changed. The file system of the file may
+    /// block for any time, so it is called before the claim, which other callers wait for
+    /// uninterruptibly, and before `state`, which openers wait for.
+    pub(crate) fn configure(
+        &self,
+        disk: &GenDisk<Self>,
+        bdev: &BlockDevice,
+        mode: Mode,
+        config: &LoopConfig,
+    ) -> Result {
+        let file = backing::candidate(config.fd)?;
+        if !self.is_unbound() {
+            return Err(EBUSY);
+        }
+        // `EBUSY` for a device that has an exclusive owner comes before the file is touched.
+        drop(disk.claim_for(bdev, mode)?);
+        let prepared = Prepared::new(self, file, mode, config);
+        // An exclusive owner must not find another device under its feet.
+        let _claim = disk.claim_for(bdev, mode)?;
+        let mut state = self.lock_killable()?;
+        let vacancy = state.vacancy()?;
+        let Prepared {
+            backing,
+            mut settings,
+            target,
+            block_size,
+            capacity,
+        } = prepared?;
         self.make_queues(disk)?;
-        let backing = Backing::new(file, traits)?;
         let Backing { file, traits, .. } = &backing;
         let mut limits = disk.update_limits();
         traits.apply(&mut limits, file, settings.flags, block_size);
@@ -85,9 +121,6 @@ impl LoopDevice {
         // From here on nothing fails.
         let scans = self.always_scans || settings.flags.contains(Flags::PARTSCAN);
         settings.flags.set(Flags::PARTSCAN, scans);
-        // Flushes are to tell of what is found out now.
-        let target = traits.target(file.clone(), &settings, block_size);
-        begin_caching(file, &settings);
         self.switches.reset();
         self.forget_refusals();
         let uevents = disk.suppress_uevents();
@@ -95,7 +128,7 @@ impl LoopDevice {
         disk.set_read_only(settings.flags.contains(Flags::READ_ONLY));
         // A target that is there already would be that of a device that is not unbound.
         let _ = disk.publish(target);
-        self.resize(disk, backing::capacity(file, &settings));
+        self.resize(disk, capacity);
         vacancy.bind(Binding {
             backing,
             settings,
@@ -108,7 +141,6 @@ impl LoopDevice {
         self.show_attributes(disk);
         drop(uevents);
         drop(state);
-        drop(validation);
         // The caller has the device open, so it is not detached meanwhile.
         announce(disk, scans);
         Ok(())
@@ -124,14 +156,12 @@ impl LoopDevice {
         }
         let traits = Traits::of(&file);
         let registry = registry::registry()?;
-        let validation = registry.validation_of(&file)?;
-        let valid = backing::validate(&file, self);
         let mut state = self.lock_killable()?;
         let binding = state.bound()?;
         if !binding.settings.flags.contains(Flags::READ_ONLY) {
             return Err(EINVAL);
         }
-        valid?;
+        backing::validate(&file, self)?;
         let size = |file: &File| backing::capacity(file, &binding.settings);
         if size(&file) != size(&binding.backing.file) {
             return Err(EINVAL);
@@ -146,6 +176,10 @@ impl LoopDevice {
         let Backing { file, traits, .. } = &backing;
         let target = traits.target(file.clone(), &settings, block_size);
         begin_caching(file, &settings);
+        // Taken after the last call to a file system of a backing file, and held until `shown` has the
+        // new file: see `backing::validate`.
+        let validation = registry.validation_of(file)?;
+        backing::validate(file, self)?;
         // A file system on the device hears of it before it is served from another file.
         let uevents = disk.suppress_uevents();
         disk.force_media_change();
@@ -187,9 +221,6 @@ impl LoopDevice {
 
     /// LOOP_CLR_FD: detaches the device when it is closed for the last time.
     pub(crate) fn clear(&self, disk: &GenDisk<Self>) -> Result {
-        // Devices that look for their own kind below them must not miss this.
-        let registry = registry::registry()?;
-        let _validation = registry.validation_killable()?;
         let mut state = self.lock_killable()?;
         state.bound()?.settings.flags.set(Flags::AUTOCLEAR, true);
         if disk.openers() == 1 {

@@ -7,7 +7,8 @@
 
 use super::{
     bdev::BlockDevice,
-    ffi, //
+    ffi,
+    task::IoWorkerScope, //
 };
 use kernel::{
     bindings,
@@ -443,6 +444,8 @@ impl NoIoMapping {
                 users,
                 old,
             };
+            // Reclaim that does I/O could block the callers for other devices, which need the lock.
+            let _noio = IoWorkerScope::enter();
             table.push(new, GFP_KERNEL)?;
             // SAFETY: As above; the lock keeps other devices away.
             unsafe { mask.write_volatile(old & !(ffi::__GFP_IO | ffi::__GFP_FS)) };

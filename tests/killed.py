@@ -243,6 +243,129 @@ def others():
     busy.usable()
 
 
+class Standstill:
+    """A mapped device that serves no I/O until the end of the `with`."""
+
+    def __init__(self, name):
+        self.name = name
+        self.path = f"/dev/mapper/{name}"
+        self.base = attach(image(32, "base"))
+        run("dmsetup", "create", name, "--table", f"0 {32 << 11} linear {self.base.path} 0")
+        settle()
+
+    def __enter__(self):
+        run("dmsetup", "suspend", "--nolockfs", self.name)
+
+    def __exit__(self, *_):
+        run("dmsetup", "resume", self.name)
+
+    def remove(self):
+        run("dmsetup", "remove", "--retry", self.name)
+        self.base.close()
+        detach(self.base.path)
+
+
+def stacked():
+    """Attaches a loop device to another one, and detaches both; returns what that came to."""
+    low = attach(image(1, "low"))
+    high = attach(low.path)
+    settle()
+    return [high.ioctl(CLR_FD), low.ioctl(CLR_FD)]
+
+
+def ends(child, what):
+    """The process ends by itself."""
+    try:
+        wait_for(child.ended, SECONDS)
+    except AssertionError:
+        child.kill(what)
+    return child.outcome
+
+
+@check(
+    "a device that is being attached to a slow file can be opened and attached meanwhile",
+    better="the second caller waits for the claim of the first, and cannot be killed",
+)
+def slow_file():
+    slow = Standstill("slow-disk")
+    run("mkfs.ext4", "-q", slow.path)
+    place = mounted(slow.path, "place")
+    path, other = image(1, "place/image"), image(1, "other")
+    os.sync()
+    device = free_device()
+
+    def attach_to(path):
+        with Fd(path) as file:
+            return fd.ioctl(SET_FD, file.fd)
+
+    with open(path, "r+b") as file:
+        file.write(b"dirty" * 4096)
+    with Fd(device) as fd:
+        with slow:
+            first = Child(lambda: attach_to(path))
+            wait_for(first.waits, SECONDS)
+            equal("an opener", ends(Child(lambda: Fd(device).close()), "an opener"), "null")
+            outcome = ends(Child(lambda: attach_to(other)), "the second caller")
+            equal("the second caller", outcome, "0")
+            assert not first.ended()
+        wait_for(first.ended, SECONDS)
+    equal("the first caller", first.outcome, '"-EBUSY"')
+    equal("file", sysfs(device, "loop/backing_file"), other)
+    detach(device)
+    run("umount", place)
+    slow.remove()
+
+
+GLOBAL = "it holds a global lock meanwhile"
+
+
+@check("attaching a device to a slow loop device delays no other device", better=GLOBAL)
+def slow_loop_device():
+    slow = Standstill("slow-device")
+    low = attach(slow.path)
+    # Not the one that others are given, as it is free until its caller has asked the file.
+    number = control(CTL_ADD, 200)
+    settle()
+    with Fd(f"/dev/loop{number}") as fd:
+        # A flush of the lower device writes it back.
+        os.pwrite(low.fd, b"dirty" * 4096, 0)
+        with slow:
+            caller = Child(lambda: fd.ioctl(SET_FD, low.fd))
+            wait_for(caller.waits, SECONDS)
+            outcome = ends(Child(stacked), "the caller for another device")
+            equal("the caller for another device", outcome, "[0, 0]")
+            assert not caller.ended()
+        wait_for(caller.ended, SECONDS)
+        equal("the caller", caller.outcome, "0")
+        settle()
+        equal("CLR_FD", fd.ioctl(CLR_FD), 0)
+    wait_for(lambda: control(CTL_REMOVE, number) == 0)
+    low.close()
+    detach(low.path)
+    slow.remove()
+
+
+def waiting_delays_nobody(what, call):
+    @check(f"{what} that waits for a busy device delays no other device", better=GLOBAL)
+    def case():
+        low = attach(image(1, "lower"))
+        with Busy() as busy:
+            waiter = Child(lambda: call(busy, low))
+            wait_for(waiter.waits, SECONDS)
+            try:
+                outcome = ends(Child(stacked), "the caller for another device")
+                equal("the caller for another device", outcome, "[0, 0]")
+            finally:
+                waiter.kill(what)
+        busy.usable()
+        low.close()
+        detach(low.path)
+
+
+waiting_delays_nobody("LOOP_CLR_FD", lambda busy, _: busy.reader.ioctl(CLR_FD))
+waiting_delays_nobody("LOOP_CHANGE_FD", lambda busy, low: busy.fd.ioctl(CHANGE_FD, low.fd))
+
+
 @check("the requests of a task that is killed do not fail")
 def requests():
     size = 32 << 20
