@@ -55,7 +55,7 @@ impl Prepared {
         backing::validate(&file, device)?;
         let mut settings = Settings::configured(&config.info)?;
         let traits = Traits::of(&file);
-        if !file.is_writable() || !mode.is_write() || !file.has_write() {
+        if !mode.is_write() || !file.accepts_writes() {
             settings.flags.set(Flags::READ_ONLY, true);
         }
         if file.is_direct() {

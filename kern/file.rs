@@ -138,6 +138,9 @@ pub(crate) trait BackingFile {
     fn has_fallocate(&self) -> bool;
     /// Whether it is open for writing: `FMODE_WRITE`.
     fn is_writable(&self) -> bool;
+    /// Whether writes to it can succeed: it is open for writing, its operations know writing, and it
+    /// has not been protected against writes since it was opened. Later protection is not seen.
+    fn accepts_writes(&self) -> bool;
     /// Whether it was opened for direct I/O: `O_DIRECT`.
     fn is_direct(&self) -> bool;
     /// Whether it can do direct I/O: `FMODE_CAN_ODIRECT`.
@@ -254,6 +257,12 @@ impl BackingFile for File {
 
     fn is_writable(&self) -> bool {
         mode_has(self, ffi::FMODE_WRITE)
+    }
+
+    fn accepts_writes(&self) -> bool {
+        // SAFETY: The file is open.
+        let refuses = unsafe { ffi::rnull_loop_file_refuses_writes(self.as_ptr()) };
+        self.is_writable() && self.has_write() && !refuses
     }
 
     fn is_direct(&self) -> bool {

@@ -5,6 +5,7 @@
 #include <linux/blk-cgroup.h>
 #include <linux/cgroup.h>
 #include <linux/cpumask.h>
+#include <linux/fcntl.h>
 #include <linux/kthread.h>
 #include <linux/magic.h>
 #include <linux/memcontrol.h>
@@ -15,6 +16,7 @@
 #include <linux/sched/isolation.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
+#include <linux/shmem_fs.h>
 #include <linux/statfs.h>
 #include <linux/timekeeping.h>
 #include <linux/wait_bit.h>
@@ -303,6 +305,25 @@ void rnull_loop_file_wait_for_thaw(struct file *file)
 {
 	file_start_write(file);
 	file_end_write(file);
+}
+
+/*
+ * Whether every write to @file fails, though it may be open for writing: since
+ * it was opened, the inode became immutable, append-only or swap space, the
+ * memfd was sealed, or the block device or the file system became read-only.
+ */
+bool rnull_loop_file_refuses_writes(struct file *file)
+{
+	struct inode *inode = file->f_mapping->host;
+
+	if (IS_RDONLY(inode) || IS_IMMUTABLE(inode) || IS_APPEND(inode) ||
+	    IS_SWAPFILE(inode))
+		return true;
+	if (S_ISBLK(inode->i_mode))
+		return bdev_read_only(I_BDEV(inode));
+	return shmem_mapping(file->f_mapping) &&
+	       READ_ONCE(SHMEM_I(inode)->seals) &
+		       (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE);
 }
 
 loff_t rnull_loop_i_size_read(struct file *file)

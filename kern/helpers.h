@@ -52,6 +52,7 @@ void rnull_loop_kiocb_start_write(struct kiocb *iocb);
 bool rnull_loop_kiocb_start_write_trylock(struct kiocb *iocb);
 void rnull_loop_kiocb_end_write(struct kiocb *iocb);
 void rnull_loop_file_wait_for_thaw(struct file *file);
+bool rnull_loop_file_refuses_writes(struct file *file);
 loff_t rnull_loop_i_size_read(struct file *file);
 bool rnull_loop_atime_settled(struct file *file);
 bool rnull_loop_write_is_anonymous(struct file *file, loff_t end);
