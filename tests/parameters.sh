@@ -90,6 +90,15 @@ partition_minors() {
 	equal partscan "$(attribute "$device" loop/partscan)" 1
 }
 
+# With 16 minors a device, 65535 is the last number; that of the others in 32 bits is one of another device.
+huge_numbers() {
+	local number
+	for number in 65536 $((1 << 28)) $(((1 << 28) + 256)); do
+		equal "LOOP_CTL_ADD $number" "$(python3 "$tests/lib.py" LOOP_CTL_ADD "$number" || :)" -EINVAL
+	done
+	equal 'LOOP_CTL_ADD 65535' "$(python3 "$tests/lib.py" LOOP_CTL_ADD 65535)" 65535
+}
+
 refused() {
 	trap 'back_to_defaults' EXIT
 	wait_for 10 unload_driver 2>/dev/null
@@ -122,6 +131,8 @@ for loops in '' max_loop=0; do
 done
 check "max_loop=4 limits what nodes make" with max_loop=4 -- on_demand 4 'No such device or address'
 check "max_part=10, rounded up to 15" with max_part=10 -- partition_minors
+check_better "it makes a device whose minor numbers are another one's" \
+	"LOOP_CTL_ADD of numbers without minors" with max_part=15 -- huge_numbers
 check "max_part=10 is shown as 15" with max_part=10 -- shown max_part 15
 check "max_part is shown" with -- shown max_part 0
 check "max_loop is shown" with -- shown max_loop 8
