@@ -120,8 +120,8 @@ pub(crate) struct Iocb(Opaque<bindings::kiocb>);
 impl Iocb {
     /// Begins the transfer of `memory` between itself and `file`.
     ///
-    /// May sleep, see [`Wait`]. A write counts as one to the file's file system, so freezing that
-    /// waits for it.
+    /// May sleep, see [`Wait`]. For a write the caller has freeze protection of the file
+    /// ([`start_write`](crate::kern::file::BackingFile::start_write)) until it is over.
     ///
     /// # Safety
     ///
@@ -152,13 +152,11 @@ impl Iocb {
             // SAFETY: `kiocb` is set up, the rest is by the function's requirements.
             Direction::Read => unsafe { read(file, kiocb, memory) },
             // SAFETY: As above.
-            Direction::Write => unsafe { write(file, kiocb, memory, transfer.wait) },
+            Direction::Write => unsafe { write(file, kiocb, memory) },
         };
         if ret == -(bindings::EIOCBQUEUED as isize) {
             return Submitted::Queued;
         }
-        // SAFETY: The operation is over, and nobody else was told or will be.
-        unsafe { finish(kiocb) };
         // A page that was not written back is clean, and the file tells of it once: to this write, or to
         // whoever else synced the file meanwhile.
         match failures.map(|failures| failures.advance(file)) {
@@ -184,16 +182,8 @@ unsafe fn read(file: &File, kiocb: *mut bindings::kiocb, memory: &Memory) -> isi
 /// # Safety
 ///
 /// As of [`Iocb::submit`]; `kiocb` is set up.
-unsafe fn write(file: &File, kiocb: *mut bindings::kiocb, memory: &Memory, wait: Wait) -> isize {
-    // Either way freezing is held off until `finish`.
-    match wait {
-        // SAFETY: By the function's requirements. This waits while the file system is frozen.
-        Wait::Allowed => unsafe { ffi::rnull_loop_kiocb_start_write(kiocb) },
-        // SAFETY: By the function's requirements.
-        Wait::Forbidden if unsafe { ffi::rnull_loop_kiocb_start_write_trylock(kiocb) } => {}
-        Wait::Forbidden => return EAGAIN.to_errno() as isize,
-    }
-    // SAFETY: `kiocb` is ours until `write_iter` is called. The flag tells `finish` of the above.
+unsafe fn write(file: &File, kiocb: *mut bindings::kiocb, memory: &Memory) -> isize {
+    // SAFETY: `kiocb` is ours until `write_iter` is called.
     unsafe { (*kiocb).ki_flags |= bindings::IOCB_WRITE as c_int };
     // SAFETY: The file is open, so it has operations.
     let Some(write_iter) = (unsafe { (*(*file.as_ptr()).f_op).write_iter }) else {
@@ -210,22 +200,7 @@ unsafe fn write(file: &File, kiocb: *mut bindings::kiocb, memory: &Memory, wait:
 ///
 /// Called once by the file, for a kiocb that [`Iocb::submit`] gave it with the same `C`.
 unsafe extern "C" fn callback<C: Completion>(kiocb: *mut bindings::kiocb, ret: c_long) {
-    // SAFETY: By the function's requirements the operation is over.
-    unsafe { finish(kiocb) };
-    // SAFETY: As above; an `Iocb` is a `struct kiocb`, and `submit` got `EIOCBQUEUED`, so it told
-    // nobody.
+    // SAFETY: By the function's requirements the operation is over; an `Iocb` is a `struct kiocb`, and
+    // `submit` got `EIOCBQUEUED`, so it told nobody.
     unsafe { C::complete(kiocb.cast(), ret) };
-}
-
-/// Undoes what [`write()`] did before the operation.
-///
-/// # Safety
-///
-/// The operation of `kiocb`, which [`Iocb::submit`] set up, must be over, and nobody use it.
-unsafe fn finish(kiocb: *mut bindings::kiocb) {
-    // SAFETY: By the function's requirements.
-    if unsafe { (*kiocb).ki_flags } & bindings::IOCB_WRITE as c_int != 0 {
-        // SAFETY: `write` called `kiocb_start_write()` when it set the flag.
-        unsafe { ffi::rnull_loop_kiocb_end_write(kiocb) };
-    }
 }

@@ -141,13 +141,14 @@ impl Traits {
     /// position and length are multiples of `refused` bytes. Returns false when direct I/O does not work at
     /// all: `file` accepts that alignment, or larger blocks would not go with the offset. May sleep.
     pub(crate) fn set_direct(&mut self, direct: DirectAlignment, refused: u64) -> bool {
-        self.direct = direct;
-        refused < u64::from(direct.block)
+        let old = core::mem::replace(&mut self.direct, direct);
+        refused < u64::from(direct.block) || direct.memory > old.memory
     }
 
-    /// The blocks of direct I/O, in bytes, where those of the device are smaller.
-    pub(crate) fn larger_direct_block(&self, block_size: u32) -> Option<u32> {
-        Some(self.direct.block).filter(|&block| block > block_size)
+    /// The blocks of direct I/O, in bytes, where there is any and those of the device are smaller.
+    pub(crate) fn larger_direct_block(&self, flags: Flags, block_size: u32) -> Option<u32> {
+        Some(self.direct.block)
+            .filter(|&block| flags.contains(Flags::DIRECT_IO) && block > block_size)
     }
 
     /// Sets what the file can do as the limits of its device: `loop_update_limits()`.
@@ -181,7 +182,7 @@ impl Traits {
         let direct = flags.contains(Flags::DIRECT_IO);
         let memory = if direct { self.direct.memory } else { 0 };
         limits.set_dma_alignment(memory.max(SECTOR_SIZE - 1));
-        let larger = self.larger_direct_block(block_size).filter(|_| direct);
+        let larger = self.larger_direct_block(flags, block_size);
         limits.set_physical_block_size(larger.unwrap_or(block_size));
     }
 
@@ -189,7 +190,7 @@ impl Traits {
     pub(crate) fn target(&self, file: ARef<File>, settings: &Settings, block_size: u32) -> Target {
         Target {
             offset: settings.offset,
-            direct_block: self.larger_direct_block(block_size),
+            direct_block: self.larger_direct_block(settings.flags, block_size),
             reported: file.error_cursor(),
             caching: caching(settings.flags),
             read_only: settings.flags.contains(Flags::READ_ONLY),

@@ -79,6 +79,8 @@ pub(crate) struct Target {
 pub(crate) struct Progress {
     /// Whether direct I/O of the request was refused, so that it goes through the page cache.
     refused: Atomic<bool>,
+    /// Whether the request has freeze protection of the file.
+    protected: Atomic<bool>,
     /// Whether the request is inside the device's [gate of direct writes](LoopDevice::direct_writes).
     inside: Atomic<bool>,
     /// Its retries.
@@ -90,6 +92,7 @@ impl Progress {
     pub(crate) fn new() -> Self {
         Self {
             refused: Atomic::new(false),
+            protected: Atomic::new(false),
             inside: Atomic::new(false),
             retries: Retries::new(),
         }
@@ -145,6 +148,10 @@ impl FileBacked for LoopDevice {
     fn block_device(target: &Target) -> Option<&BlockDevice> {
         target.block_device()
     }
+
+    fn direct_block(target: &Target) -> Option<u32> {
+        target.direct_block
+    }
 }
 
 /// How a read or a write gets to the file.
@@ -175,20 +182,22 @@ pub(crate) fn transfer(
     let way = rq.io().map_or(Way::Buffered, |target| target.way(&rq));
     // A worker waits for tags of the device below, as all after it would, or until its controller of costs
     // (`blk-iocost`) or of writeback lets the request pass, which others after it would not.
-    let wait = if way == Way::Remap {
+    let bio_wait = if way == Way::Remap {
         Wait::Allowed
     } else {
         wait
     };
-    transfer_by(rq, way, wait)
+    transfer_by(rq, way, wait, bio_wait)
 }
 
 /// Carries out a read or a write this way and sees to it that it is completed; or hands it, or what is
-/// left of it, back where it would have to wait and must not. May sleep.
+/// left of it, back where it would have to wait and must not: for other transfers of the device (`wait`), or
+/// for the file or the lower device (`io_wait`). May sleep.
 pub(crate) fn transfer_by(
     rq: StartedRequest<LoopDevice>,
     way: Way,
     wait: Wait,
+    io_wait: Wait,
 ) -> Result<(), StartedRequest<LoopDevice>> {
     let Some(target) = rq.io() else {
         rq.complete(Err(EIO));
@@ -200,47 +209,85 @@ pub(crate) fn transfer_by(
         rq.complete(Err(EFBIG));
         return Ok(());
     };
-    let way = if way.is_direct() && !enter_gate(&rq) {
-        Way::Apart
-    } else {
-        way
+    let Some(way) = prepare(&rq, target, way, wait) else {
+        rq.data().set_must_wait();
+        tried(&rq, false);
+        return Err(rq);
     };
     let result = match way {
-        Way::Remap => request::remap(rq, position >> SECTOR_SHIFT, wait),
-        Way::Direct => request::submit(rq, position, Caching::Direct, wait),
-        Way::Buffered => request::submit(rq, position, Caching::Buffered, wait),
-        Way::Apart if wait == Wait::Forbidden => {
-            rq.data().set_must_wait();
-            return Err(rq);
-        }
+        Way::Remap => request::remap(rq, position >> SECTOR_SHIFT, io_wait),
+        Way::Direct => request::submit(rq, position, Caching::Direct, io_wait),
+        Way::Buffered => request::submit(rq, position, Caching::Buffered, io_wait),
         Way::Apart => {
             transfer_apart(rq, position);
-            return Ok(());
+            Ok(())
         }
     };
     result.inspect_err(|rq| {
-        leave_gate(rq);
+        leave(rq);
         tried(rq, false);
     })
 }
 
-/// Enters the gate of direct writes for a write; returns false while it is closed. A read needs none: it
-/// leaves nothing behind, neither in the file nor in its page cache.
-fn enter_gate(rq: &Request<LoopDevice>) -> bool {
-    if rq.op() != Op::Write {
-        return true;
+/// Takes what a transfer needs until [`leave`], and returns the way that it goes; `None` if that would have
+/// to wait and must not.
+fn prepare(rq: &Request<LoopDevice>, target: &Target, way: Way, wait: Wait) -> Option<Way> {
+    if !enter(rq, target, way, wait) {
+        leave(rq);
+        return None;
     }
-    let entered = rq.device().direct_writes.enter();
-    rq.data().driver().inside.store(entered, Relaxed);
-    entered
+    if way == Way::Remap && rq.op() == Op::Write && target.file.is_cached() {
+        // A page came after the way was chosen, and is not invalidated by a bio.
+        leave(rq);
+        return prepare(rq, target, Way::Direct, wait);
+    }
+    Some(way)
 }
 
-/// Leaves the gate of direct writes, if the request is inside. Any context, including hard IRQ.
-pub(crate) fn leave_gate(rq: &Request<LoopDevice>) {
-    let inside = &rq.data().driver().inside;
-    if inside.load(Relaxed) {
-        inside.store(false, Relaxed);
+/// Gets freeze protection for a write to the file, and enters the gate of direct writes for one past the
+/// page cache; returns false if it would have to wait and must not. A read needs neither: it leaves nothing
+/// behind, neither in the file nor in its page cache.
+///
+/// Freeze protection comes first, so that inside the gate no request waits for a thaw, for which reads
+/// through the page cache would wait, too.
+fn enter(rq: &Request<LoopDevice>, target: &Target, way: Way, wait: Wait) -> bool {
+    let may_wait = wait == Wait::Allowed;
+    if rq.op() != Op::Write {
+        return may_wait || way != Way::Apart;
+    }
+    let progress = rq.data().driver();
+    if way != Way::Remap {
+        if may_wait {
+            target.file.start_write();
+        } else if !target.file.try_start_write() {
+            return false;
+        }
+        progress.protected.store(true, Relaxed);
+    }
+    if way.is_direct() {
+        let gate = &rq.device().direct_writes;
+        if may_wait {
+            gate.enter_waiting();
+        } else if !gate.enter() {
+            return false;
+        }
+        progress.inside.store(true, Relaxed);
+    }
+    may_wait || way != Way::Apart
+}
+
+/// Gives back what [`prepare`] took. Any context, including hard IRQ.
+pub(crate) fn leave(rq: &Request<LoopDevice>) {
+    let progress = rq.data().driver();
+    if progress.inside.load(Relaxed) {
+        progress.inside.store(false, Relaxed);
         rq.device().direct_writes.leave();
+    }
+    if progress.protected.load(Relaxed) {
+        progress.protected.store(false, Relaxed);
+        if let Some(target) = rq.io() {
+            target.file.end_write();
+        }
     }
 }
 
@@ -255,18 +302,15 @@ fn transfer_apart(rq: StartedRequest<LoopDevice>, position: u64) {
     let (write, len) = (rq.op().is_write(), u64::from(rq.len()));
     // The request may be over before the gate is open again.
     let queue = rq.keep_queue();
-    if let (true, Some(target)) = (write, rq.io()) {
-        target.file.wait_for_thaw();
-    }
     let closed = queue.device().direct_writes.close();
     // Bios to a block device do not invalidate its page cache.
     drop_cache(&rq);
     let Some((rq, mut result)) = request::transfer_cached(rq, position) else {
         return;
     };
-    if let (true, Some(target)) = (write && result.is_ok(), rq.io()) {
+    if let (true, Some(target)) = (write, rq.io()) {
         let written = target.file.write_back(position, len);
-        result = written.and(result);
+        result = result.and_then(|bytes| written.map(|()| bytes));
     }
     drop_cache(&rq);
     drop(closed);
@@ -287,7 +331,9 @@ fn drop_cache(rq: &Request<LoopDevice>) {
 /// Whether `error` says that the file refuses direct I/O of this request, which goes through the page
 /// cache then. Any context, including hard IRQ.
 pub(crate) fn refuses_direct(rq: &CompletedRequest<LoopDevice>, error: Error) -> bool {
-    let Some(target) = rq.io().filter(|target| target.caching == Caching::Direct) else {
+    let was_direct =
+        |target: &&Target| target.caching == Caching::Direct && !target.is_split_block(rq);
+    let Some(target) = rq.io().filter(was_direct) else {
         return false;
     };
     // The block layer has no error of its own for a bio that is not in whole blocks, as these may have
@@ -467,6 +513,10 @@ impl Target {
 
     /// Frees or zeroes the range of a request in the file.
     fn change_holes(&self, rq: &Request<LoopDevice>) -> Result {
+        // A block device has no parts of blocks to free. The submitter writes zeroes instead.
+        if self.exceeds_blocks(rq) {
+            return Err(EOPNOTSUPP);
+        }
         // Zeroes may be holes, unless the submitter wants to keep the blocks.
         if rq.op() == Op::Discard || !rq.keeps_blocks() {
             let result = self.try_fallocate(rq, Fallocate::PunchHole);

@@ -32,7 +32,7 @@ use kernel::{
 /// Any context, hard interrupts included.
 pub(crate) fn complete(mut rq: CompletedRequest<LoopDevice>, result: Result<u32>) {
     request::finish(&mut rq);
-    command::leave_gate(&rq);
+    command::leave(&rq);
     let transfers = matches!(rq.op(), Op::Read | Op::Write);
     match result {
         // A worker that may wait takes it next time.
@@ -41,6 +41,8 @@ pub(crate) fn complete(mut rq: CompletedRequest<LoopDevice>, result: Result<u32>
         Ok(_) => end(rq, Status::OK),
         Err(error) if transfers && command::refuses_direct(&rq, error) => rq.requeue(),
         Err(error) => match Transient::of(error) {
+            // A flush may have failed with what became of the writeback, which no other flush is told of.
+            Some(Transient::Busy) if rq.op() == Op::Flush => fail(rq, error),
             Some(reason) => retry(rq, reason, error),
             None => fail(rq, error),
         },

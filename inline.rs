@@ -73,7 +73,7 @@ pub(crate) fn submit(
         return Err(rq);
     }
     submitter.isolate();
-    command::transfer_by(rq, way, Wait::Forbidden)
+    command::transfer_by(rq, way, Wait::Forbidden, Wait::Forbidden)
 }
 
 impl Target {

@@ -60,9 +60,12 @@ impl Operations for LoopDevice {
                 rq.start().complete(Ok(0));
                 return Ok(());
             }
+            rq.data().driver().reset();
             return Err(rq.refuse(Status::IOERR));
         };
         if command::exceeds_device(&rq) || target.read_only && rq.op().is_write() {
+            // It may have been tried before the device became shorter.
+            rq.data().driver().reset();
             return Err(rq.refuse(Status::IOERR));
         }
         // The answer counts as a chance to try, so it is asked for once.

@@ -292,7 +292,7 @@ fn adopt(
     target.direct_block = binding
         .backing
         .traits
-        .larger_direct_block(disk.logical_block_size());
+        .larger_direct_block(new.flags, disk.logical_block_size());
     target.caching = backing::caching(new.flags);
     binding.settings = new;
     Ok(())

@@ -184,6 +184,13 @@ pub(crate) trait BackingFile {
     fn error_cursor(&self) -> ErrorCursor;
     /// Drops its page cache, but for what cannot be written back or is in use. May sleep.
     fn drop_cache(&self);
+    /// Keeps the file's file system from being frozen until [`end_write`](Self::end_write), which any
+    /// context may call; waits while it is frozen. May sleep.
+    fn start_write(&self);
+    /// As [`start_write`](Self::start_write), but returns false where that would wait. Any context.
+    fn try_start_write(&self) -> bool;
+    /// Undoes [`start_write`](Self::start_write), once. Any context, including hard IRQ.
+    fn end_write(&self);
     /// Waits while the file's file system is frozen. It may be frozen again when this returns. May sleep.
     fn wait_for_thaw(&self);
     /// Writes back what is dirty of `len` bytes from `pos` in its page cache, and waits for it. Does not make
@@ -386,6 +393,21 @@ impl BackingFile for File {
     fn drop_cache(&self) {
         // SAFETY: An open file has a mapping. What cannot be dropped makes it fail, and stays.
         unsafe { bindings::invalidate_inode_pages2((*self.as_ptr()).f_mapping) };
+    }
+
+    fn start_write(&self) {
+        // SAFETY: The file is open.
+        unsafe { ffi::rnull_loop_file_start_write(self.as_ptr()) };
+    }
+
+    fn try_start_write(&self) -> bool {
+        // SAFETY: The file is open.
+        unsafe { ffi::rnull_loop_file_start_write_trylock(self.as_ptr()) }
+    }
+
+    fn end_write(&self) {
+        // SAFETY: The file is open; by the function's requirements a start is undone.
+        unsafe { ffi::rnull_loop_file_end_write(self.as_ptr()) };
     }
 
     fn wait_for_thaw(&self) {

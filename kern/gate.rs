@@ -55,6 +55,15 @@ impl Gate {
         false
     }
 
+    /// Enters the gate; waits while it is closed. May sleep.
+    pub(crate) fn enter_waiting(&self) {
+        if !self.enter() {
+            // It is closed by the holder of this lock alone.
+            let _guard = self.closer.lock();
+            self.users.fetch_add(1, Full);
+        }
+    }
+
     /// Leaves the gate. Any context, including hard IRQ.
     pub(crate) fn leave(&self) {
         // ORDERING: All that the user did happens before the closing task goes on; and the count changes

@@ -280,15 +280,23 @@ bool rnull_loop_bdev_admits(struct block_device *bdev, bool write, u64 pos,
  * Unlike file_start_write(), this covers block devices, too: blkdev_write_iter()
  * updates the times of the device's node, in the file system of the node.
  */
-void rnull_loop_kiocb_start_write(struct kiocb *iocb)
+/*
+ * As kiocb_start_write() and kiocb_end_write(): of all files, as writing to a block
+ * device changes the times of its node, and by tasks of which one may end what
+ * another has started.
+ */
+void rnull_loop_file_start_write(struct file *file)
 {
-	kiocb_start_write(iocb);
+	struct super_block *sb = file_inode(file)->i_sb;
+
+	sb_start_write(sb);
+	__sb_writers_release(sb, SB_FREEZE_WRITE);
 }
 
 /* As above, but fails where that would wait for a frozen file system. */
-bool rnull_loop_kiocb_start_write_trylock(struct kiocb *iocb)
+bool rnull_loop_file_start_write_trylock(struct file *file)
 {
-	struct super_block *sb = file_inode(iocb->ki_filp)->i_sb;
+	struct super_block *sb = file_inode(file)->i_sb;
 
 	if (!sb_start_write_trylock(sb))
 		return false;
@@ -296,9 +304,12 @@ bool rnull_loop_kiocb_start_write_trylock(struct kiocb *iocb)
 	return true;
 }
 
-void rnull_loop_kiocb_end_write(struct kiocb *iocb)
+void rnull_loop_file_end_write(struct file *file)
 {
-	kiocb_end_write(iocb);
+	struct super_block *sb = file_inode(file)->i_sb;
+
+	__sb_writers_acquired(sb, SB_FREEZE_WRITE);
+	sb_end_write(sb);
 }
 
 void rnull_loop_file_wait_for_thaw(struct file *file)

@@ -48,9 +48,9 @@ bool rnull_loop_bdev_admits(struct block_device *bdev, bool write, u64 pos,
 			    unsigned int len);
 
 /* files */
-void rnull_loop_kiocb_start_write(struct kiocb *iocb);
-bool rnull_loop_kiocb_start_write_trylock(struct kiocb *iocb);
-void rnull_loop_kiocb_end_write(struct kiocb *iocb);
+void rnull_loop_file_start_write(struct file *file);
+bool rnull_loop_file_start_write_trylock(struct file *file);
+void rnull_loop_file_end_write(struct file *file);
 void rnull_loop_file_wait_for_thaw(struct file *file);
 bool rnull_loop_file_refuses_writes(struct file *file);
 loff_t rnull_loop_i_size_read(struct file *file);
