@@ -302,7 +302,7 @@ def under_fio():
     with attach(image(32), flags=DIRECT_IO) as fd:
         fio = subprocess.Popen(
             ["fio", "--name=blocks", f"--filename={fd.path}", "--size=8m", "--rw=randwrite"]
-            + ["--bs=4k", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0"]
+            + ["--bs=4k", *VERIFIED]
             + ["--direct=1", "--ioengine=libaio", "--iodepth=16", "--runtime=4", "--time_based"]
             + ["--verify_backlog=256"],
             stdout=subprocess.PIPE,

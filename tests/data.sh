@@ -35,8 +35,8 @@ cell() {
 
 # verify DEVICE BLOCK-SIZE
 verify() {
-	fio --filename="$1" --ioengine=libaio --direct=1 --iodepth=32 --rw=randwrite --verify=crc32c \
-		--verify_fatal=1 --verify_state_save=0 --group_reporting --output-format=terse \
+	fio --filename="$1" --ioengine=libaio --direct=1 --iodepth=32 --rw=randwrite "${verified[@]}" \
+		--group_reporting --output-format=terse \
 		--name=least --bs="$2" --offset=0 --size=512k \
 		--name=4k --bs=4k --offset=512k --size=3584k --stonewall \
 		--name=64k --bs=64k --offset=4m --size=4m --stonewall \

@@ -136,7 +136,7 @@ def under_fio(*options):
     with attach(path) as fd:
         fio = subprocess.Popen(
             ["fio", "--name=switched", f"--filename={fd.path}", "--size=8m", "--rw=randwrite"]
-            + ["--bs=4k", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0"]
+            + ["--bs=4k", *VERIFIED]
             + ["--runtime=5", "--time_based", "--verify_backlog=256", "--output-format=terse"]
             + list(options),
             stdout=subprocess.PIPE,

@@ -195,8 +195,7 @@ beside_writes() {
 	device=$(attach --direct-io="$2" "$image")
 	fio --filename="$device" --ioengine=libaio --direct=1 --iodepth=8 --output-format=terse \
 		--name=trim --rw=randtrim --bs=16k --offset=4m --size=4m \
-		--name=write --rw=randwrite --bs=16k --offset=8m --size=8m --verify=crc32c \
-		--verify_fatal=1 --verify_state_save=0
+		--name=write --rw=randwrite --bs=16k --offset=8m --size=8m "${verified[@]}"
 	zeroes "$device" 4M 4M
 	cmp -n 4M "$scratch/before" "$device"
 }

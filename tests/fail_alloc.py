@@ -471,7 +471,7 @@ def load(device_below, direct):
             run("fio", "--name=load", f"--filename={fd.path}", "--ioengine=libaio", "--direct=1",
                 "--iodepth=32", "--iodepth_batch=16", "--rw=write", "--bsrange=4k-64k", "--size=2m",
                 f"--loops={3 * ROUNDS}",
-                "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--fsync=16",
+                *VERIFIED, "--fsync=16",
                 f"--randseed={SEED}", timeout=120)  # fmt: skip
         count("bytes_verified", 3 * ROUNDS * 2 << 20)
         clear(fd)

@@ -183,7 +183,7 @@ recovers() {
 	refuse "$eio" dd if="$device" of=/dev/null bs=1M skip=16 count=16 iflag=direct status=none
 	become good
 	fio --name=recovers --filename="$device" --ioengine=libaio --direct=1 --iodepth=16 --rw=randwrite \
-		--bs=64k --size=16m --verify=crc32c --verify_fatal=1 --verify_state_save=0 --output-format=terse
+		--bs=64k --size=16m "${verified[@]}" --output-format=terse
 	detach "$device"
 }
 

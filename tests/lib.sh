@@ -285,10 +285,14 @@ program() {
 	echo "$scratch/$1"
 }
 
+# How fio reads again what it wrote, and fails at the first difference. Overlapping writes that are in flight at
+# the same time take effect in any order (docs/differences.md): fio submits none.
+verified=(--verify=crc32c --verify_fatal=1 --verify_state_save=0 --serialize_overlap=1)
+
 # verified_writes DEVICE [ARGUMENT...]: by fio, at random, by the seed.
 verified_writes() {
 	fio --name=load --filename="$1" --ioengine=libaio --direct=1 --iodepth=16 --rw=randwrite --bsrange=4k-128k \
-		--verify=crc32c --verify_fatal=1 --verify_state_save=0 --randseed="$seed" --output-format=terse "${@:2}"
+		"${verified[@]}" --randseed="$seed" --output-format=terse "${@:2}"
 }
 
 # --- watching the kernel

@@ -125,7 +125,7 @@ dirty() {
 	mkfs.ext4 -q "$inner"
 	mount "$(attach --direct-io="$1" "$inner")" "$mnt/inner"
 	limited fio --name=dirty --filename="$mnt/inner/file" --ioengine=psync --rw=randwrite --bsrange=4k-256k \
-		--size="${mib}m" --verify=crc32c --verify_fatal=1 --verify_state_save=0 --randseed="$seed" \
+		--size="${mib}m" "${verified[@]}" --randseed="$seed" \
 		--loops="$rounds" --end_fsync=1 --output-format=terse
 	count bytes_verified $((rounds * mib << 20))
 	umount "$mnt/inner"

@@ -20,8 +20,8 @@ over_device() {
 }
 
 verify() {
-	fio --ioengine=libaio --direct=1 --size="${mib}M" --verify=crc32c --verify_fatal=1 \
-		--verify_state_save=0 --output-format=terse "$@"
+	fio --ioengine=libaio --direct=1 --size="${mib}M" "${verified[@]}" \
+		--output-format=terse "$@"
 }
 
 # statistic DEVICE FIELD: of /sys/block/DEVICE/stat, counted from 1.

@@ -11,7 +11,7 @@ stacked() {
 	upper=$(attach --direct-io="$3" "$lower")
 	equal 'dio of the upper' "$(attribute "$upper" loop/dio)" "$([[ $3 == on ]] && echo 1 || echo 0)"
 	fio --name=stacked --filename="$upper" --ioengine=libaio --direct=1 --iodepth=32 --rw=randwrite \
-		--bsrange=4k-256k --size=16m --verify=crc32c --verify_fatal=1 --verify_state_save=0 \
+		--bsrange=4k-256k --size=16m "${verified[@]}" \
 		--output-format=terse
 	dd if=/dev/urandom of="$scratch/data" bs=1M count=4 status=none
 	dd if="$scratch/data" of="$upper" bs=1M conv=fsync status=none

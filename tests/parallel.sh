@@ -5,7 +5,7 @@
 . "$(dirname "$0")/lib.sh"
 
 verify() {
-	fio --direct=1 --verify=crc32c --verify_fatal=1 --verify_state_save=0 --output-format=terse \
+	fio --direct=1 "${verified[@]}" --output-format=terse \
 		--group_reporting "$@"
 }
 
@@ -66,8 +66,8 @@ control_groups() {
 		# shellcheck disable=SC2016
 		bash -c 'echo $$ >"$1/cgroup.procs"; shift; exec "$@"' - "$group" \
 			fio --name="group$number" --filename="$device" --ioengine=libaio --iodepth=16 --direct=1 \
-			--bs=4k --size=4m --offset="$((number * 4))m" --rw=randwrite --verify=crc32c \
-			--verify_fatal=1 --verify_state_save=0 --output-format=terse &
+			--bs=4k --size=4m --offset="$((number * 4))m" --rw=randwrite \
+			"${verified[@]}" --output-format=terse &
 		jobs+=($!)
 	done
 	for job in "${jobs[@]}"; do wait "$job"; done

@@ -34,7 +34,7 @@ works() {
 	image=$(backing tmpfs 8)
 	device=$(attach --direct-io=on "$image")
 	fio --name=works --filename="$device" --ioengine=libaio --direct=1 --iodepth=32 --rw=randwrite \
-		--bs=4k --size=8m --verify=crc32c --verify_fatal=1 --verify_state_save=0 --numjobs=1 \
+		--bs=4k --size=8m "${verified[@]}" --numjobs=1 \
 		--output-format=terse
 	cmp "$image" "$device"
 }

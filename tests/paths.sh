@@ -59,7 +59,7 @@ verify() {
 		--verify_backlog=16 --stonewall
 	)
 	[[ $2 == short ]] || jobs+=("${more[@]}")
-	fio --filename="$1" --thread --direct=1 --verify=crc32c --verify_fatal=1 --verify_state_save=0 \
+	fio --filename="$1" --thread --direct=1 "${verified[@]}" \
 		--randseed=7 --group_reporting --output-format=terse "${@:3}" "${jobs[@]}" >/dev/null
 }
 
