@@ -6,7 +6,6 @@ As a program: lib.py COMMAND NUMBER sends a command, such as LOOP_CTL_REMOVE, to
 or to the control node that the environment names as CONTROL.
 """
 import collections
-import contextlib
 import ctypes
 import errno
 import json
@@ -237,19 +236,10 @@ def udev_runs():
 
 
 def stop_udev():
+    """For a test that makes and changes more devices than udev should look at. It runs again afterwards."""
     settle()
     run("udevadm", "control", "--exit")
     wait_for(lambda: not udev_runs(), 30)
-
-
-@contextlib.contextmanager
-def without_udev():
-    """For what makes and changes more devices than udev should look at."""
-    stop_udev()
-    try:
-        yield
-    finally:
-        run("/usr/lib/systemd/systemd-udevd", "--daemon")
 
 
 def mounted(source, name, *options):
@@ -367,13 +357,22 @@ def check(description, better=None):
     return add
 
 
+def _state(command, *arguments, **options):
+    """Runs state.sh."""
+    script = f"{os.path.dirname(os.path.abspath(__file__))}/state.sh"
+    command = ["bash", script, command, *arguments]
+    return subprocess.run(command, text=True, check=False, stdout=subprocess.PIPE, **options)
+
+
 def _clean():
+    """Takes down what a case has left, and puts back what it has set. What it could not put back."""
     subprocess.run(["losetup", "-D"], check=False)
     with open("/proc/self/mounts", encoding="utf-8") as mounts:
         for directory in [line.split()[1] for line in mounts][::-1]:
             if directory.startswith(SCRATCH):
                 subprocess.run(["umount", "-l", directory], check=False)
     shutil.rmtree(SCRATCH, ignore_errors=True)
+    return _state("restore", SCRATCH, input=_BEFORE_CASES).stdout
 
 
 def _chosen():
@@ -405,15 +404,21 @@ def run_checks():
                 note = "see above"
                 print("# " + traceback.format_exc().rstrip().replace("\n", "\n# "))
         finally:
-            _clean()
+            left = _clean()
+        if left:
+            good, note = False, "left something behind, see above"
+            print("# " + left.rstrip().replace("\n", "\n# "))
         failed += not good
         print(f"{'ok' if good else 'not ok'} {number} {description} # {note}", flush=True)
     for what, number in _counts.items():
         print(f"# counted: {what} {number}")
+    _state("restore", input=_BEFORE)
     sys.exit(1 if failed else 0)
 
 
-if __name__ == "__main__":
+if __name__ != "__main__":
+    _BEFORE, _BEFORE_CASES = _state("show").stdout, _state("show", SCRATCH).stdout
+else:
     outcome = control(globals()[sys.argv[1].removeprefix("LOOP_")], int(sys.argv[2]))
     print(outcome)
     sys.exit(isinstance(outcome, str))

@@ -4,7 +4,8 @@
 #
 # A test sources this file, names its cases with `check`, and ends with `run_checks`. A case is a
 # function that runs in a subshell under `set -e`: the first command that fails fails it. What it
-# attaches, mounts or maps is taken down when it ends, whatever happened.
+# attaches, mounts or maps is taken down when it ends, whatever happened, and what it set (see state.sh)
+# is put back; a case that leaves something that cannot be put back fails.
 
 set -Eeuo pipefail
 shopt -s inherit_errexit
@@ -12,6 +13,9 @@ tests=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 scratch=/tmp/${0##*/}.scratch
 # Ends with the case.
 mnt=$scratch/mnt
+# shellcheck source=state.sh
+. "$tests/state.sh"
+state=$(show_state) state_of_cases=$(show_state "$scratch")
 # What the RAM disks are for. XFS takes 300 MiB at least.
 # shellcheck disable=SC2034  # for tests
 ram_ext4=/dev/ram0 ram_xfs=/dev/ram1 ram_block=/dev/ram2 ram_spare=/dev/ram3
@@ -161,6 +165,7 @@ clean_case() {
 		[[ ! -d $tree ]] || rm -rf "${tree:?}"/*
 	done
 	rm -rf "${mnt:?}"/*
+	restore_state "$state_of_cases" "$scratch" || status=1
 	return $status
 }
 
@@ -177,8 +182,7 @@ nothing_bound() { ! compgen -G '/sys/block/loop*/loop/backing_file' >/dev/null; 
 clean_up() {
 	clean_case >&2 || :
 	unmount_below "$scratch" >&2 || :
-	[[ ! -e /sys/module/brd ]] || wait_for 10 rmmod brd 2>/dev/null || echo "# brd stays loaded"
-	[[ -z ${udev_stopped-} ]] || /usr/lib/systemd/systemd-udevd --daemon
+	restore_state "$state" | sed 's/^/# left behind: /'
 	rm -rf "$scratch"
 }
 
@@ -186,7 +190,6 @@ clean_up() {
 stop_udev() {
 	udevadm settle
 	end_udev
-	udev_stopped=1
 	# dmsetup would wait for it.
 	export DM_DISABLE_UDEV=1
 }

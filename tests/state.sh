@@ -1,0 +1,156 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: GPL-2.0
+# tests/state.sh show|compare|restore [SCRATCH]
+#
+# The state that a test can leave behind for the next one in the same VM: settings of the queues of disks, the
+# switches of loop devices, sysctls, tracing, fault injection, cgroups, modprobe's configuration, mounts, disks.
+# "show" prints it, a line each. The others take such lines on standard input: "compare" fails and prints what
+# differs now; "restore" puts that back first, for some 10 seconds.
+#
+# With SCRATCH, between two cases of a test, the parts are left out that a test may keep until it ends: mounts
+# below that directory, RAM disks, fault injection, swap, and whether udev runs.
+#
+# To be sourced, or run as a program: the frameworks for shell and for Python and scripts/guest/tests share it.
+
+state_tracing=/sys/kernel/tracing
+# Settings of a queue that attaching and detaching a file leave alone, besides the scheduler.
+state_queue=(nr_requests async_depth wbt_lat_usec read_ahead_kb max_sectors_kb nomerges rq_affinity
+	iostats iostats_passthrough add_random io_timeout)
+# Statistics, and what the kernel changes by itself.
+state_volatile=(ns_last_pid tainted perf_event_max_sample_rate stat_refresh)
+
+# read_state [SCRATCH]: sets `state_now`. Between two cases, of which there are many, one process must do.
+read_state() {
+	local file files=() value
+	for file in "${state_queue[@]}"; do files+=(/sys/block/{loop,vd}*/queue/"$file"); done
+	files+=(/sys/block/loop*/rnull_loop/* /proc/sys/{kernel,vm}/* /sys/module/printk/parameters/*
+		"$state_tracing"/{set_event,kprobe_events,current_tracer,tracing_on,options/stacktrace}
+		/sys/fs/cgroup/cgroup.subtree_control {/etc,/run}/modprobe.d/*)
+	[[ -n ${1-} ]] || files+=(/sys/kernel/debug/fail*/*)
+	state_now=()
+	# Of several choices the one in brackets is in force.
+	for file in /sys/block/{loop,vd}*/queue/scheduler "$state_tracing/trace_clock"; do
+		[[ -e $file ]] || continue
+		read -r value <"$file"
+		value=${value#*\[}
+		state_now+=("$file:${value%%\]*}")
+	done
+	# The buffer is small before its first use, and its size is rounded up.
+	read -r value <"$state_tracing/buffer_size_kb"
+	[[ ! $value =~ ([0-9]+)[0-9]{2}\)?$ ]] || value=${BASH_REMATCH[1]}00
+	state_now+=("$state_tracing/buffer_size_kb:$value")
+	mapfile -t -O "${#state_now[@]}" state_now < <(exec grep -asH -d skip '' "${state_volatile[@]/#/--exclude=}" "${files[@]}")
+	for file in /sys/fs/cgroup/*/ /sys/block/*; do
+		[[ -n ${1-} && $file == /sys/block/ram* || ! -e $file ]] || state_now+=("$file")
+	done
+	while read -r _ file _; do
+		[[ -n ${1-} && $file == "$1"* ]] || state_now+=("mount $file")
+	done </proc/self/mounts
+	[[ -n ${1-} ]] || read_others
+}
+
+read_others() {
+	local swap=()
+	mapfile -t -s 1 swap </proc/swaps
+	state_now+=("${swap[@]/#/swap }")
+	! pgrep -x systemd-udevd >/dev/null || state_now+=('udev runs')
+}
+
+# show_state [SCRATCH]
+show_state() {
+	read_state "$@"
+	printf '%s\n' "${state_now[@]}"
+}
+
+# state_is BEFORE [SCRATCH]
+state_is() {
+	read_state "${2-}"
+	local IFS=$'\n'
+	[[ "${state_now[*]}" == "$1" ]]
+}
+
+# compare_state BEFORE [SCRATCH]
+compare_state() {
+	! state_is "$@" || return 0
+	{ diff <(echo "$1") <(printf '%s\n' "${state_now[@]}") || :; } |
+		sed -n 's/^</before:/p; s/^>/now:   /p'
+	return 1
+}
+
+# restore_state BEFORE [SCRATCH]
+restore_state() {
+	local end=$((SECONDS + 10)) tries=0
+	until state_is "$@"; do
+		((tries++ < 3 || SECONDS < end)) || {
+			compare_state "$@"
+			return
+		}
+		undo "$1"
+		# Detaching, unmounting and udev may take a moment.
+		sleep 0.1
+	done
+}
+
+# undo BEFORE: lines of a file are joined.
+undo() {
+	local line before=() added=()
+	declare -A wanted=() got=()
+	mapfile -t before <<<"$1"
+	for line in "${before[@]}"; do wanted[${line%%:*}]+=${line#*:}$'\n'; done
+	for line in "${state_now[@]}"; do
+		[[ -n ${wanted[${line%%:*}]-} ]] || added=("${line%%:*}" "${added[@]}")
+		got[${line%%:*}]+=${line#*:}$'\n'
+	done
+	{
+		# The last mount goes first.
+		for line in "${added[@]}"; do remove "$line"; done
+		for line in "${before[@]}"; do
+			line=${line%%:*}
+			[[ ${got[$line]-} == "${wanted[$line]}" ]] || put "$line" "${wanted[$line]}"
+		done
+	} >/dev/null 2>&1
+}
+
+# remove WHAT: it was not there before.
+remove() {
+	case $1 in
+	'mount '*) umount "${1#mount }" ;;
+	/sys/block/ram*) rmmod brd ;;
+	/sys/block/dm-*) dmsetup remove_all ;;
+	/sys/block/loop*) loop_control LOOP_CTL_REMOVE "$1" ;;
+	/sys/fs/cgroup/*/)
+		echo 1 >"$1/cgroup.kill"
+		rmdir "$1"
+		;;
+	*/set_event | */kprobe_events)
+		# What is enabled stays.
+		: >"$state_tracing/set_event"
+		: >"$1"
+		;;
+	*/cgroup.subtree_control)
+		local on
+		read -ra on <"$1"
+		echo "${on[*]/#/-}" >"$1"
+		;;
+	*/modprobe.d/*) rm -f "$1" ;;
+	esac || :
+}
+
+# put WHAT CONTENT: it was there before.
+put() {
+	case $1 in
+	*/queue/* | */rnull_loop/*) printf %s "$2" >"$1" ;;
+	/sys/block/loop*) loop_control LOOP_CTL_ADD "$1" ;;
+	/*) printf %s "$2" >"$1" ;;
+	'udev runs') /usr/lib/systemd/systemd-udevd --daemon ;;
+	esac || :
+}
+
+loop_control() { python3 "$(dirname "${BASH_SOURCE[0]}")/lib.py" "$1" "${2##*loop}"; }
+
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
+	case $1 in
+	show) show_state "${2-}" ;;
+	compare | restore) "${1}_state" "$(cat)" "${2-}" ;;
+	esac
+fi
