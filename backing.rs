@@ -67,12 +67,12 @@ pub(crate) fn as_loop(file: &File) -> Option<&LoopDevice> {
 /// (`EBADF`), nor stand on one that has none or that is another loop driver's (`EINVAL`); and the
 /// file must have blocks (`EINVAL`).
 ///
-/// A cycle needs a device that is bound to `device`. While `device` is unbound there is none: a backing
-/// file keeps its loop device open, so that it stays bound. So LOOP_CONFIGURE calls this without a
-/// lock. LOOP_CHANGE_FD to a loop device holds
-/// [`Registry::validation_of`](crate::registry::Registry::validation_of) from this call until the new file
-/// is published, as two of them could complete a cycle that neither sees. The files in between are read
-/// one by one, each from the snapshot of its device.
+/// A cycle needs a device that is bound to `device`. While `device` is unbound there is none: a
+/// backing file keeps its loop device open, so that it stays bound. So LOOP_CONFIGURE calls this
+/// without a lock. LOOP_CHANGE_FD to a loop device holds
+/// [`Registry::validation_of`](crate::registry::Registry::validation_of) from this call until the
+/// new file is published, as two of them could complete a cycle that neither sees. The files in
+/// between are read one by one, each from the snapshot of its device.
 pub(crate) fn validate(file: &ARef<File>, device: &LoopDevice) -> Result {
     let mut below = file.clone();
     while let Some(other) = as_loop(&below) {
@@ -137,9 +137,10 @@ impl Traits {
         }
     }
 
-    /// Takes over what direct I/O to `file` must keep to now, since it was refused for a request whose
-    /// position and length are multiples of `refused` bytes. Returns false when direct I/O does not work at
-    /// all: `file` accepts that alignment, or larger blocks would not go with the offset. May sleep.
+    /// Takes over what direct I/O to `file` must keep to now, since it was refused for a request
+    /// whose position and length are multiples of `refused` bytes. Returns false when direct I/O
+    /// does not work at all: `file` accepts that alignment, or larger blocks would not go with the
+    /// offset. May sleep.
     pub(crate) fn set_direct(&mut self, direct: DirectAlignment, refused: u64) -> bool {
         let old = core::mem::replace(&mut self.direct, direct);
         refused < u64::from(direct.block) || direct.memory > old.memory
@@ -171,8 +172,8 @@ impl Traits {
         limits.set_write_zeroes(self.max_discard_sectors);
     }
 
-    /// Sets the limits that follow from direct I/O: the alignment of memory, as the file gets the memory of
-    /// requests as it is, and the size of blocks that do not go through the page cache.
+    /// Sets the limits that follow from direct I/O: the alignment of memory, as the file gets the
+    /// memory of requests as it is, and the size of blocks that do not go through the page cache.
     pub(crate) fn apply_direct(
         &self,
         limits: &mut LimitsUpdate<'_, LoopDevice>,

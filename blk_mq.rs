@@ -82,8 +82,8 @@ impl Status {
 
 impl From<Error> for Status {
     /// Keeps what a submitter can tell apart (`ENOSPC`, `EOPNOTSUPP`, ...); the rest becomes an I/O
-    /// error, as `errno_to_blk_status()` has it, and so does a status that means something else to the
-    /// block layer, device-mapper or zoned devices than that the request has failed.
+    /// error, as `errno_to_blk_status()` has it, and so does a status that means something else to
+    /// the block layer, device-mapper or zoned devices than that the request has failed.
     fn from(error: Error) -> Self {
         // SAFETY: The function reads a table and takes any number.
         match unsafe { bindings::errno_to_blk_status(error.to_errno()) } {

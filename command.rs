@@ -67,7 +67,7 @@ pub(crate) struct Target {
     pub(crate) holes: HoleSupport,
     /// Whether the file can be told not to wait.
     pub(crate) nowait: bool,
-    /// Whether the log tells that there was no memory for a request.
+    /// True once the log tells that there was no memory for a request.
     pub(crate) warned: Atomic<bool>,
     /// Whether reads without waiting work.
     pub(crate) reads: Backoff,
@@ -77,11 +77,12 @@ pub(crate) struct Target {
 
 /// The driver's part of a request: how far it has come.
 pub(crate) struct Progress {
-    /// Whether direct I/O of the request was refused, so that it goes through the page cache.
+    /// True once direct I/O of the request was refused, so that it goes through the page cache.
     refused: Atomic<bool>,
-    /// Whether the request has freeze protection of the file.
+    /// True while the request has freeze protection of the file.
     protected: Atomic<bool>,
-    /// Whether the request is inside the device's [gate of direct writes](LoopDevice::direct_writes).
+    /// True while the request is inside the device's [gate of direct
+    /// writes](LoopDevice::direct_writes).
     inside: Atomic<bool>,
     /// Its retries.
     pub(crate) retries: Retries,
@@ -168,7 +169,7 @@ pub(crate) enum Way {
 }
 
 impl Way {
-    /// Whether data goes past the page cache of the file.
+    /// Returns whether data goes past the page cache of the file.
     fn is_direct(self) -> bool {
         matches!(self, Self::Remap | Self::Direct)
     }
@@ -190,9 +191,9 @@ pub(crate) fn transfer(
     transfer_by(rq, way, wait, bio_wait)
 }
 
-/// Carries out a read or a write this way and sees to it that it is completed; or hands it, or what is
-/// left of it, back where it would have to wait and must not: for other transfers of the device (`wait`), or
-/// for the file or the lower device (`io_wait`). May sleep.
+/// Carries out a read or a write this way and sees to it that it is completed; or hands it, or what
+/// is left of it, back where it would have to wait and must not: for other transfers of the device
+/// (`wait`), or for the file or the lower device (`io_wait`). May sleep.
 pub(crate) fn transfer_by(
     rq: StartedRequest<LoopDevice>,
     way: Way,
@@ -229,8 +230,8 @@ pub(crate) fn transfer_by(
     })
 }
 
-/// Takes what a transfer needs until [`leave`], and returns the way that it goes; `None` if that would have
-/// to wait and must not.
+/// Takes what a transfer needs until [`leave`], and returns the way that it goes; `None` if that
+/// would have to wait and must not.
 fn prepare(rq: &Request<LoopDevice>, target: &Target, way: Way, wait: Wait) -> Option<Way> {
     if !enter(rq, target, way, wait) {
         leave(rq);
@@ -244,12 +245,12 @@ fn prepare(rq: &Request<LoopDevice>, target: &Target, way: Way, wait: Wait) -> O
     Some(way)
 }
 
-/// Gets freeze protection for a write to the file, and enters the gate of direct writes for one past the
-/// page cache; returns false if it would have to wait and must not. A read needs neither: it leaves nothing
-/// behind, neither in the file nor in its page cache.
+/// Gets freeze protection for a write to the file, and enters the gate of direct writes for one
+/// past the page cache; returns false if it would have to wait and must not. A read needs neither:
+/// it leaves nothing behind, neither in the file nor in its page cache.
 ///
-/// Freeze protection comes first, so that inside the gate no request waits for a thaw, for which reads
-/// through the page cache would wait, too.
+/// Freeze protection comes first, so that inside the gate no request waits for a thaw, for which
+/// reads through the page cache would wait, too.
 fn enter(rq: &Request<LoopDevice>, target: &Target, way: Way, wait: Wait) -> bool {
     let may_wait = wait == Wait::Allowed;
     if rq.op() != Op::Write {
@@ -291,13 +292,14 @@ pub(crate) fn leave(rq: &Request<LoopDevice>) {
     }
 }
 
-/// Carries out and completes a read or a write through the page cache of a file whose other requests go
-/// past it, since it is not in whole blocks of direct I/O, or since direct I/O of it was refused. May
-/// sleep.
+/// Carries out and completes a read or a write through the page cache of a file whose other
+/// requests go past it, since it is not in whole blocks of direct I/O, or since direct I/O of it
+/// was refused. May sleep.
 ///
-/// While pages are in the cache, a direct write beside them could leave them stale (they are read before it
-/// and invalidated in vain while they are dirty), or be overwritten by their writeback. So no direct write
-/// is in flight meanwhile, and when one comes again, the cache is clean and empty.
+/// While pages are in the cache, a direct write beside them could leave them stale (they are read
+/// before it and invalidated in vain while they are dirty), or be overwritten by their writeback.
+/// So no direct write is in flight meanwhile, and when one comes again, the cache is clean and
+/// empty.
 fn transfer_apart(rq: StartedRequest<LoopDevice>, position: u64) {
     let (write, len) = (rq.op().is_write(), u64::from(rq.len()));
     // The request may be over before the gate is open again.
@@ -328,16 +330,16 @@ fn drop_cache(rq: &Request<LoopDevice>) {
     }
 }
 
-/// Whether `error` says that the file refuses direct I/O of this request, which goes through the page
-/// cache then. Any context, including hard IRQ.
+/// Returns whether `error` says that the file refuses direct I/O of this request, which goes through the
+/// page cache then. Any context, including hard IRQ.
 pub(crate) fn refuses_direct(rq: &CompletedRequest<LoopDevice>, error: Error) -> bool {
     let was_direct =
         |target: &&Target| target.caching == Caching::Direct && !target.is_split_block(rq);
     let Some(target) = rq.io().filter(was_direct) else {
         return false;
     };
-    // The block layer has no error of its own for a bio that is not in whole blocks, as these may have
-    // become larger since the request was dispatched.
+    // The block layer has no error of its own for a bio that is not in whole blocks, as these may
+    // have become larger since the request was dispatched.
     let refused = error == EINVAL || error == EOPNOTSUPP || target.exceeds_blocks(rq);
     refused && !rq.data().driver().refused.xchg(true, Relaxed)
 }
@@ -353,8 +355,8 @@ fn tried(rq: &Request<LoopDevice>, worked: bool) {
     }
 }
 
-/// Logs, once while the device has this file, that a request fails since there was no memory for it for
-/// minutes. Any context, including hard IRQ.
+/// Logs, once while the device has this file, that a request fails since there was no memory for it
+/// for minutes. Any context, including hard IRQ.
 pub(crate) fn warn_of_no_memory(rq: &CompletedRequest<LoopDevice>) {
     let Some(target) = rq.io() else { return };
     if !target.warned.xchg(true, Relaxed) {
@@ -367,8 +369,8 @@ pub(crate) fn warn_of_no_memory(rq: &CompletedRequest<LoopDevice>) {
 }
 
 /// Whether a worker should try to carry out a read or a write without waiting, before it is left to
-/// one that may wait. Writes to files would have to wait too often, if only for the next time stamp, and
-/// reads of files have been in vain of late unless they are `due`.
+/// one that may wait. Writes to files would have to wait too often, if only for the next time
+/// stamp, and reads of files have been in vain of late unless they are `due`.
 pub(crate) fn is_worth_a_try(rq: &Request<LoopDevice>, due: bool) -> bool {
     let Some(target) = rq.io() else { return false };
     match (target.way(rq), rq.op()) {
@@ -473,7 +475,8 @@ impl Target {
         }
     }
 
-    /// Whether a request is not in whole blocks of direct I/O, on a device whose blocks are smaller.
+    /// Returns whether a request is not in whole blocks of direct I/O, on a device whose blocks are
+    /// smaller.
     fn is_split_block(&self, rq: &Request<LoopDevice>) -> bool {
         self.direct_block.is_some_and(|block| {
             self.position_of(rq).is_ok_and(|position| {
@@ -482,7 +485,7 @@ impl Target {
         })
     }
 
-    /// Whether a request is not in whole blocks of the block device that the file is.
+    /// Returns whether a request is not in whole blocks of the block device that the file is.
     fn exceeds_blocks(&self, rq: &Request<LoopDevice>) -> bool {
         let Some(block) = self.block_device().map(BlockDevice::logical_block_size) else {
             return false;

@@ -41,7 +41,8 @@ pub(crate) fn complete(mut rq: CompletedRequest<LoopDevice>, result: Result<u32>
         Ok(_) => end(rq, Status::OK),
         Err(error) if transfers && command::refuses_direct(&rq, error) => rq.requeue(),
         Err(error) => match Transient::of(error) {
-            // A flush may have failed with what became of the writeback, which no other flush is told of.
+            // A flush may have failed with what became of the writeback, which no other flush is
+            // told of.
             Some(Transient::Busy) if rq.op() == Op::Flush => fail(rq, error),
             Some(reason) => retry(rq, reason, error),
             None => fail(rq, error),
@@ -78,7 +79,7 @@ fn retry(rq: CompletedRequest<LoopDevice>, reason: Transient, error: Error) {
     }
 }
 
-/// Fails a request with what its submitter is to see of `error`.
+/// Fails a request with the status that stands for `error`.
 fn fail(mut rq: CompletedRequest<LoopDevice>, error: Error) {
     let status = match rq.op() {
         // A file system has used up what its owner may have; `ENOSPC` is what a device can say.
@@ -88,7 +89,7 @@ fn fail(mut rq: CompletedRequest<LoopDevice>, error: Error) {
             rq.set_quiet();
             Status::from(error)
         }
-        // Nobody expects that of others: fsync() takes it for success.
+        // fsync() of the device would take it for success.
         _ if error == EOPNOTSUPP => Status::IOERR,
         _ => Status::from(error),
     };

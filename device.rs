@@ -14,11 +14,11 @@
 //! 4. the frozen queue ([`GenDisk::freeze`]).
 //!
 //! The table of [`registry`](crate::registry), [`LoopDevice::attributes`] and [`LoopDevice::shown`]
-//! are leaves: no lock is taken under them, as are those inside the abstractions. LOOP_CONFIGURE calls the
-//! file system of the backing file before it takes any of these locks, because that may block for any
-//! time. Under `state` no partition is scanned, as that takes the disk's `open_mutex`. Attributes are
-//! removed without `state`, as their readers may take a while. What must not be done while the queue is
-//! frozen stands in `blk_mq/limits.rs`.
+//! are leaves: no lock is taken under them, as are those inside the abstractions. LOOP_CONFIGURE
+//! calls the file system of the backing file before it takes any of these locks, because that may
+//! block for any time. Under `state` no partition is scanned, as that takes the disk's
+//! `open_mutex`. Attributes are removed without `state`, as their readers may take a while. What
+//! must not be done while the queue is frozen stands in `blk_mq/limits.rs`.
 
 #![forbid(unsafe_code)]
 
@@ -106,8 +106,8 @@ pub(crate) struct LoopDevice {
     /// `/sys/block/loopN/loop`, while the device is bound.
     #[pin]
     attributes: Mutex<Option<Group>>,
-    /// What `state` was when it was last unlocked, for those who look without the lock. A spinlock, so that
-    /// a reader is not preempted while it holds it, and delays ioctls for as long.
+    /// What `state` was when it was last unlocked, for those who look without the lock. A spinlock,
+    /// so that a reader is not preempted while it holds it, and delays ioctls for as long.
     #[pin]
     shown: SpinLock<Option<Shown>>,
     /// Whether `state` is `Unbound`, likewise.
@@ -121,7 +121,8 @@ pub(crate) struct LoopDevice {
     pub(crate) flusher: Arc<Worker>,
     /// Which ways requests may take.
     pub(crate) switches: Switches,
-    /// Direct writes pass it; transfers through the page cache of a device with direct I/O close it.
+    /// Direct writes pass it; transfers through the page cache of a device with direct I/O close
+    /// it.
     #[pin]
     pub(crate) direct_writes: Gate,
     /// The largest alignment, in bytes, with which direct I/O was refused; 0 for none.
@@ -226,8 +227,8 @@ impl LoopDevice {
         Some(shown.file.clone())
     }
 
-    /// Lets `show`, which must not sleep, look at a device that is bound, or being run down; `ENXIO` for
-    /// others.
+    /// Lets `show`, which must not sleep, look at a device that is bound, or being run down;
+    /// `ENXIO` for others.
     pub(crate) fn with_shown<R>(&self, show: impl FnOnce(&Shown) -> Result<R>) -> Result<R> {
         show(self.shown.lock().as_ref().ok_or(ENXIO)?)
     }

@@ -11,8 +11,9 @@
 //!   is entered, so it does not matter who submits, but that the device below may throttle (`io.cost`) whose
 //!   I/O it is, and who submits waits. A bio that does not wait cannot be split, so long ones are left
 //!   to workers.
-//! - **Files** are left to workers while the submitter has a plug: its flush may be for a request that is
-//!   on no list yet, of a queue that the file system would wait for. A request of a batch goes to a worker.
+//! - **Files** are left to workers while the submitter has a plug: its flush may be for a request
+//!   that is on no list yet, of a queue that the file system would wait for. A request of a batch
+//!   goes to a worker.
 //! - **Reads of a file** are submitted for tasks of user space alone, and while nobody holds the device:
 //!   a file system on top of it would find itself inside another one, with its own locks and its
 //!   own state in the task. (It may be mounted just after that was checked; then the requests under

@@ -109,7 +109,8 @@ pub(crate) struct Registry {
     /// Sorted by index. A leaf: no other lock is taken under it.
     #[pin]
     table: Mutex<KVec<Entry>>,
-    /// Devices that were removed while there were references to their disks. Taken before all other locks.
+    /// Devices that were removed while there were references to their disks. Taken before all other
+    /// locks.
     #[pin]
     removed: Mutex<KVec<DiskRef<LoopDevice>>>,
     /// Held while a bound device changes to another loop device as its backing file.
@@ -132,11 +133,11 @@ pub(crate) enum Phase {
     Gone,
 }
 
-/// Returns the registry, for callers that have no reference to it. Fails with `ENODEV` when the module
-/// failed to load.
+/// Returns the registry, for callers that have no reference to it. Fails with `ENODEV` when the
+/// module failed to load.
 ///
-/// Waits while the module is loading: a caller must not have anything of it open when that fails, and
-/// should not see that it came a moment too early. May sleep.
+/// Waits while the module is loading: a caller must not have anything of it open when that fails,
+/// and should not see that it came a moment too early. May sleep.
 pub(crate) fn registry() -> Result<Arc<Registry>> {
     loop {
         match &*REGISTRY.lock() {
@@ -161,8 +162,8 @@ impl Registry {
     /// [`backing::validate`]. Fails with `EINTR` on a fatal signal. Caller holds `state` of the device
     /// that changes.
     ///
-    /// No file system of a backing file is called under this lock. But the device that changes drains
-    /// its requests, and a file system mounted on it is told of the change.
+    /// No file system of a backing file is called under this lock. But the device that changes
+    /// drains its requests, and a file system mounted on it is told of the change.
     pub(crate) fn validation_of(&self, file: &File) -> Result<Option<Validation<'_>>> {
         match backing::as_loop(file) {
             Some(_) => Ok(Some(self.validation.lock_killable()?)),
@@ -299,8 +300,8 @@ impl Registry {
         deleted
     }
 
-    /// Frees a removed disk, or keeps it while there are other references to it, for which module exit
-    /// waits. Frees disks that were kept before, likewise.
+    /// Frees a removed disk, or keeps it while there are other references to it, for which module
+    /// exit waits. Frees disks that were kept before, likewise.
     fn free_removed(&self, disk: DiskRef<LoopDevice>) {
         let mut removed = self.removed.lock();
         removed.retain(|disk| disk.is_shared());
@@ -347,11 +348,12 @@ impl Devices {
         Ok(Self(registry))
     }
 
-    /// Ends the wait of callers of [`registry`]: the devices will have the number `major`, and nothing fails
-    /// to load any more; or loading has failed, and the callers are refused.
+    /// Ends the wait of callers of [`registry`]: the devices will have the number `major`, and
+    /// nothing fails to load any more; or loading has failed, and the callers are refused.
     ///
-    /// They hold the lock of all misc devices, or of all majors: once the control device is registered, no
-    /// misc device is registered or unregistered before this, and no major is once that of the devices is.
+    /// They hold the lock of all misc devices, or of all majors: once the control device is
+    /// registered, no misc device is registered or unregistered before this, and no major is once
+    /// that of the devices is.
     pub(crate) fn publish(&self, major: Option<u32>) {
         *REGISTRY.lock() = match major {
             Some(major) => {

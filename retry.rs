@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How often, and for how long, an operation that failed for a passing reason is tried again.
+//! Retries of operations that failed for a transient reason: their delays, and their end.
 
 #![forbid(unsafe_code)]
 
@@ -53,12 +53,13 @@ pub(crate) struct Retries {
 impl Retries {
     /// The delay before the first retry, in milliseconds. Each further delay is twice as long.
     const FIRST_DELAY: u32 = 10;
-    /// How often the delay doubles: up to 640 ms.
+    /// The number of times that the delay doubles: up to 640 ms.
     const DOUBLINGS: u32 = 6;
-    /// How long there are retries while the file is busy, in milliseconds. Their number follows from the
-    /// delays; it is larger where retries of other requests of the queue make them come sooner.
+    /// The time for which there are retries while the file is busy, in milliseconds. Their number follows
+    /// from the delays; it is larger where retries of other requests of the queue make them come
+    /// sooner.
     const MAX_BUSY: u32 = 7_000;
-    /// How long there are retries for want of memory, in milliseconds.
+    /// The time for which there are retries for want of memory, in milliseconds.
     pub(crate) const MAX_MEMORY: u32 = 120_000;
 
     /// No retry yet.
@@ -74,8 +75,8 @@ impl Retries {
         self.count.store(0, Relaxed);
     }
 
-    /// Returns the delay before the next retry in milliseconds, or `None` when there have been enough.
-    /// `now` is the time in milliseconds. Any context.
+    /// Returns the delay before the next retry in milliseconds, or `None` when there have been
+    /// enough. `now` is the time in milliseconds. Any context.
     pub(crate) fn next(&self, reason: Transient, now: u32) -> Option<u32> {
         let count = self.count.load(Relaxed);
         if count == 0 {
@@ -99,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn passing_reasons_are_told_from_lasting_ones() {
+    fn transient_errors_are_known() {
         assert_eq!(Transient::of(ENOMEM), Some(Transient::Memory));
         assert_eq!(Transient::of(EAGAIN), Some(Transient::Busy));
         assert_eq!(Transient::of(EINTR), Some(Transient::Busy));

@@ -181,7 +181,8 @@ impl kernel::Module for LoopModule {
         // First, for of a major that is taken the kernel has a line in the log of its own.
         let control = miscdevice::Registration::new(names.control, names.control_minor);
         let control = KBox::pin_init(control, GFP_KERNEL).map_err(explain)?;
-        // From here on an opener of a node waits until it is known whether the module can be loaded.
+        // From here on an opener of a node waits until it is known whether the module can be
+        // loaded.
         let major = Major::register::<OnDemand>(names.major_number, names.major);
         devices.publish(major.as_ref().ok().map(Major::number));
         let major = major.map_err(explain)?;

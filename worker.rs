@@ -207,8 +207,8 @@ impl Workers {
         })
     }
 
-    /// Leaves a request to a worker, to the one that does not wait if it is `due` to try that. Does not
-    /// sleep. `self` and `device` outlive the call.
+    /// Leaves a request to a worker, to the one that does not wait if it is `due` to try that. Does
+    /// not sleep. `self` and `device` outlive the call.
     pub(crate) fn submit(&self, device: &LoopDevice, rq: StartedRequest<LoopDevice>, due: bool) {
         let worker = match rq.op() {
             Op::Flush => &device.flusher,

@@ -60,8 +60,8 @@ union Operation {
     _bio: ManuallyDrop<Bio>,
 }
 
-/// The PDU of drivers that use [`submit`] and [`remap`]: what a request needs for I/O to a file, and the
-/// driver's own part `D`.
+/// The PDU of drivers that use [`submit`] and [`remap`]: what a request needs for I/O to a file,
+/// and the driver's own part `D`.
 ///
 /// # Invariants
 ///
@@ -108,8 +108,8 @@ impl<D> Slot<D> {
         &self.driver
     }
 
-    /// Whether the request is to be submitted by who may wait, as an operation that was not to wait
-    /// would have had to.
+    /// Returns whether the request is to be submitted by a task that may sleep, as a non-blocking
+    /// operation would have blocked.
     pub(crate) fn must_wait(&self) -> bool {
         self.must_wait.load(Relaxed)
     }
@@ -159,8 +159,8 @@ impl<T: FileBacked> Completion for RequestCompletion<T> {
 
 impl<T: FileBacked> BioCompletion for RequestCompletion<T> {
     unsafe fn complete(bio: *mut Bio, result: Result) {
-        // SAFETY: `remap` gave the `Bio` of a slot, which is its first field, and left an owner of the
-        // request behind for this function, which is called once.
+        // SAFETY: `remap` gave the `Bio` of a slot, which is its first field, and left an owner of
+        // the request behind for this function, which is called once.
         let rq = unsafe { InFlight::<T>::from_data(bio.cast::<Slot<T::Data>>()) };
         let bytes = rq.data().bytes.load(Relaxed);
         rq.complete(result.map(|()| bytes));
@@ -194,8 +194,8 @@ pub(crate) fn submit<T: FileBacked>(
     }
 }
 
-/// Reads or writes the data of `rq` at `position` bytes into the file through its page cache, and returns
-/// the request with the number of bytes done or an error. May sleep.
+/// Reads or writes the data of `rq` at `position` bytes into the file through its page cache, and
+/// returns the request with the number of bytes done or an error. May sleep.
 pub(crate) fn transfer_cached<T: FileBacked>(
     rq: StartedRequest<T>,
     position: u64,
@@ -301,8 +301,8 @@ fn left<T: FileBacked>(rq: StartedRequest<T>) -> StartedRequest<T> {
     rq
 }
 
-/// Tries an operation again after `delay` by a task that may sleep; with `no_memory` because there was
-/// no memory for it. Any context.
+/// Tries an operation again after `delay` by a task that may sleep; with `no_memory` because there
+/// was no memory for it. Any context.
 pub(crate) fn retry<T: FileBacked>(rq: CompletedRequest<T>, delay: Delta, no_memory: bool) {
     rq.data().set_must_wait();
     rq.data().no_memory.store(no_memory, Relaxed);
@@ -332,8 +332,9 @@ pub(crate) fn remap<T: FileBacked>(
     rq.data().bytes.store(memory.count as u32, Relaxed);
     let nowait = wait == Wait::Forbidden;
     let raw = rq.as_ptr();
-    // One owner for this function, one for `RequestCompletion`: the bio may be over, and what the request
-    // needs of its device exchanged and closed, while the block layer still uses the block device.
+    // One owner for this function, one for `RequestCompletion`: the bio may be over, and what the
+    // request needs of its device exchanged and closed, while the block layer still uses the block
+    // device.
     let (submitter, completer) = rq.into_in_flight();
     let bio = completer.into_data().cast_mut().cast::<Bio>();
     // SAFETY:
@@ -389,8 +390,8 @@ pub(crate) fn finish<T: FileBacked>(rq: &mut CompletedRequest<T>) {
 }
 
 /// Describes the memory of a request: all of it, or a part at its beginning when memory for the
-/// description is short. Fails with `ENOMEM` when there is not even that, and with `EIO` for a request
-/// without a bio.
+/// description is short. Fails with `ENOMEM` when there is not even that, and with `EIO` for a
+/// request without a bio.
 fn describe<T: FileBacked>(rq: &StartedRequest<T>) -> Result<Memory> {
     let count = rq.len() as usize;
     // SAFETY: The request is valid and ours; reads and writes have bios.

@@ -34,8 +34,9 @@ impl Bio {
     ///
     /// The block layer merges bios with different hints into one request, which has those of one of
     /// them. So a hint is inherited only if the lower device may not fail the bio because of it:
-    /// those of scheduling (`REQ_SYNC`, `REQ_IDLE`, `REQ_PRIO`), throttling (`REQ_META`, `REQ_SWAP`,
-    /// `REQ_BACKGROUND`) and caching order or delay a bio. `REQ_FUA` has requests of its own.
+    /// those of scheduling (`REQ_SYNC`, `REQ_IDLE`, `REQ_PRIO`), throttling (`REQ_META`,
+    /// `REQ_SWAP`, `REQ_BACKGROUND`) and caching order or delay a bio. `REQ_FUA` has requests of
+    /// its own.
     ///
     /// Not inherited are flags that let the lower device fail the bio: `REQ_RAHEAD` (device-mapper
     /// fails such bios while it is suspended) and `REQ_FAILFAST_*`, which the block layer sets with

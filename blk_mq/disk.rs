@@ -138,21 +138,21 @@ pub(crate) struct DiskOptions<'a> {
     pub(crate) max_segments: u16,
 }
 
-/// The reference to a disk that `__blk_mq_alloc_disk()` gave. Dropping it frees the disk, once no other
-/// reference is left.
+/// The reference to a disk that `__blk_mq_alloc_disk()` gave. Dropping it frees the disk, once no
+/// other reference is left.
 ///
-/// The last reference must be this one: releasing a disk reads its `fops`, which are part of the module,
-/// and other holders of references, such as openers that have not noticed yet that the disk is gone, or
-/// tasks that are to be throttled for it (`current->throttle_disk`), hold no reference to the module. So
-/// module exit drops all `DiskRef`s, and waits here. It is this thread that releases the disk then, and no
-/// code of the module runs in the release: with a `free_disk` that counts live disks, module exit could
-/// not know whether the last call of it has returned.
+/// The last reference must be this one: releasing a disk reads its `fops`, which are part of the
+/// module, and other holders of references, such as openers that have not noticed yet that the disk
+/// is gone, or tasks that are to be throttled for it (`current->throttle_disk`), hold no reference
+/// to the module. So module exit drops all `DiskRef`s, and waits here. It is this thread that
+/// releases the disk then, and no code of the module runs in the release: with a `free_disk` that
+/// counts live disks, module exit could not know whether the last call of it has returned.
 ///
 /// # Invariants
 ///
-/// `raw` was made by `__blk_mq_alloc_disk()`, and is not freed. It was not added, or deleted since, except
-/// while a [`RegisteredDisk`] owns this. `queuedata` and `private_data` are one `QueueContext<T>` made by
-/// `KBox::into_raw()`.
+/// `raw` was made by `__blk_mq_alloc_disk()`, and is not freed. It was not added, or deleted since,
+/// except while a [`RegisteredDisk`] owns this. `queuedata` and `private_data` are one
+/// `QueueContext<T>` made by `KBox::into_raw()`.
 pub(crate) struct DiskRef<T: DiskOperations> {
     raw: NonNull<bindings::gendisk>,
     _driver: PhantomData<T>,
@@ -164,8 +164,8 @@ unsafe impl<T: DiskOperations> Send for DiskRef<T> {}
 unsafe impl<T: DiskOperations> Sync for DiskRef<T> {}
 
 impl<T: DiskOperations> DiskRef<T> {
-    /// Returns whether there are other references to the disk. Once false, it stays false: nothing finds a
-    /// disk that was not added, or was deleted.
+    /// Returns whether there are other references to the disk. Once false, it stays false: nothing
+    /// finds a disk that was not added, or was deleted.
     pub(crate) fn is_shared(&self) -> bool {
         // SAFETY: By the type invariant the disk is valid.
         unsafe { ffi::rnull_loop_disk_is_shared(self.raw.as_ptr()) }
@@ -185,11 +185,11 @@ impl<T: DiskOperations> Drop for DiskRef<T> {
         }
         // SAFETY: By the type invariant.
         let context = unsafe { (*self.raw.as_ptr()).private_data }.cast::<QueueContext<T>>();
-        // SAFETY: By the type invariant this value holds a reference, and it ends here. It is the last one,
-        // so this releases the disk and the queue, in this thread.
+        // SAFETY: By the type invariant this value holds a reference, and it ends here. It is the
+        // last one, so this releases the disk and the queue, in this thread.
         unsafe { bindings::put_disk(self.raw.as_ptr()) };
-        // SAFETY: By the type invariant `context` comes from `KBox::into_raw()`; disk and queue, which
-        // used it, are gone.
+        // SAFETY: By the type invariant `context` comes from `KBox::into_raw()`; disk and queue,
+        // which used it, are gone.
         drop(unsafe { KBox::from_raw(context) });
     }
 }
@@ -203,8 +203,8 @@ impl<T: DiskOperations> Deref for DiskRef<T> {
     }
 }
 
-/// A disk that is not registered: only its maker knows of it. Fields are dropped in the order of their
-/// declaration: releasing a disk that was never added needs its tag set.
+/// A disk that is not registered: only its maker knows of it. Fields are dropped in the order of
+/// their declaration: releasing a disk that was never added needs its tag set.
 ///
 /// # Invariants
 ///
@@ -248,8 +248,8 @@ impl<T: DiskOperations> Disk<T> {
             ..pin_init::zeroed()
         };
         let context = KBox::into_raw(context);
-        // SAFETY: The tag set is set up and outlives the use of it (see `Disk` and `RegisteredDisk`), the
-        // limits are valid for the call, and the lock class is static.
+        // SAFETY: The tag set is set up and outlives the use of it (see `Disk` and
+        // `RegisteredDisk`), the limits are valid for the call, and the lock class is static.
         let raw = from_err_ptr(unsafe {
             bindings::__blk_mq_alloc_disk(
                 tags.raw(),
@@ -340,15 +340,15 @@ impl<T: DiskOperations> Drop for Live<T> {
             .context()
             .revision
             .cancel();
-        // No request can be made any more, but a call of `->queue_rq` may still be on its way out; it
-        // uses the context and the tag set.
+        // No request can be made any more, but a call of `->queue_rq` may still be on its way out;
+        // it uses the context and the tag set.
         // SAFETY: By the type invariant the queue and its tag set are valid.
         unsafe { bindings::blk_mq_wait_quiesce_done((*(*self.0.as_ptr()).queue).tag_set) };
     }
 }
 
-/// A disk that is visible to user space. Dropping it deletes it, even while it is open, and frees it, which
-/// waits for other references. Fields are dropped in the order of their declaration.
+/// A disk that is visible to user space. Dropping it deletes it, even while it is open, and frees
+/// it, which waits for other references. Fields are dropped in the order of their declaration.
 ///
 /// # Invariants
 ///
@@ -364,7 +364,8 @@ impl<T: DiskOperations> RegisteredDisk<T> {
     pub(crate) fn delete(self) -> DiskRef<T> {
         let Self { live, disk, tags } = self;
         drop(live);
-        // `del_gendisk()` took the queue's hardware contexts down, so nothing needs the tag set any more.
+        // `del_gendisk()` took the queue's hardware contexts down, so nothing needs the tag set any
+        // more.
         drop(tags);
         disk
     }
@@ -503,8 +504,8 @@ impl<T: DiskOperations> GenDisk<T> {
         unsafe { core::ptr::read_volatile(&raw const (*(*self.raw()).part0).bd_nr_sectors) }
     }
 
-    /// Sets the size, in sectors of 512 bytes, and sends a `RESIZE` event, unless events are suppressed.
-    /// Returns whether one was due. May sleep.
+    /// Sets the size, in sectors of 512 bytes, and sends a `RESIZE` event, unless events are
+    /// suppressed. Returns whether one was due. May sleep.
     pub(crate) fn set_capacity_and_notify(&self, sectors: u64) -> bool {
         // SAFETY: By the type invariant the disk is valid.
         unsafe { bindings::set_capacity_and_notify(self.raw(), sectors) }
@@ -545,8 +546,9 @@ impl<T: DiskOperations> GenDisk<T> {
             variable.map_or(core::ptr::null_mut(), |text| text.as_char_ptr().cast_mut()),
             core::ptr::null_mut(),
         ];
-        // SAFETY: By the type invariant the disk is valid, and so is its device's kobject. The list of
-        // variables, which are not changed, is ended by null. An event that cannot be sent is lost, as in C.
+        // SAFETY: By the type invariant the disk is valid, and so is its device's kobject. The list
+        // of variables, which are not changed, is ended by null. An event that cannot be sent is
+        // lost, as in C.
         unsafe {
             bindings::kobject_uevent_env(
                 &raw mut (*ffi::rnull_loop_disk_to_dev(self.raw())).kobj,
@@ -630,9 +632,9 @@ pub(crate) struct OpenMutex<'a, T: DiskOperations> {
 }
 
 impl<T: DiskOperations> OpenMutex<'_, T> {
-    /// Drops all partitions, and reads the partition table: `bdev_disk_changed()`. If there is one, the
-    /// block layer sends a `KOBJ_CHANGE` event of the disk before it adds partitions. May sleep. Fails
-    /// with `EBUSY` while a partition is open.
+    /// Drops all partitions, and reads the partition table: `bdev_disk_changed()`. If there is one,
+    /// the block layer sends a `KOBJ_CHANGE` event of the disk before it adds partitions. May
+    /// sleep. Fails with `EBUSY` while a partition is open.
     pub(crate) fn reread_partitions(&self) -> Result {
         // SAFETY: The disk of a reference is valid, and by the type invariant the lock is held.
         to_result(unsafe { bindings::bdev_disk_changed(self.disk.raw(), false) })
@@ -640,8 +642,8 @@ impl<T: DiskOperations> OpenMutex<'_, T> {
 
     /// Returns whether the disk has partitions.
     pub(crate) fn has_partitions(&self) -> bool {
-        // SAFETY: The disk of a reference is valid. By the type invariant the lock is held, under which
-        // partitions are added and dropped.
+        // SAFETY: The disk of a reference is valid. By the type invariant the lock is held, under
+        // which partitions are added and dropped.
         unsafe { ffi::rnull_loop_disk_has_partitions(self.disk.raw()) }
     }
 }

@@ -295,8 +295,8 @@ impl<T: Operations> Drop for QueueRef<T> {
 ///
 /// # Invariants
 ///
-/// The request is not started, the block layer waits for the driver to start or refuse it, and this is the
-/// only value that names it.
+/// The request is not started, the block layer waits for the driver to start or refuse it, and this
+/// is the only value that names it.
 pub(crate) struct IdleRequest<T: Operations>(NonNull<Request<T>>);
 
 impl<T: Operations> IdleRequest<T> {
@@ -559,15 +559,16 @@ impl<T: Operations> CompletedRequest<T> {
         unsafe { bindings::blk_mq_requeue_request(rq.raw(), true) };
     }
 
-    /// Sends all of the request round again after `delay`, or sooner along with others. Any context.
+    /// Sends all of the request round again after `delay`, or sooner along with others. Any
+    /// context.
     pub(crate) fn requeue_later(self, delay: Delta) {
         let queue = self.keep_queue();
         let rq = ManuallyDrop::new(self);
         // SAFETY: By the type invariant the request is ours, and `self` was consumed.
         unsafe { bindings::blk_mq_requeue_request(rq.raw(), false) };
         let milliseconds = delay.as_millis_ceil().max(0) as c_ulong;
-        // SAFETY: The queue stays for `queue`, whatever has become of the request; and what was set off
-        // here is over before it goes, which is after it was frozen.
+        // SAFETY: The queue stays for `queue`, whatever has become of the request; and what was set
+        // off here is over before it goes, which is after it was frozen.
         unsafe { bindings::blk_mq_delay_kick_requeue_list(queue.queue, milliseconds) };
     }
 

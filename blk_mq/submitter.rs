@@ -9,17 +9,19 @@
 //!   that submission returns; and it may not return before the driver's requests are done, if what it
 //!   waits for is a tag of theirs. (Who waits for a tag hands over what others have left behind.) So
 //!   the list is put out of sight, and the driver's bios go on at once.
-//! - **It may hold requests back** (`current->plug`). The block layer walks that list while it hands
-//!   requests over, so nothing may be added to it; it is put out of sight as well, and then not handed
-//!   over when the task sleeps. If there are requests for other queues in it, or some in store that
-//!   hold another queue open, what the driver waits for might wait for those: that is refused. So is a
-//!   plug with callbacks (`plug->cb_list`), as of md: the stripes that they release are out of sight too.
-//! - **It may hold a request that is on no list.** `blk_add_rq_to_plug()` flushes a full plug before it adds
-//!   the new request, which has a tag and a reference to the usage counter of its queue. If that queue is
-//!   being frozen and the driver waits for it, both wait for ever. So no file system is entered while the
-//!   task has a plug: their bios wait for frozen queues even with `IOCB_NOWAIT`. `blk_mq_submit_bio()` is in
-//!   that place with `bio_list` set, and nothing is submitted there; `blk_execute_rq_nowait()` is without
-//!   one, where bios with `REQ_NOWAIT` are submitted, as these fail instead of waiting.
+//! - **It may hold requests back** (`current->plug`). The block layer walks that list while it
+//!   hands requests over, so nothing may be added to it; it is put out of sight as well, and then
+//!   not handed over when the task sleeps. If there are requests for other queues in it, or some in
+//!   store that hold another queue open, what the driver waits for might wait for those: that is
+//!   refused. So is a plug with callbacks (`plug->cb_list`), as of md: the stripes that they
+//!   release are out of sight too.
+//! - **It may hold a request that is on no list.** `blk_add_rq_to_plug()` flushes a full plug
+//!   before it adds the new request, which has a tag and a reference to the usage counter of its
+//!   queue. If that queue is being frozen and the driver waits for it, both wait for ever. So no
+//!   file system is entered while the task has a plug: their bios wait for frozen queues even with
+//!   `IOCB_NOWAIT`. `blk_mq_submit_bio()` is in that place with `bio_list` set, and nothing is
+//!   submitted there; `blk_execute_rq_nowait()` is without one, where bios with `REQ_NOWAIT` are
+//!   submitted, as these fail instead of waiting.
 //! - **It may be in a file system or in memory reclaim**, whose state in the task
 //!   (`journal_info`, the scopes of allocations) another file system would take for its own.
 //! - **It may have used up its stack**, not least by devices that stand on each other.
@@ -117,8 +119,9 @@ impl Submitter {
         unsafe { self.lists().0.as_ref() }.is_some_and(|list| !list.head.is_null())
     }
 
-    /// Whether the task's plug may hold what this submission would wait for: requests for other queues
-    /// than this one, held back or in store, callbacks, or the request that is about to be added.
+    /// Returns whether the task's plug may hold what this submission would wait for: requests for other
+    /// queues than this one, held back or in store, callbacks, or the request that is about to be
+    /// added.
     fn is_entangled(&self) -> bool {
         let (bio_list, plug) = self.lists();
         // SAFETY: The plug of the current task is valid while it is set.
@@ -148,9 +151,9 @@ impl Submitter {
             && !self.is_entangled()
     }
 
-    /// Whether file systems may be called in this context, once it is [isolated](Self::isolate): by a
-    /// task of user space that has no plug, is in no file system, not in reclaim, and not isolated by
-    /// another device, which stands on this one.
+    /// Whether file systems may be called in this context, once it is [isolated](Self::isolate): by
+    /// a task of user space that has no plug, is in no file system, not in reclaim, and not
+    /// isolated by another device, which stands on this one.
     pub(crate) fn may_enter_file_system(&self) -> bool {
         // SAFETY: The current task is valid, and these fields are its own alone.
         let (flags, journal) = unsafe { ((*self.task).flags, (*self.task).journal_info) };

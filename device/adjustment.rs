@@ -114,7 +114,8 @@ impl LoopDevice {
         let uevents = disk.suppress_uevents();
         let resized = self.resize(disk, capacity);
         if changes {
-            // What was read meanwhile with the old end: a reader that acts upon the event must not find it.
+            // What was read meanwhile with the old end: a reader that acts upon the event must not
+            // find it.
             disk.drop_cached();
         }
         drop(uevents);
@@ -125,8 +126,8 @@ impl LoopDevice {
         }
     }
 
-    /// Sets the size, in sectors of 512 bytes; returns whether a `RESIZE` event is due, and was sent unless
-    /// events are suppressed.
+    /// Sets the size, in sectors of 512 bytes; returns whether a `RESIZE` event is due, and was
+    /// sent unless events are suppressed.
     pub(super) fn resize(&self, disk: &GenDisk<Self>, capacity: u64) -> bool {
         self.length.store(geometry::bytes(capacity), Relaxed);
         // Pairs with the barrier of the tag set's SRCU lock: a request that the new size lets through is
@@ -217,9 +218,9 @@ impl LoopDevice {
         self.refused.store(0, Relaxed);
     }
 
-    /// Asks the file again what direct I/O must keep to, if it was refused: the disk below a file system may
-    /// have been replaced by one with larger blocks, as pvmove does. Direct I/O ends where the file refuses
-    /// what it says that it accepts.
+    /// Asks the file again what direct I/O must keep to, if it was refused: the disk below a file
+    /// system may have been replaced by one with larger blocks, as pvmove does. Direct I/O ends
+    /// where the file refuses what it says that it accepts.
     fn revise_direct(&self, disk: &GenDisk<Self>) {
         let refused = self.refused.xchg(0, Relaxed);
         let Some(file) = self.backing_file().filter(|_| refused != 0) else {

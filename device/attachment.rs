@@ -83,8 +83,8 @@ impl Prepared {
 impl LoopDevice {
     /// LOOP_CONFIGURE: binds the device to a file.
     ///
-    /// Whatever fails, fails before anything of the device has changed. The file system of the file may
-    /// block for any time, so it is called before the claim, which other callers wait for
+    /// Whatever fails, fails before anything of the device has changed. The file system of the file
+    /// may block for any time, so it is called before the claim, which other callers wait for
     /// uninterruptibly, and before `state`, which openers wait for.
     pub(crate) fn configure(
         &self,
@@ -176,8 +176,8 @@ impl LoopDevice {
         let Backing { file, traits, .. } = &backing;
         let target = traits.target(file.clone(), &settings, block_size);
         begin_caching(file, &settings);
-        // Taken after the last call to a file system of a backing file, and held until `shown` has the
-        // new file: see `backing::validate`.
+        // Taken after the last call to a file system of a backing file, and held until `shown` has
+        // the new file: see `backing::validate`.
         let validation = registry.validation_of(file)?;
         backing::validate(file, self)?;
         // A file system on the device hears of it before it is served from another file.
@@ -287,12 +287,13 @@ fn begin_caching(file: &File, settings: &Settings) {
 /// Tells user space that a device has other content, and looks for partitions if it is to.
 ///
 /// User space hears of the device before it hears of its partitions: udev lets them inherit what it
-/// finds out of it, and has begun with that when the caller closes the device. An opener that acts upon
-/// the event finds the partitions, as opening waits for `open_mutex`. No locks held.
+/// finds out of it, and has begun with that when the caller closes the device. An opener that acts
+/// upon the event finds the partitions, as opening waits for `open_mutex`. No locks held.
 ///
-/// The block layer sends the event itself when it has found a partition table. It is not suppressed in
-/// favour of one sent before: the events of all other senders would be lost for as long as the scan
-/// reads the device. After a table without partitions, which looks like none, it is sent twice.
+/// The block layer sends the event itself when it has found a partition table. It is not suppressed
+/// in favour of one sent before: the events of all other senders would be lost for as long as the
+/// scan reads the device. After a table without partitions, which looks like none, it is sent
+/// twice.
 fn announce(disk: &GenDisk<LoopDevice>, scans: bool) {
     let disk = disk.lock_open();
     let told = scans && reread_partitions(&disk) && disk.has_partitions();

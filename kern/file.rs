@@ -56,13 +56,14 @@ pub(crate) struct DirectAlignment {
 pub(crate) struct ErrorCursor(Atomic<u32>);
 
 impl ErrorCursor {
-    /// A cursor at the present end: it reports what fails from now on, for a write by this file that syncs
-    /// what it has written.
+    /// Returns a cursor at the present end, which reports later failures, for a write that syncs its
+    /// own data through this `struct file`.
     ///
-    /// Unlike `errseq_sample()` it does not go back to a failure that nobody has been told of, and unlike
-    /// `errseq_check_and_advance()` it does not mark that as seen, which would hide it from those who open
-    /// the file later. An equal failure does not change such an `errseq_t` again; but then the sync by this
-    /// file reports it, or another one does and marks it as seen, which is a change.
+    /// Unlike `errseq_sample()` it does not go back to a failure that no opener has been told of,
+    /// and unlike `errseq_check_and_advance()` it does not mark such a failure as seen, which would
+    /// hide it from later openers. While a failure is unseen, an equal one does not change the
+    /// `errseq_t`; but then the sync through this `struct file` reports it, or another sync does
+    /// and marks it as seen, which is a change.
     pub(crate) fn from_now(file: &File) -> Self {
         // SAFETY: An open file has a mapping. What fails at the same time is reported or not.
         let now = unsafe { (&raw const (*(*file.as_ptr()).f_mapping).wb_err).read_volatile() };
@@ -138,8 +139,8 @@ pub(crate) trait BackingFile {
     fn has_fallocate(&self) -> bool;
     /// Whether it is open for writing: `FMODE_WRITE`.
     fn is_writable(&self) -> bool;
-    /// Whether writes to it can succeed: it is open for writing, its operations know writing, and it
-    /// has not been protected against writes since it was opened. Later protection is not seen.
+    /// Whether writes to it can succeed: it is open for writing, its operations know writing, and
+    /// it has not been protected against writes since it was opened. Later protection is not seen.
     fn accepts_writes(&self) -> bool;
     /// Whether it was opened for direct I/O: `O_DIRECT`.
     fn is_direct(&self) -> bool;
@@ -184,23 +185,24 @@ pub(crate) trait BackingFile {
     fn error_cursor(&self) -> ErrorCursor;
     /// Drops its page cache, but for what cannot be written back or is in use. May sleep.
     fn drop_cache(&self);
-    /// Keeps the file's file system from being frozen until [`end_write`](Self::end_write), which any
-    /// context may call; waits while it is frozen. May sleep.
+    /// Keeps the file's file system from being frozen until [`end_write`](Self::end_write), which
+    /// any context may call; waits while it is frozen. May sleep.
     fn start_write(&self);
     /// As [`start_write`](Self::start_write), but returns false where that would wait. Any context.
     fn try_start_write(&self) -> bool;
     /// Undoes [`start_write`](Self::start_write), once. Any context, including hard IRQ.
     fn end_write(&self);
-    /// Waits while the file's file system is frozen. It may be frozen again when this returns. May sleep.
+    /// Waits while the file's file system is frozen. It may be frozen again when this returns. May
+    /// sleep.
     fn wait_for_thaw(&self);
-    /// Writes back what is dirty of `len` bytes from `pos` in its page cache, and waits for it. Does not make
-    /// it durable. May sleep.
+    /// Writes back the dirty pages of `len` bytes from `pos` in its page cache, and waits for it.
+    /// Does not make it durable. May sleep.
     fn write_back(&self, pos: u64, len: u64) -> Result;
     /// Changes the allocation of `len` bytes from `pos`: `vfs_fallocate()`, with a mode of
     /// `FALLOC_FL_*`. May sleep, and sleeps until the thaw while the file system is frozen.
     ///
-    /// Also fails for a file that has become immutable, append-only or swap space since it was opened:
-    /// `f_op->fallocate` itself checks for none of them.
+    /// Also fails for a file that has become immutable, append-only or swap space since it was
+    /// opened: `f_op->fallocate` itself checks for none of them.
     fn fallocate(&self, mode: Fallocate, pos: u64, len: u64) -> Result;
 }
 

@@ -46,8 +46,8 @@ impl Gate {
     /// Enters the gate; returns false while it is closed. Each user that has entered must
     /// [leave](Self::leave). Any context, including hard IRQ.
     pub(crate) fn enter(&self) -> bool {
-        // ORDERING: A user that finds the gate open is seen by the task that closes it, and sees all
-        // that the last such task did.
+        // ORDERING: A user that finds the gate open is seen by the task that closes it, and sees
+        // all that the last such task did.
         if self.users.fetch_add(1, Full) < Self::CLOSED {
             return true;
         }
@@ -66,20 +66,21 @@ impl Gate {
 
     /// Leaves the gate. Any context, including hard IRQ.
     pub(crate) fn leave(&self) {
-        // ORDERING: All that the user did happens before the closing task goes on; and the count changes
-        // before `wake_up_var()` looks for waiters.
+        // ORDERING: All that the user did happens before the closing task goes on; and the count
+        // changes before `wake_up_var()` looks for waiters.
         if self.users.fetch_sub(1, Full) == Self::CLOSED + 1 {
             // SAFETY: The address is that of the count, of which nothing is read.
             unsafe { ffi::rnull_loop_wake_up_count(self.users.as_ptr().cast()) };
         }
     }
 
-    /// Closes the gate until the guard is dropped, and waits for the users inside and for other tasks
-    /// that have closed it. May sleep.
+    /// Closes the gate until the guard is dropped, and waits for the users inside and for other
+    /// tasks that have closed it. May sleep.
     pub(crate) fn close(&self) -> ClosedGate<'_> {
         let guard = self.closer.lock();
         self.users.fetch_add(Self::CLOSED, Full);
-        // SAFETY: `users` is an `i32` that is accessed by atomic operations alone, as an `atomic_t` is.
+        // SAFETY: `users` is an `i32` that is accessed by atomic operations alone, as an `atomic_t`
+        // is.
         unsafe { ffi::rnull_loop_wait_for_count(self.users.as_ptr().cast(), Self::CLOSED) };
         // INVARIANT: `CLOSED` was added above, and no user is inside.
         ClosedGate {

@@ -181,8 +181,8 @@ pub(crate) const fn join<const N: usize>(parts: &[&str]) -> [u8; N] {
 
 /// Makes statics that are parameters of the module, each with a description for `modinfo`.
 //
-// `#[used]` alone would, since rustc 1.95, give the statics a section of their own, of which modpost
-// reads one. `module!` says `compiler`, too.
+// `#[used]` alone would, since rustc 1.95, give the statics a section of their own, of which
+// modpost reads one. `module!` says `compiler`, too.
 macro_rules! module_parameters {
     ($($name:ident: $type:ty = $value:expr, $description:literal;)*) => {$(
         #[doc = $description]

@@ -92,8 +92,8 @@ pub(crate) fn is_realtime() -> bool {
     unsafe { (*Task::current_raw()).prio < bindings::MAX_RT_PRIO as c_int }
 }
 
-/// Returns whether the CPU of the current task is isolated, by `isolcpus=` or a cpuset: work that may
-/// run elsewhere is not to run there. Any context.
+/// Returns whether the CPU of the current task is isolated, by `isolcpus=` or a cpuset: work that
+/// may run elsewhere is not to run there. Any context.
 pub(crate) fn is_on_isolated_cpu() -> bool {
     // SAFETY: Reads a mask of CPUs.
     unsafe { ffi::rnull_loop_on_isolated_cpu() }

@@ -6,8 +6,8 @@
 
 use kernel::bindings;
 
-/// Returns the time of the monotonic clock in milliseconds, which wraps after 49 days: differences of
-/// less are right. Any context but NMI.
+/// Returns the time of the monotonic clock in milliseconds, which wraps after 49 days: differences
+/// of less are right. Any context but NMI.
 pub(crate) fn now_ms() -> u32 {
     // SAFETY: `ktime_get()` has no preconditions outside NMI.
     let nanoseconds = unsafe { bindings::ktime_get() };

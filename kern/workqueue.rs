@@ -27,7 +27,8 @@ unsafe impl Sync for OwnedQueue {}
 /// Where work runs.
 #[derive(Clone, Copy)]
 pub(crate) enum Place {
-    /// On the CPU that it is queued on, which saves waking another one; or nearby if that is isolated.
+    /// On the CPU that it is queued on, which saves waking another one; or nearby if that is
+    /// isolated.
     Here,
     /// On any CPU.
     Anywhere,
