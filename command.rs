@@ -418,10 +418,12 @@ pub(crate) fn execute_slow(rq: StartedRequest<LoopDevice>) {
     };
     let result = match rq.op() {
         Op::Discard | Op::WriteZeroes => {
-            // A range that is not in whole blocks may be zeroed through the page cache.
-            target.file.wait_for_thaw();
+            // A page of a block device may hold other blocks than those that are zeroed. File systems
+            // see to that by themselves; the freeze protection that fallocate() takes would have to
+            // come before the gate.
+            let shares_pages = target.block_device().and(target.direct_block).is_some();
             let gate = &rq.device().direct_writes;
-            let _closed = target.direct_block.map(|_| gate.close());
+            let _closed = shares_pages.then(|| gate.close());
             target.change_holes(&rq)
         }
         _ => Err(EOPNOTSUPP),

@@ -192,9 +192,6 @@ pub(crate) trait BackingFile {
     fn try_start_write(&self) -> bool;
     /// Undoes [`start_write`](Self::start_write), once. Any context, including hard IRQ.
     fn end_write(&self);
-    /// Waits while the file's file system is frozen. It may be frozen again when this returns. May
-    /// sleep.
-    fn wait_for_thaw(&self);
     /// Writes back the dirty pages of `len` bytes from `pos` in its page cache, and waits for it.
     /// Does not make it durable. May sleep.
     fn write_back(&self, pos: u64, len: u64) -> Result;
@@ -410,11 +407,6 @@ impl BackingFile for File {
     fn end_write(&self) {
         // SAFETY: The file is open; by the function's requirements a start is undone.
         unsafe { ffi::rnull_loop_file_end_write(self.as_ptr()) };
-    }
-
-    fn wait_for_thaw(&self) {
-        // SAFETY: The file is open.
-        unsafe { ffi::rnull_loop_file_wait_for_thaw(self.as_ptr()) };
     }
 
     fn write_back(&self, pos: u64, len: u64) -> Result {

@@ -312,12 +312,6 @@ void rnull_loop_file_end_write(struct file *file)
 	sb_end_write(sb);
 }
 
-void rnull_loop_file_wait_for_thaw(struct file *file)
-{
-	file_start_write(file);
-	file_end_write(file);
-}
-
 /*
  * Whether every write to @file fails, though it may be open for writing: since
  * it was opened, the inode became immutable, append-only or swap space, the

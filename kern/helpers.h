@@ -51,7 +51,6 @@ bool rnull_loop_bdev_admits(struct block_device *bdev, bool write, u64 pos,
 void rnull_loop_file_start_write(struct file *file);
 bool rnull_loop_file_start_write_trylock(struct file *file);
 void rnull_loop_file_end_write(struct file *file);
-void rnull_loop_file_wait_for_thaw(struct file *file);
 bool rnull_loop_file_refuses_writes(struct file *file);
 loff_t rnull_loop_i_size_read(struct file *file);
 bool rnull_loop_atime_settled(struct file *file);
