@@ -6,7 +6,7 @@
 # needs: a scratch disk at /dev/vda
 . "$(dirname "$0")/lib.sh"
 
-disk=/dev/vda seconds=20 mib=96
+disk=/dev/vda seconds=10 mib=96
 [[ -b $disk ]] || skip_all "needs a scratch disk at $disk: scripts/vm --disk FILE"
 
 # Each change of a limit freezes the queue. In between, waiting tasks get their turn.

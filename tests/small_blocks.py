@@ -6,6 +6,7 @@ later does not end the device."""
 import mmap
 import os
 import random
+import subprocess
 import threading
 import time
 from lib import *
@@ -158,6 +159,62 @@ def in_flight():
             device = fd.path
         detach(device)
         run("dmsetup", "remove", "--retry", "slow")
+
+
+CGROUPS = "/sys/fs/cgroup"
+
+
+def read_in_cgroup(device, position, length):
+    """Reads past the page cache of the device, in a cgroup of its own, and so by another worker."""
+    group = f"{CGROUPS}/small_blocks"
+    with open(f"{CGROUPS}/cgroup.subtree_control", "w", encoding="ascii") as control:
+        control.write("+io")
+    os.mkdir(group)
+    code = f"""if True:
+        import mmap, os
+        with open("{group}/cgroup.procs", "w") as procs:
+            procs.write(str(os.getpid()))
+        fd = os.open("{device}", os.O_RDONLY | os.O_DIRECT)
+        os.preadv(fd, [mmap.mmap(-1, {length})], {position})"""
+    reader = subprocess.Popen(["python3", "-c", code])
+    try:
+        wait_for(lambda: reader.poll() is not None, 20)
+        equal("reader", reader.returncode, 0)
+    finally:
+        wait_for(lambda: not os.path.exists(group) or not os.rmdir(group))
+        with open(f"{CGROUPS}/cgroup.subtree_control", "w", encoding="ascii") as control:
+            control.write("-io")
+
+
+@check("writes wait while the file system below is frozen, another cgroup reads", better=BETTER)
+def frozen():
+    with disk() as low:
+        path = backing("ext4", low)
+        place = f"{SCRATCH}/place"
+        with attach(path, flags=DIRECT_IO) as fd, Fd(fd.path, os.O_RDWR | os.O_DIRECT) as user:
+            settle()
+            run("fsfreeze", "-f", place)
+            waiting = [
+                threading.Thread(target=direct_bytes, args=(user, BLOCK, BLOCK, 1)),
+                threading.Thread(target=direct_bytes, args=(user, 3 * BLOCK, SECTOR, 2)),
+            ]
+            try:
+                for thread in waiting:
+                    thread.start()
+                time.sleep(0.5)
+                for length in SECTOR, BLOCK:
+                    read_in_cgroup(fd.path, 8 * BLOCK, length)
+                assert all(thread.is_alive() for thread in waiting), "written to a frozen file system"
+            finally:
+                run("fsfreeze", "-u", place)
+            for thread in waiting:
+                thread.join(20)
+                assert not thread.is_alive(), "hangs after the thaw"
+            equal("block", set(direct_bytes(user, BLOCK, BLOCK)), {1})
+            equal("sector", set(direct_bytes(user, 3 * BLOCK, SECTOR)), {2})
+            device = fd.path
+        detach(device)
+        run("umount", place)
 
 
 @check("a FAT image with sectors of 512 bytes mounts", better=BETTER)

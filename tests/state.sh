@@ -115,6 +115,8 @@ undo() {
 remove() {
 	case $1 in
 	'mount '*) umount "${1#mount }" ;;
+	# What belongs to a disk goes with it.
+	/sys/block/*/*) ;;
 	/sys/block/ram*) rmmod brd ;;
 	/sys/block/dm-*) dmsetup remove_all ;;
 	/sys/block/loop*) loop_control LOOP_CTL_REMOVE "$1" ;;
