@@ -150,7 +150,8 @@ impl FileBacked for LoopDevice {
         target.block_device()
     }
 
-    fn direct_block(target: &Target) -> Option<u32> {
+    fn direct_block(rq: &Request<Self>) -> Option<u32> {
+        let target = rq.io().filter(|target| target.way(rq).is_direct())?;
         target.direct_block
     }
 }
@@ -238,8 +239,12 @@ fn prepare(rq: &Request<LoopDevice>, target: &Target, way: Way, wait: Wait) -> O
         return None;
     }
     if way == Way::Remap && rq.op() == Op::Write && target.file.is_cached() {
-        // A page came after the way was chosen, and is not invalidated by a bio.
+        // A page came after the way was chosen, and is not invalidated by a bio. Another way has
+        // rules of its own: a worker that may wait chooses anew.
         leave(rq);
+        if wait == Wait::Forbidden {
+            return None;
+        }
         return prepare(rq, target, Way::Direct, wait);
     }
     Some(way)
@@ -249,8 +254,9 @@ fn prepare(rq: &Request<LoopDevice>, target: &Target, way: Way, wait: Wait) -> O
 /// past the page cache; returns false if it would have to wait and must not. A read needs neither:
 /// it leaves nothing behind, neither in the file nor in its page cache.
 ///
-/// Freeze protection comes first, so that inside the gate no request waits for a thaw, for which
-/// reads through the page cache would wait, too.
+/// Freeze protection comes first, so that inside the gate no request waits for a thaw of the file's
+/// own file system, for which reads through the page cache would wait, too. (A stacked file system
+/// may still wait for the one below it.)
 fn enter(rq: &Request<LoopDevice>, target: &Target, way: Way, wait: Wait) -> bool {
     let may_wait = wait == Wait::Allowed;
     if rq.op() != Op::Write {

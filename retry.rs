@@ -55,6 +55,8 @@ impl Retries {
     const FIRST_DELAY: u32 = 10;
     /// The number of times that the delay doubles: up to 640 ms.
     const DOUBLINGS: u32 = 6;
+    /// The number of retries at least while the file is busy.
+    const MIN_BUSY: u32 = 16;
     /// The time for which there are retries while the file is busy, in milliseconds. Their number follows
     /// from the delays; it is larger where retries of other requests of the queue make them come
     /// sooner.
@@ -82,11 +84,13 @@ impl Retries {
         if count == 0 {
             self.since.store(now, Relaxed);
         }
-        let most = match reason {
-            Transient::Memory => Self::MAX_MEMORY,
-            Transient::Busy => Self::MAX_BUSY,
+        let elapsed = now.wrapping_sub(self.since.load(Relaxed));
+        let enough = match reason {
+            Transient::Memory => elapsed >= Self::MAX_MEMORY,
+            // A retry may itself take long, as where it waits for a thaw.
+            Transient::Busy => elapsed >= Self::MAX_BUSY && count >= Self::MIN_BUSY,
         };
-        if now.wrapping_sub(self.since.load(Relaxed)) >= most {
+        if enough {
             return None;
         }
         self.count.store(count.saturating_add(1), Relaxed);
@@ -119,6 +123,14 @@ mod tests {
             count += 1;
         }
         assert_eq!((now, count), (10 + 20 + 40 + 80 + 160 + 320 + 10 * 640, 16));
+        // Not fewer where each takes long, and not for ever.
+        assert_eq!(retries.next(Transient::Busy, now), None);
+        retries.reset();
+        for _ in 0..Retries::MIN_BUSY {
+            now += 10_000;
+            assert!(retries.next(Transient::Busy, now).is_some());
+        }
+        assert_eq!(retries.next(Transient::Busy, now), None);
         retries.reset();
         assert_eq!(retries.next(Transient::Busy, now), Some(10));
     }

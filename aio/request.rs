@@ -141,8 +141,9 @@ pub(crate) trait FileBacked: Operations<RequestData = Slot<Self::Data>> {
     /// The block device that the file is, likewise.
     fn block_device(io: &Self::Io) -> Option<&BlockDevice>;
 
-    /// The blocks of direct I/O to the file, in bytes, if they are larger than those of the disk.
-    fn direct_block(io: &Self::Io) -> Option<u32>;
+    /// The blocks of direct I/O to the file, in bytes, if a request needs them and they are larger
+    /// than those of the disk.
+    fn direct_block(rq: &Request<Self>) -> Option<u32>;
 }
 
 /// Ends of operations on requests of `T`.
@@ -466,7 +467,7 @@ fn whole_blocks<T: FileBacked>(rq: &Request<T>, bvecs: &[bindings::bio_vec]) -> 
         .iter()
         .map(|bvec| bvec.bv_len)
         .fold(0, u32::wrapping_add);
-    let block = rq.io().and_then(T::direct_block).unwrap_or(1).max(1);
+    let block = T::direct_block(rq).unwrap_or(1).max(1);
     let whole = rq.whole_blocks(bytes);
     let whole = whole - whole % block;
     (whole != 0).then_some(whole as usize)

@@ -277,10 +277,6 @@ bool rnull_loop_bdev_admits(struct block_device *bdev, bool write, u64 pos,
 }
 
 /*
- * Unlike file_start_write(), this covers block devices, too: blkdev_write_iter()
- * updates the times of the device's node, in the file system of the node.
- */
-/*
  * As kiocb_start_write() and kiocb_end_write(): of all files, as writing to a block
  * device changes the times of its node, and by tasks of which one may end what
  * another has started.
