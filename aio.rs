@@ -201,6 +201,6 @@ unsafe fn write(file: &File, kiocb: *mut bindings::kiocb, memory: &Memory) -> is
 /// Called once by the file, for a kiocb that [`Iocb::submit`] gave it with the same `C`.
 unsafe extern "C" fn callback<C: Completion>(kiocb: *mut bindings::kiocb, ret: c_long) {
     // SAFETY: By the function's requirements the operation is over; an `Iocb` is a `struct kiocb`,
-    // and `submit` got `EIOCBQUEUED`, so it told nobody.
+    // and `submit` got `EIOCBQUEUED`, so this is the one call of `complete`.
     unsafe { C::complete(kiocb.cast(), ret) };
 }

@@ -221,7 +221,7 @@ pub(crate) fn capacity(file: &File, settings: &Settings) -> u64 {
     })
 }
 
-/// What direct I/O must keep to: what the file system says, or else what its disk needs. May sleep.
+/// Returns the alignment of direct I/O: that of the file system, or else of its disk. May sleep.
 pub(crate) fn direct_alignment(file: &File) -> DirectAlignment {
     if let Some(alignment) = file.direct_alignment() {
         return DirectAlignment {

@@ -336,8 +336,8 @@ fn drop_cache(rq: &Request<LoopDevice>) {
     }
 }
 
-/// Returns whether `error` says that the file refuses direct I/O of this request, which goes through the
-/// page cache then. Any context, including hard IRQ.
+/// Returns whether `error` says that the file refuses direct I/O of this request, which goes
+/// through the page cache then. Any context, including hard IRQ.
 pub(crate) fn refuses_direct(rq: &CompletedRequest<LoopDevice>, error: Error) -> bool {
     let was_direct =
         |target: &&Target| target.caching == Caching::Direct && !target.is_split_block(rq);
@@ -424,9 +424,9 @@ pub(crate) fn execute_slow(rq: StartedRequest<LoopDevice>) {
     };
     let result = match rq.op() {
         Op::Discard | Op::WriteZeroes => {
-            // A page of a block device may hold other blocks than those that are zeroed. File systems
-            // see to that by themselves; the freeze protection that fallocate() takes would have to
-            // come before the gate.
+            // A page of a block device may hold other blocks than those that are zeroed. File
+            // systems see to that by themselves; the freeze protection that fallocate() takes would
+            // have to come before the gate.
             let shares_pages = target.block_device().and(target.direct_block).is_some();
             let gate = &rq.device().direct_writes;
             let _closed = shares_pages.then(|| gate.close());

@@ -32,10 +32,10 @@ pub(crate) fn bytes(sectors: u64) -> u64 {
     sectors.saturating_mul(u64::from(SECTOR_SIZE))
 }
 
-/// Returns whether requests of a device that begins at `offset` bytes can go past the page cache of a file
-/// whose direct I/O is in blocks of `direct_block` bytes. Mirrors `lo_can_use_dio()`, but does not
-/// ask for as large blocks of the device: single requests that are not in whole blocks go through
-/// the page cache.
+/// Returns whether requests of a device that begins at `offset` bytes can go past the page cache of
+/// a file whose direct I/O is in blocks of `direct_block` bytes. Mirrors `lo_can_use_dio()`, but
+/// does not ask for as large blocks of the device: single requests that are not in whole blocks go
+/// through the page cache.
 pub(crate) fn fits_direct(offset: u64, direct_block: u32) -> bool {
     direct_block != 0 && offset % u64::from(direct_block) == 0
 }

@@ -57,9 +57,9 @@ impl Retries {
     const DOUBLINGS: u32 = 6;
     /// The number of retries at least while the file is busy.
     const MIN_BUSY: u32 = 16;
-    /// The time for which there are retries while the file is busy, in milliseconds. Their number follows
-    /// from the delays; it is larger where retries of other requests of the queue make them come
-    /// sooner.
+    /// The time for which there are retries while the file is busy, in milliseconds. Their number
+    /// follows from the delays; it is larger where retries of other requests of the queue make them
+    /// come sooner.
     const MAX_BUSY: u32 = 7_000;
     /// The time for which there are retries for want of memory, in milliseconds.
     pub(crate) const MAX_MEMORY: u32 = 120_000;

@@ -119,9 +119,9 @@ impl Submitter {
         unsafe { self.lists().0.as_ref() }.is_some_and(|list| !list.head.is_null())
     }
 
-    /// Returns whether the task's plug may hold what this submission would wait for: requests for other
-    /// queues than this one, held back or in store, callbacks, or the request that is about to be
-    /// added.
+    /// Returns whether the task's plug may hold what this submission would wait for: requests for
+    /// other queues than this one, held back or in store, callbacks, or the request that is about
+    /// to be added.
     fn is_entangled(&self) -> bool {
         let (bio_list, plug) = self.lists();
         // SAFETY: The plug of the current task is valid while it is set.
@@ -151,9 +151,9 @@ impl Submitter {
             && !self.is_entangled()
     }
 
-    /// Whether file systems may be called in this context, once it is [isolated](Self::isolate): by
-    /// a task of user space that has no plug, is in no file system, not in reclaim, and not
-    /// isolated by another device, which stands on this one.
+    /// Returns whether file systems may be called in this context, once it is
+    /// [isolated](Self::isolate): by a task of user space that has no plug, is in no file system,
+    /// not in reclaim, and not isolated by another device, which stands on this one.
     pub(crate) fn may_enter_file_system(&self) -> bool {
         // SAFETY: The current task is valid, and these fields are its own alone.
         let (flags, journal) = unsafe { ((*self.task).flags, (*self.task).journal_info) };

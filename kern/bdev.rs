@@ -133,8 +133,8 @@ impl BlockDevice {
         unsafe { ffi::rnull_loop_bdev_max_bytes(self.raw()) }
     }
 
-    /// Returns whether direct I/O of `len` bytes at `pos` bytes would be carried out: the device is as
-    /// long, it is in whole logical blocks and, for a write, the device is neither read-only nor
+    /// Returns whether direct I/O of `len` bytes at `pos` bytes would be carried out: the device is
+    /// as long, it is in whole logical blocks and, for a write, the device is neither read-only nor
     /// swap space. May have changed when this returns.
     pub(crate) fn admits(&self, write: bool, pos: u64, len: u32) -> bool {
         // SAFETY: By the type invariant.

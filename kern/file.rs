@@ -56,8 +56,8 @@ pub(crate) struct DirectAlignment {
 pub(crate) struct ErrorCursor(Atomic<u32>);
 
 impl ErrorCursor {
-    /// Returns a cursor at the present end, which reports later failures, for a write that syncs its
-    /// own data through this `struct file`.
+    /// Returns a cursor at the present end, which reports later failures, for a write that syncs
+    /// its own data through this `struct file`.
     ///
     /// Unlike `errseq_sample()` it does not go back to a failure that no opener has been told of,
     /// and unlike `errseq_check_and_advance()` it does not mark such a failure as seen, which would

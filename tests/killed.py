@@ -326,7 +326,8 @@ def slow_loop_device():
     # Not the one that others are given, as it is free until its caller has asked the file.
     number = control(CTL_ADD, 200)
     settle()
-    with Fd(f"/dev/loop{number}") as fd:
+    # What fails here leaves the lower device to be detached.
+    with low, Fd(f"/dev/loop{number}") as fd:
         # A flush of the lower device writes it back.
         os.pwrite(low.fd, b"dirty" * 4096, 0)
         with slow:
@@ -340,7 +341,6 @@ def slow_loop_device():
         settle()
         equal("CLR_FD", fd.ioctl(CLR_FD), 0)
     wait_for(lambda: control(CTL_REMOVE, number) == 0)
-    low.close()
     detach(low.path)
     slow.remove()
 
@@ -349,7 +349,7 @@ def waiting_delays_nobody(what, call):
     @check(f"{what} that waits for a busy device delays no other device", better=GLOBAL)
     def case():
         low = attach(image(1, "lower"))
-        with Busy() as busy:
+        with low, Busy() as busy:
             waiter = Child(lambda: call(busy, low))
             wait_for(waiter.waits, SECONDS)
             try:
@@ -358,7 +358,6 @@ def waiting_delays_nobody(what, call):
             finally:
                 waiter.kill(what)
         busy.usable()
-        low.close()
         detach(low.path)
 
 
