@@ -486,18 +486,18 @@ impl Target {
     /// Returns whether a request is not in whole blocks of direct I/O, on a device whose blocks are
     /// smaller.
     fn is_split_block(&self, rq: &Request<LoopDevice>) -> bool {
-        self.direct_block.is_some_and(|block| {
-            self.position_of(rq).is_ok_and(|position| {
-                geometry::alignment(position, u64::from(rq.len())) < u64::from(block)
-            })
-        })
+        self.direct_block
+            .is_some_and(|block| self.splits(rq, block))
     }
 
     /// Returns whether a request is not in whole blocks of the block device that the file is.
     fn exceeds_blocks(&self, rq: &Request<LoopDevice>) -> bool {
-        let Some(block) = self.block_device().map(BlockDevice::logical_block_size) else {
-            return false;
-        };
+        self.block_device()
+            .is_some_and(|bdev| self.splits(rq, bdev.logical_block_size()))
+    }
+
+    /// Returns whether a request is not in whole blocks of `block` bytes of the file.
+    fn splits(&self, rq: &Request<LoopDevice>, block: u32) -> bool {
         self.position_of(rq).is_ok_and(|position| {
             geometry::alignment(position, u64::from(rq.len())) < u64::from(block)
         })

@@ -123,7 +123,7 @@ global_lock! {
     pub(crate) unsafe(uninit) static REGISTRY: Mutex<Phase> = Phase::Loading;
 }
 
-/// How far the module has come.
+/// The progress of loading and unloading the module.
 pub(crate) enum Phase {
     /// It may still fail to load.
     Loading,

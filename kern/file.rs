@@ -139,7 +139,7 @@ pub(crate) trait BackingFile {
     fn has_fallocate(&self) -> bool;
     /// Whether it is open for writing: `FMODE_WRITE`.
     fn is_writable(&self) -> bool;
-    /// Whether writes to it can succeed: it is open for writing, its operations know writing, and
+    /// Returns whether writes to it can succeed: it is open for writing, its operations know writing, and
     /// it has not been protected against writes since it was opened. Later protection is not seen.
     fn accepts_writes(&self) -> bool;
     /// Whether it was opened for direct I/O: `O_DIRECT`.
