@@ -59,8 +59,9 @@ skip() {
 	exit 77
 }
 
-# skip_all REASON: skips the whole test.
+# skip_all REASON: skips the whole test, and takes down what the test did to find out.
 skip_all() {
+	clean_up
 	printf 'TAP version 13\n1..0 # SKIP %s\n' "$*"
 	exit 4
 }
