@@ -16,9 +16,9 @@
 pub(crate) mod request;
 
 use crate::kern::{
-    bvec::Memory,
+    bvec::BvecSpan,
     ffi,
-    file::ErrorCursor, //
+    file::ErrseqCursor, //
 };
 use kernel::{
     bindings,
@@ -133,10 +133,10 @@ impl Iocb {
         this: *mut Self,
         file: &File,
         transfer: Transfer,
-        memory: &Memory,
+        memory: &BvecSpan,
     ) -> Submitted {
         let kiocb = this.cast::<bindings::kiocb>();
-        let failures = transfer.durable.then(|| ErrorCursor::from_now(file));
+        let failures = transfer.durable.then(|| ErrseqCursor::from_now(file));
         // SAFETY: By the function's requirements `this` is valid and has no operation under way.
         unsafe {
             kiocb.write(bindings::kiocb {
@@ -169,7 +169,7 @@ impl Iocb {
 /// # Safety
 ///
 /// As of [`Iocb::submit`]; `kiocb` is set up.
-unsafe fn read(file: &File, kiocb: *mut bindings::kiocb, memory: &Memory) -> isize {
+unsafe fn read(file: &File, kiocb: *mut bindings::kiocb, memory: &BvecSpan) -> isize {
     // SAFETY: The file is open, so it has operations.
     let Some(read_iter) = (unsafe { (*(*file.as_ptr()).f_op).read_iter }) else {
         return EINVAL.to_errno() as isize;
@@ -182,7 +182,7 @@ unsafe fn read(file: &File, kiocb: *mut bindings::kiocb, memory: &Memory) -> isi
 /// # Safety
 ///
 /// As of [`Iocb::submit`]; `kiocb` is set up.
-unsafe fn write(file: &File, kiocb: *mut bindings::kiocb, memory: &Memory) -> isize {
+unsafe fn write(file: &File, kiocb: *mut bindings::kiocb, memory: &BvecSpan) -> isize {
     // SAFETY: `kiocb` is ours until `write_iter` is called.
     unsafe { (*kiocb).ki_flags |= bindings::IOCB_WRITE as c_int };
     // SAFETY: The file is open, so it has operations.

@@ -10,7 +10,7 @@
 //! - [`device`] - one device and every change of its [`state`];
 //! - [`backing`] - the file behind it;
 //! - [`sysfs`] - `/sys/block/loopN/loop/*`;
-//! - [`settings`], [`switches`], [`flags`], [`geometry`], [`info`] - what can be said without a kernel.
+//! - [`settings`], [`tunables`], [`flags`], [`geometry`], [`info`] - what can be said without a kernel.
 //!
 //! # One request, in the order of its life
 //!
@@ -49,7 +49,7 @@ mod registry;
 mod retry;
 mod settings;
 mod state;
-mod switches;
+mod tunables;
 mod sysfs;
 mod worker;
 

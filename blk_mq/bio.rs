@@ -6,7 +6,7 @@
 //! [`include/linux/blk_types.h`](srctree/include/linux/blk_types.h)
 
 use crate::kern::{
-    bvec::Memory,
+    bvec::BvecSpan,
     ffi, //
 };
 use kernel::{
@@ -72,7 +72,7 @@ impl Bio {
         rq: *mut bindings::request,
         bdev: *mut bindings::block_device,
         sector: u64,
-        memory: &Memory,
+        memory: &BvecSpan,
         nowait: bool,
     ) {
         let bio = this.cast::<bindings::bio>();

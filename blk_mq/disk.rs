@@ -6,12 +6,13 @@
 //! [`block/genhd.c`](srctree/block/genhd.c)
 
 use super::{
-    limits::{
-        IoCell,
-        Revision, //
+    backend::BackendCell,
+    queue::Revalidation,
+    request::{
+        Context,
+        Operations, //
     },
-    Operations,
-    TagSet, //
+    tag_set::TagSet, //
 };
 use crate::kern::{
     bdev::{
@@ -69,8 +70,13 @@ impl Mode {
     }
 }
 
-/// What a driver does with its disks; mirrors `struct block_device_operations`.
-pub(crate) trait DiskOperations: Operations {
+/// The operations of a driver on its disks; implemented by the type that a disk stands for.
+///
+/// Mirrors `struct block_device_operations`.
+pub(crate) trait DiskOperations: Send + Sync + Sized + 'static {
+    /// The device that requests of the disk are for.
+    type Queue: Operations;
+
     /// Somebody opens the disk or a partition. May sleep; called under the disk's `open_mutex`.
     fn open(disk: &GenDisk<Self>, mode: Mode) -> Result;
 
@@ -96,26 +102,19 @@ pub(crate) trait DiskOperations: Operations {
         arg: usize,
     ) -> Result<c_int>;
 
-    /// Brings the limits in line with what requests have found out, by [`Request::disable_discard`]
-    /// and the like. Called from a worker some time later, however many requests there were. May
-    /// sleep; no locks held.
-    ///
-    /// [`Request::disable_discard`]: super::Request::disable_discard
-    fn revise_limits(disk: &GenDisk<Self>);
+    /// Adapts the limits to what requests have found out. Called from a workqueue some time after
+    /// [`Request::queue_revalidation`](super::Request::queue_revalidation), once for all requests
+    /// since the last call. May sleep; no locks held.
+    fn revalidate(disk: &GenDisk<Self>);
 }
 
-/// What a queue and its disk carry for the driver: `queuedata` and `private_data`.
-pub(super) struct QueueContext<T: Operations> {
-    pub(super) device: Arc<T>,
-    pub(super) io: Pin<KBox<IoCell<T::Io>>>,
-    pub(super) revision: Pin<KBox<Revision<T>>>,
-    /// How many [`UeventsSuppressed`] there are.
+/// The `private_data` of a disk.
+pub(super) struct DiskContext<T: DiskOperations> {
+    device: Arc<T>,
+    /// The `queuedata` of the queue; never moved, because the queue points to it.
+    pub(super) queue: KBox<Context<T::Queue>>,
+    /// The number of [`UeventsSuppressed`].
     uevents_suppressed: Pin<KBox<Mutex<usize>>>,
-    /// The class of `mq_flush_lock`, for lockdep: a request may end while the disk below, maybe one of
-    /// the same driver, holds its own.
-    pub(super) flush_class: Pin<KBox<LockClassKey>>,
-    /// One for each hardware context; never moved, as those point to them.
-    pub(super) hw: KVec<T::HwData>,
 }
 
 /// What is to be known of a disk when it is made.
@@ -151,8 +150,8 @@ pub(crate) struct DiskOptions<'a> {
 /// # Invariants
 ///
 /// `raw` was made by `__blk_mq_alloc_disk()`, and is not freed. It was not added, or deleted since,
-/// except while a [`RegisteredDisk`] owns this. `queuedata` and `private_data` are one
-/// `QueueContext<T>` made by `KBox::into_raw()`.
+/// except while a [`RegisteredDisk`] owns this. `private_data` is a `DiskContext<T>` made by
+/// `KBox::into_raw()`, and `queuedata` is its field `queue`.
 pub(crate) struct DiskRef<T: DiskOperations> {
     raw: NonNull<bindings::gendisk>,
     _driver: PhantomData<T>,
@@ -184,7 +183,7 @@ impl<T: DiskOperations> Drop for DiskRef<T> {
             fsleep(Delta::from_millis(1));
         }
         // SAFETY: By the type invariant.
-        let context = unsafe { (*self.raw.as_ptr()).private_data }.cast::<QueueContext<T>>();
+        let context = unsafe { (*self.raw.as_ptr()).private_data }.cast::<DiskContext<T>>();
         // SAFETY: By the type invariant this value holds a reference, and it ends here. It is the
         // last one, so this releases the disk and the queue, in this thread.
         unsafe { bindings::put_disk(self.raw.as_ptr()) };
@@ -211,35 +210,42 @@ impl<T: DiskOperations> Deref for DiskRef<T> {
 /// The disk and its queue were made for `tags`, and the disk was not added.
 pub(crate) struct Disk<T: DiskOperations> {
     disk: DiskRef<T>,
-    tags: Pin<KBox<TagSet<T>>>,
+    tags: Pin<KBox<TagSet<T::Queue>>>,
 }
 
 impl<T: DiskOperations> Disk<T> {
-    /// Makes the disk of `device`, which serves the requests of `tags`.
+    /// Makes the disk of `device`, whose requests have the tags of `tags` and are for `queue`.
+    /// `new_hw_data` makes the driver's part of a hardware context.
     ///
     /// May sleep. Fails with `EINVAL` for a name that is too long, and with `ENOMEM`.
     pub(crate) fn new(
-        tags: Pin<KBox<TagSet<T>>>,
+        tags: Pin<KBox<TagSet<T::Queue>>>,
         device: Arc<T>,
+        queue: Arc<T::Queue>,
+        new_hw_data: impl Fn() -> Result<<T::Queue as Operations>::HwData>,
         options: DiskOptions<'_>,
     ) -> Result<Self> {
-        let io = KBox::pin_init(IoCell::new(), GFP_KERNEL)?;
         let mut hw = KVec::new();
         for _ in 0..tags.nr_hw_queues() {
-            hw.push(T::new_hw_data()?, GFP_KERNEL)?;
+            hw.push(new_hw_data()?, GFP_KERNEL)?;
         }
-        let context = QueueContext {
+        let queue = Context::<T::Queue> {
+            device: queue,
+            backend: KBox::pin_init(BackendCell::new(), GFP_KERNEL)?,
+            revalidation: KBox::pin_init(Revalidation::new(revalidate::<T>), GFP_KERNEL)?,
+            flush_class: KBox::pin_init(LockClassKey::new_dynamic(), GFP_KERNEL)?,
+            hw,
+        };
+        let context = DiskContext {
             device,
-            io,
-            revision: KBox::pin_init(Revision::new(), GFP_KERNEL)?,
+            queue: KBox::new(queue, GFP_KERNEL)?,
             uevents_suppressed: KBox::pin_init(
                 new_mutex!(0, "QueueContext::uevents_suppressed"),
                 GFP_KERNEL,
             )?,
-            flush_class: KBox::pin_init(LockClassKey::new_dynamic(), GFP_KERNEL)?,
-            hw,
         };
-        let context = KBox::new(context, GFP_KERNEL)?;
+        let mut context = KBox::new(context, GFP_KERNEL)?;
+        let queuedata: *mut Context<T::Queue> = &mut *context.queue;
         let mut limits = bindings::queue_limits {
             max_user_sectors: options.max_sectors,
             max_hw_sectors: options.max_hw_sectors,
@@ -254,7 +260,7 @@ impl<T: DiskOperations> Disk<T> {
             bindings::__blk_mq_alloc_disk(
                 tags.raw(),
                 &mut limits,
-                context.cast(),
+                queuedata.cast(),
                 kernel::static_lock_class!().as_ptr(),
             )
         })
@@ -267,8 +273,8 @@ impl<T: DiskOperations> Disk<T> {
         // SAFETY: The disk is new, and nobody else knows of it.
         unsafe { raw.as_mut() }.private_data = context.cast();
         // SAFETY: `context` comes from `into_raw` above. There are no requests before the disk is
-        // added, and `Live` cancels the revision before the disk goes.
-        unsafe { (*context).revision.set_disk(raw) };
+        // added, and `Live` cancels the revalidation before the disk is released.
+        unsafe { (*context).queue.revalidation.set_disk(raw) };
         // INVARIANT: As above.
         let mut this = Self {
             disk: DiskRef {
@@ -337,8 +343,8 @@ impl<T: DiskOperations> Drop for Live<T> {
         unsafe { bindings::del_gendisk(self.0.as_ptr()) };
         // SAFETY: By the type invariant the disk and its context are valid.
         unsafe { GenDisk::<T>::from_raw(self.0.as_ptr()) }
-            .context()
-            .revision
+            .queue_context()
+            .revalidation
             .cancel();
         // No request can be made any more, but a call of `->queue_rq` may still be on its way out;
         // it uses the context and the tag set.
@@ -356,7 +362,7 @@ impl<T: DiskOperations> Drop for Live<T> {
 pub(crate) struct RegisteredDisk<T: DiskOperations> {
     live: Live<T>,
     disk: DiskRef<T>,
-    tags: Pin<KBox<TagSet<T>>>,
+    tags: Pin<KBox<TagSet<T::Queue>>>,
 }
 
 impl<T: DiskOperations> RegisteredDisk<T> {
@@ -383,8 +389,8 @@ impl<T: DiskOperations> Deref for RegisteredDisk<T> {
 ///
 /// # Invariants
 ///
-/// A reference points at a disk made by [`Disk::new`] that is not freed, so its `private_data` and
-/// the `queuedata` of its queue are one `QueueContext<T>`.
+/// A reference points at a disk made by [`Disk::new`] that is not freed, so its `private_data` is a
+/// `DiskContext<T>`.
 #[repr(transparent)]
 pub(crate) struct GenDisk<T: DiskOperations>(Opaque<bindings::gendisk>, PhantomData<T>);
 
@@ -418,9 +424,14 @@ impl<T: DiskOperations> GenDisk<T> {
         unsafe { (*self.raw()).queue }
     }
 
-    pub(super) fn context(&self) -> &QueueContext<T> {
-        // SAFETY: By the type invariant.
-        unsafe { &*(*self.raw()).private_data.cast::<QueueContext<T>>() }
+    fn context(&self) -> &DiskContext<T> {
+        // SAFETY: By the type invariant `private_data` is a `DiskContext<T>`, which lives as long as
+        // the disk.
+        unsafe { &*(*self.raw()).private_data.cast::<DiskContext<T>>() }
+    }
+
+    pub(super) fn queue_context(&self) -> &Context<T::Queue> {
+        &self.context().queue
     }
 
     /// The device that the disk stands for.
@@ -466,7 +477,7 @@ impl<T: DiskOperations> GenDisk<T> {
         // SAFETY: By the type invariant the disk is valid.
         let next = |partno| unsafe { ffi::rnull_loop_get_part(self.raw(), partno) };
         // SAFETY: The helper returns a block device with a reference, or null.
-        while let Some(part) = unsafe { BlockDevice::from_kept(next(&mut partno)) } {
+        while let Some(part) = unsafe { BlockDevice::from_owned(next(&mut partno)) } {
             visit(&part);
             partno += 1;
         }
@@ -571,7 +582,7 @@ impl<T: DiskOperations> GenDisk<T> {
         UeventsSuppressed(self)
     }
 
-    /// Switches looking for partitions by the kernel off or on: `GD_SUPPRESS_PART_SCAN`.
+    /// Tunables looking for partitions by the kernel off or on: `GD_SUPPRESS_PART_SCAN`.
     pub(crate) fn suppress_partition_scan(&self, on: bool) {
         // SAFETY: By the type invariant the disk is valid; `state` is changed by atomic bit
         // operations alone.
@@ -663,6 +674,16 @@ impl<T: DiskOperations> Drop for OpenMutex<'_, T> {
             unsafe { bindings::mutex_unlock(&raw mut (*self.disk.raw()).open_mutex) };
         }
     }
+}
+
+/// Calls [`DiskOperations::revalidate`].
+///
+/// # Safety
+///
+/// `disk` must satisfy the invariants of `GenDisk<T>` for the call.
+unsafe fn revalidate<T: DiskOperations>(disk: NonNull<bindings::gendisk>) {
+    // SAFETY: By the function's requirements.
+    T::revalidate(unsafe { GenDisk::from_raw(disk.as_ptr()) });
 }
 
 /// `struct block_device_operations` of a driver `T`.

@@ -2,7 +2,7 @@
 
 //! A lock-free list of requests: any number of producers, one consumer that takes all.
 
-use super::{
+use super::request::{
     Operations,
     Request,
     StartedRequest, //

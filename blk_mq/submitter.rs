@@ -114,7 +114,7 @@ impl Submitter {
 
     /// Whether a submission is under way that has more bios to submit: of the same level, as those
     /// that a driver of bios leaves for later are sorted behind ours.
-    fn is_crowded(&self) -> bool {
+    fn has_pending_bios(&self) -> bool {
         // SAFETY: The list of the current task lies on its stack, and is valid while it is set.
         unsafe { self.lists().0.as_ref() }.is_some_and(|list| !list.head.is_null())
     }
@@ -122,7 +122,7 @@ impl Submitter {
     /// Returns whether the task's plug may hold what this submission would wait for: requests for
     /// other queues than this one, held back or in store, callbacks, or the request that is about
     /// to be added.
-    fn is_entangled(&self) -> bool {
+    fn plug_has_other_queues(&self) -> bool {
         let (bio_list, plug) = self.lists();
         // SAFETY: The plug of the current task is valid while it is set.
         let Some(plug) = (unsafe { plug.as_ref() }) else {
@@ -147,8 +147,8 @@ impl Submitter {
         let here = core::ptr::from_ref(&flags).addr();
         flags & bindings::PF_WQ_WORKER == 0
             && here.wrapping_sub(stack) >= STACK
-            && !self.is_crowded()
-            && !self.is_entangled()
+            && !self.has_pending_bios()
+            && !self.plug_has_other_queues()
     }
 
     /// Returns whether file systems may be called in this context, once it is

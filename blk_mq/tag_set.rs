@@ -5,14 +5,14 @@
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
 
 use super::{
-    disk::QueueContext,
     request::{
         self,
-        Pdu, //
+        Context,
+        IdleRequest,
+        Operations,
+        Pdu,
+        Refused, //
     },
-    IdleRequest,
-    Operations,
-    Refused,
     Submitter, //
 };
 use crate::kern::ffi;
@@ -31,26 +31,26 @@ use kernel::{
     types::Opaque, //
 };
 
-/// Whether a driver took a request.
-type Handed<T> = Result<(), Refused<T>>;
-
 /// `struct blk_mq_ops` of a driver `T`.
 struct Vtable<T>(PhantomData<T>);
 
 impl<T: Operations> Vtable<T> {
-    /// Hands one request to the driver.
+    /// Dispatches one request to the driver.
     ///
     /// # Safety
     ///
-    /// Called by `queue_rq` and `queue_rqs` below: `rq` belongs to a queue made by `Disk<T>`, is not
-    /// started, and waits for this driver. The tag set's SRCU read lock is held.
-    unsafe fn hand_over(rq: NonNull<bindings::request>, submitter: Pin<&Submitter>) -> Handed<T> {
-        // SAFETY: By the function's requirements the queue was made by `Disk<T>`, so its `queuedata`
-        // is a `QueueContext<T>`. It is freed after the readers of the tag set's SRCU are gone
-        // (`Live::drop`), so not before this function returns, even when the request is
-        // completed, and the disk removed, meanwhile.
-        let device = unsafe { &(*(*(*rq.as_ptr()).q).queuedata.cast::<QueueContext<T>>()).device };
-        // SAFETY: `init_hctx` stored a pointer into that `QueueContext<T>`.
+    /// Called by `queue_rq` and `queue_rqs` below: `rq` belongs to a queue made by `Disk` for
+    /// requests of `T`, is not started, and waits for this driver. The tag set's SRCU read lock is
+    /// held.
+    unsafe fn dispatch(
+        rq: NonNull<bindings::request>,
+        submitter: Pin<&Submitter>,
+    ) -> Result<(), Refused<T>> {
+        // SAFETY: By the function's requirements the `queuedata` of the queue is a `Context<T>`. It
+        // is freed after the readers of the tag set's SRCU are gone (`Live::drop`), so not before
+        // this function returns, even if the request ends and the disk is removed before.
+        let device = unsafe { &(*(*(*rq.as_ptr()).q).queuedata.cast::<Context<T>>()).device };
+        // SAFETY: `init_hctx` stored a pointer into that `Context<T>`.
         let hw = unsafe { &*(*(*rq.as_ptr()).mq_hctx).driver_data.cast::<T::HwData>() };
         // SAFETY: By the function's requirements.
         let rq = unsafe { IdleRequest::<T>::from_raw(rq) };
@@ -60,7 +60,7 @@ impl<T: Operations> Vtable<T> {
     /// # Safety
     ///
     /// Called by blk-mq alone, with the tag set's SRCU read lock held: `bd` is valid, and the request
-    /// in it belongs to a queue made by `Disk<T>`, is not started, and waits for this driver.
+    /// in it belongs to a queue made by `Disk` for `T`, is not started, and waits for this driver.
     unsafe extern "C" fn queue_rq(
         _hctx: *mut bindings::blk_mq_hw_ctx,
         bd: *const bindings::blk_mq_queue_data,
@@ -71,18 +71,18 @@ impl<T: Operations> Vtable<T> {
         let submitter = unsafe { Submitter::current((*rq.as_ptr()).q, false) };
         let submitter = pin!(submitter);
         // SAFETY: By the function's requirements.
-        match unsafe { Self::hand_over(rq, submitter.as_ref()) } {
+        match unsafe { Self::dispatch(rq, submitter.as_ref()) } {
             Ok(()) => ffi::BLK_STS_OK,
             Err(refused) => refused.into_status(),
         }
     }
 
-    /// Takes what a task has held back: one call instead of one for each request.
+    /// Dispatches the requests of a plug: one call instead of one for each request.
     ///
     /// # Safety
     ///
     /// Called by blk-mq alone, with the tag set's SRCU read lock held: the requests of `list` belong
-    /// to a queue made by `Disk<T>`, are not started, and wait for this driver.
+    /// to a queue made by `Disk` for `T`, are not started, and wait for this driver.
     unsafe extern "C" fn queue_rqs(list: *mut bindings::rq_list) {
         // SAFETY: By the function's requirements the list is valid, and so are its requests.
         let Some(first) = (unsafe { (*list).head.as_ref() }) else {
@@ -103,7 +103,7 @@ impl<T: Operations> Vtable<T> {
                 }
             }
             // SAFETY: By the function's requirements.
-            if let Err(refused) = unsafe { Self::hand_over(rq, submitter.as_ref()) } {
+            if let Err(refused) = unsafe { Self::dispatch(rq, submitter.as_ref()) } {
                 // SAFETY: The request was not taken, so it is still ours to end.
                 unsafe { bindings::blk_mq_end_request(rq.as_ptr(), refused.into_status()) };
             }
@@ -115,26 +115,27 @@ impl<T: Operations> Vtable<T> {
     /// Called by blk-mq alone: `rq` was given to `blk_mq_complete_request_remote()` by its last owner.
     unsafe extern "C" fn complete(rq: *mut bindings::request) {
         // SAFETY: By the function's requirements, `rq` being a valid request.
-        unsafe { request::complete_here::<T>(NonNull::new_unchecked(rq)) };
+        unsafe { request::end_completed::<T>(NonNull::new_unchecked(rq)) };
     }
 
     /// # Safety
     ///
-    /// Called by blk-mq alone: `hctx` is valid and new, and belongs to a queue made by `Disk<T>`.
+    /// Called by blk-mq alone: `hctx` is valid and new, and belongs to a queue made by `Disk` for
+    /// `T`.
     unsafe extern "C" fn init_hctx(
         hctx: *mut bindings::blk_mq_hw_ctx,
         _tag_set_data: *mut c_void,
         index: c_uint,
     ) -> c_int {
         from_result(|| {
-            // SAFETY: By the function's requirements `queuedata` is a `QueueContext<T>`: it is set
-            // before the hardware contexts are made.
-            let context = unsafe { &*(*(*hctx).queue).queuedata.cast::<QueueContext<T>>() };
+            // SAFETY: By the function's requirements `queuedata` is a `Context<T>`: it is set before
+            // the hardware contexts are made.
+            let context = unsafe { &*(*(*hctx).queue).queuedata.cast::<Context<T>>() };
             let hw = context.hw.get(index as usize).ok_or(EINVAL)?;
             // SAFETY: By the function's requirements `hctx` is valid, and nobody uses it yet.
             unsafe { (*hctx).driver_data = core::ptr::from_ref(hw).cast_mut().cast() };
-            // SAFETY: As above; the key is registered, and goes with the context, after the queue's last
-            // request.
+            // SAFETY: As above; the key is registered, and is dropped with the context, after the
+            // last request of the queue.
             unsafe { bindings::blk_mq_hctx_set_fq_lock_class(hctx, context.flush_class.as_ptr()) };
             Ok(0)
         })

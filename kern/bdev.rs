@@ -45,7 +45,7 @@ impl BlockDevice {
     /// # Safety
     ///
     /// `raw` must be null, or a valid block device with a reference that becomes that of the result.
-    pub(crate) unsafe fn from_kept(raw: *mut bindings::block_device) -> Option<ARef<Self>> {
+    pub(crate) unsafe fn from_owned(raw: *mut bindings::block_device) -> Option<ARef<Self>> {
         // SAFETY: By the function's requirements; the type is transparent.
         NonNull::new(raw).map(|raw| unsafe { ARef::from_raw(raw.cast()) })
     }
@@ -136,7 +136,7 @@ impl BlockDevice {
     /// Returns whether direct I/O of `len` bytes at `pos` bytes would be carried out: the device is
     /// as long, it is in whole logical blocks and, for a write, the device is neither read-only nor
     /// swap space. May have changed when this returns.
-    pub(crate) fn admits(&self, write: bool, pos: u64, len: u32) -> bool {
+    pub(crate) fn can_access(&self, write: bool, pos: u64, len: u32) -> bool {
         // SAFETY: By the type invariant.
         unsafe { ffi::rnull_loop_bdev_admits(self.raw(), write, pos, len) }
     }

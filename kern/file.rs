@@ -53,9 +53,9 @@ pub(crate) struct DirectAlignment {
 /// Up to where failures to write a file back have been reported to somebody: `errseq_t`.
 ///
 /// A `struct file` has one of its own, but each is told of a failure once, whoever syncs by it.
-pub(crate) struct ErrorCursor(Atomic<u32>);
+pub(crate) struct ErrseqCursor(Atomic<u32>);
 
-impl ErrorCursor {
+impl ErrseqCursor {
     /// Returns a cursor at the present end, which reports later failures, for a write that syncs
     /// its own data through this `struct file`.
     ///
@@ -154,7 +154,7 @@ pub(crate) trait BackingFile {
     fn changes_atime(&self) -> bool;
     /// Whether a write in place that ends at `end` bytes is the same whoever writes: nobody is
     /// refused, or told, and no privilege of the file goes.
-    fn write_is_anonymous(&self, end: u64) -> bool;
+    fn write_is_task_independent(&self, end: u64) -> bool;
     /// Whether a write to it that must be durable (`IOCB_DSYNC`) is, for certain.
     fn honours_dsync(&self) -> bool;
     /// Whether memory must not change while it is written to it, as what is below makes checksums or
@@ -180,11 +180,11 @@ pub(crate) trait BackingFile {
     /// An earlier write that failed since `reported`, which this advances, is an error, whoever has heard
     /// of it from this file already: but never `ENOMEM`, which tells of nothing but that, and may be tried
     /// again. (Not so on overlayfs, whose files have a mapping that hears of no failure.)
-    fn sync_data(&self, reported: &ErrorCursor) -> Result;
+    fn sync_data(&self, reported: &ErrseqCursor) -> Result;
     /// Where failed writes are that this file has not reported.
-    fn error_cursor(&self) -> ErrorCursor;
+    fn error_cursor(&self) -> ErrseqCursor;
     /// Drops its page cache, but for what cannot be written back or is in use. May sleep.
-    fn drop_cache(&self);
+    fn drop_page_cache(&self);
     /// Keeps the file's file system from being frozen until [`end_write`](Self::end_write), which
     /// any context may call; waits while it is frozen. May sleep.
     fn start_write(&self);
@@ -293,12 +293,12 @@ impl BackingFile for File {
         unsafe { !ffi::rnull_loop_atime_settled(self.as_ptr()) }
     }
 
-    fn write_is_anonymous(&self, end: u64) -> bool {
+    fn write_is_task_independent(&self, end: u64) -> bool {
         let Ok(end) = i64::try_from(end) else {
             return false;
         };
         // SAFETY: The file is open.
-        unsafe { ffi::rnull_loop_write_is_anonymous(self.as_ptr(), end) }
+        unsafe { ffi::rnull_loop_write_is_task_independent(self.as_ptr(), end) }
     }
 
     fn honours_dsync(&self) -> bool {
@@ -328,7 +328,7 @@ impl BackingFile for File {
         // SAFETY: The inode of an open file is valid, and so is its super block.
         let bdev = unsafe { ffi::rnull_loop_get_sb_bdev(self.as_ptr()) };
         // SAFETY: The helper returns it with a reference, or null.
-        unsafe { BlockDevice::from_kept(bdev) }
+        unsafe { BlockDevice::from_owned(bdev) }
     }
 
     fn size(&self) -> Result<u64> {
@@ -373,7 +373,7 @@ impl BackingFile for File {
         to_result(unsafe { bindings::vfs_fsync(self.as_ptr(), 0) })
     }
 
-    fn sync_data(&self, reported: &ErrorCursor) -> Result {
+    fn sync_data(&self, reported: &ErrseqCursor) -> Result {
         // SAFETY: The file is open.
         let result = to_result(unsafe { bindings::vfs_fsync(self.as_ptr(), 1) });
         match reported.advance(self) {
@@ -383,13 +383,13 @@ impl BackingFile for File {
         }
     }
 
-    fn error_cursor(&self) -> ErrorCursor {
+    fn error_cursor(&self) -> ErrseqCursor {
         // SAFETY: The file is open. What syncs of it change meanwhile is seen or not.
         let reported = unsafe { (&raw const (*self.as_ptr()).f_wb_err).read_volatile() };
-        ErrorCursor(Atomic::new(reported))
+        ErrseqCursor(Atomic::new(reported))
     }
 
-    fn drop_cache(&self) {
+    fn drop_page_cache(&self) {
         // SAFETY: An open file has a mapping. What cannot be dropped makes it fail, and stays.
         unsafe { bindings::invalidate_inode_pages2((*self.as_ptr()).f_mapping) };
     }

@@ -56,7 +56,7 @@ impl Gate {
     }
 
     /// Enters the gate; waits while it is closed. May sleep.
-    pub(crate) fn enter_waiting(&self) {
+    pub(crate) fn enter_blocking(&self) {
         if !self.enter() {
             // It is closed by the holder of this lock alone.
             let _guard = self.closer.lock();

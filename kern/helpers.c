@@ -361,7 +361,7 @@ bool rnull_loop_atime_settled(struct file *file)
  * writes: there is no limit on file sizes and no privilege to be taken away,
  * and the file does not grow.
  */
-bool rnull_loop_write_is_anonymous(struct file *file, loff_t end)
+bool rnull_loop_write_is_task_independent(struct file *file, loff_t end)
 {
 	struct inode *inode = file_inode(file);
 

@@ -54,7 +54,7 @@ void rnull_loop_file_end_write(struct file *file);
 bool rnull_loop_file_refuses_writes(struct file *file);
 loff_t rnull_loop_i_size_read(struct file *file);
 bool rnull_loop_atime_settled(struct file *file);
-bool rnull_loop_write_is_anonymous(struct file *file, loff_t end);
+bool rnull_loop_write_is_task_independent(struct file *file, loff_t end);
 const struct path *rnull_loop_file_path(struct file *file);
 struct block_device *rnull_loop_get_sb_bdev(struct file *file);
 bool rnull_loop_file_honours_dsync(struct file *file);

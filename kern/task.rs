@@ -78,7 +78,7 @@ pub(crate) fn cond_resched() {
 
 /// A number that is the same again when the same task asks and has not slept meanwhile, and hardly ever
 /// else. Any context.
-pub(crate) fn wakefulness() -> usize {
+pub(crate) fn sleep_count() -> usize {
     let task = Task::current_raw();
     // SAFETY: The current task is valid, and its own switches are counted by itself alone.
     let slept = unsafe { (*task).nvcsw };

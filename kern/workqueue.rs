@@ -26,12 +26,12 @@ unsafe impl Sync for OwnedQueue {}
 
 /// Where work runs.
 #[derive(Clone, Copy)]
-pub(crate) enum Place {
+pub(crate) enum Affinity {
     /// On the CPU that it is queued on, which saves waking another one; or nearby if that is
     /// isolated.
-    Here,
+    PerCpu,
     /// On any CPU.
-    Anywhere,
+    Unbound,
 }
 
 impl OwnedQueue {
@@ -39,11 +39,11 @@ impl OwnedQueue {
     ///
     /// It has no rescuer (`WQ_MEM_RECLAIM`): its work calls file systems, and some of them wait for
     /// workqueues without one (XFS out of space: `xfs_flush_inodes()`), which the kernel warns of.
-    pub(crate) fn new(name: &CStr, place: Place) -> Result<Self> {
+    pub(crate) fn new(name: &CStr, place: Affinity) -> Result<Self> {
         let place = match place {
             // It may have much to copy, for which other work on the CPU should not have to wait.
-            Place::Here => bindings::wq_flags_WQ_PERCPU | bindings::wq_flags_WQ_CPU_INTENSIVE,
-            Place::Anywhere => bindings::wq_flags_WQ_UNBOUND,
+            Affinity::PerCpu => bindings::wq_flags_WQ_PERCPU | bindings::wq_flags_WQ_CPU_INTENSIVE,
+            Affinity::Unbound => bindings::wq_flags_WQ_UNBOUND,
         };
         // SAFETY: The format string is NUL-terminated and agrees with its one argument.
         let ptr = unsafe {

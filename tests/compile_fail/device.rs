@@ -20,25 +20,25 @@ fn bind_blindly(state: &mut State<u8>) -> Result {
     #[cfg(misuse)]
     state.bind(1); //~ E0599
     #[cfg(not(misuse))]
-    state.vacancy()?.bind(1);
+    state.unbound()?.bind(1);
     Ok(())
 }
 
 // A device is bound twice.
 fn bind_twice(state: &mut State<u8>) -> Result {
-    let vacancy = state.vacancy()?;
-    vacancy.bind(1);
+    let unbound = state.unbound()?;
+    unbound.bind(1);
     #[cfg(misuse)]
-    vacancy.bind(2); //~ E0382
+    unbound.bind(2); //~ E0382
     Ok(())
 }
 
 // A device changes its state between the look and the binding.
 fn delete_before_binding(state: &mut State<u8>) -> Result {
-    let vacancy = state.vacancy()?;
+    let unbound = state.unbound()?;
     #[cfg(misuse)]
     state.delete()?; //~ E0499
-    vacancy.bind(1);
+    unbound.bind(1);
     Ok(())
 }
 

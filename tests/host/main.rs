@@ -18,8 +18,8 @@ mod retry;
 mod settings;
 #[path = "../../state.rs"]
 mod state;
-#[path = "../../switches.rs"]
-mod switches;
+#[path = "../../tunables.rs"]
+mod tunables;
 
 #[path = "../.."]
 mod kern {

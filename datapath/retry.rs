@@ -2,15 +2,7 @@
 
 //! Retries of operations that failed for a transient reason: their delays, and their end.
 
-#![forbid(unsafe_code)]
-
-use kernel::{
-    prelude::*,
-    sync::atomic::{
-        ordering::Relaxed,
-        Atomic, //
-    },
-};
+use kernel::prelude::*;
 
 /// A reason for which an operation that was allowed to sleep fails and may succeed later.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,12 +34,10 @@ impl Transient {
 }
 
 /// The retries of one request since it last made progress.
-///
-/// For one user at a time, the owner of the request.
 pub(crate) struct Retries {
-    count: Atomic<u32>,
-    /// When the first of them was due, in milliseconds of a clock that may wrap.
-    since: Atomic<u32>,
+    count: u32,
+    /// The time of the first retry, in milliseconds of a clock that may wrap.
+    since: u32,
 }
 
 impl Retries {
@@ -67,34 +57,34 @@ impl Retries {
     /// No retry yet.
     pub(crate) fn new() -> Self {
         Self {
-            count: Atomic::new(0),
-            since: Atomic::new(0),
+            count: 0,
+            since: 0,
         }
     }
 
     /// Forgets the retries so far, as the request has made progress or ends. Any context.
-    pub(crate) fn reset(&self) {
-        self.count.store(0, Relaxed);
+    pub(crate) fn reset(&mut self) {
+        self.count = 0;
     }
 
     /// Returns the delay before the next retry in milliseconds, or `None` when there have been
     /// enough. `now` is the time in milliseconds. Any context.
-    pub(crate) fn next(&self, reason: Transient, now: u32) -> Option<u32> {
-        let count = self.count.load(Relaxed);
-        if count == 0 {
-            self.since.store(now, Relaxed);
+    pub(crate) fn next(&mut self, reason: Transient, now: u32) -> Option<u32> {
+        if self.count == 0 {
+            self.since = now;
         }
-        let elapsed = now.wrapping_sub(self.since.load(Relaxed));
+        let elapsed = now.wrapping_sub(self.since);
         let enough = match reason {
             Transient::Memory => elapsed >= Self::MAX_MEMORY,
             // A retry may itself take long, as where it waits for a thaw.
-            Transient::Busy => elapsed >= Self::MAX_BUSY && count >= Self::MIN_BUSY,
+            Transient::Busy => elapsed >= Self::MAX_BUSY && self.count >= Self::MIN_BUSY,
         };
         if enough {
             return None;
         }
-        self.count.store(count.saturating_add(1), Relaxed);
-        Some(Self::FIRST_DELAY << count.min(Self::DOUBLINGS))
+        let delay = Self::FIRST_DELAY << self.count.min(Self::DOUBLINGS);
+        self.count = self.count.saturating_add(1);
+        Some(delay)
     }
 }
 
@@ -116,7 +106,7 @@ mod tests {
 
     #[test]
     fn a_busy_file_is_tried_a_bounded_number_of_times() {
-        let retries = Retries::new();
+        let mut retries = Retries::new();
         let (mut now, mut count) = (0, 0);
         while let Some(delay) = retries.next(Transient::Busy, now) {
             now += delay;
@@ -137,7 +127,7 @@ mod tests {
 
     #[test]
     fn memory_is_waited_for_until_the_time_is_over() {
-        let retries = Retries::new();
+        let mut retries = Retries::new();
         let start = u32::MAX - 50;
         for tick in 0..1000 {
             let now = start.wrapping_add(tick);

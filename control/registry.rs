@@ -2,11 +2,13 @@
 
 //! All loop devices: which number stands for which, and who stands on whom.
 
-#![forbid(unsafe_code)]
-
+use super::{
+    device::LoopDevice,
+    sysfs, //
+};
 use crate::{
-    backing,
     blk_mq::{
+        sysfs::Group,
         Disk,
         DiskOptions,
         DiskRef,
@@ -14,16 +16,19 @@ use crate::{
         RegisteredDisk,
         TagSet, //
     },
-    device::LoopDevice,
+    datapath::{
+        target::LoopQueue,
+        worker::{
+            Worker,
+            Workers, //
+        },
+    },
     kern::{
         mutex::LockKillable,
-        sysfs::Group,
         task, //
     },
-    sysfs, //
 };
 use kernel::{
-    fs::File,
     new_mutex, pr_warn_once,
     prelude::*,
     sync::{
@@ -33,8 +38,7 @@ use kernel::{
         },
         global_lock,
         Arc,
-        Mutex,
-        MutexGuard, //
+        Mutex, //
     },
     time::{
         delay::fsleep,
@@ -73,14 +77,14 @@ pub(crate) struct Parameters {
 
 /// A device that is there for all to see; fields are dropped in the order of their declaration.
 struct Listed {
-    switches: Option<Group>,
+    tunables: Option<Group>,
     disk: RegisteredDisk<LoopDevice>,
 }
 
 impl Listed {
     /// Deletes the disk, see [`RegisteredDisk::delete`].
     fn delete(self) -> DiskRef<LoopDevice> {
-        drop(self.switches);
+        drop(self.tunables);
         self.disk.delete()
     }
 }
@@ -113,9 +117,8 @@ pub(crate) struct Registry {
     /// locks.
     #[pin]
     removed: Mutex<KVec<DiskRef<LoopDevice>>>,
-    /// Held while a bound device changes to another loop device as its backing file.
-    #[pin]
-    validation: Mutex<()>,
+    /// The lock that all devices share, see [`LoopDevice`].
+    validation: Arc<Mutex<()>>,
 }
 
 global_lock! {
@@ -237,10 +240,13 @@ impl Registry {
         let tags = KBox::pin_init(TagSet::new(nr_hw_queues, hw_queue_depth), GFP_KERNEL)?;
         let scans = part_shift != 0;
         let minors = 1_u32.checked_shl(part_shift).ok_or(EINVAL)?;
-        let device = LoopDevice::new(index, scans)?;
+        let queue = LoopQueue::new(index)?;
+        let flusher = Worker::flusher()?;
         let disk = Disk::new(
             tags,
-            device,
+            LoopDevice::new(queue.clone(), scans, self.validation.clone())?,
+            queue,
+            || Workers::new(flusher.clone()),
             DiskOptions {
                 major: self.major.load(Relaxed),
                 first_minor: index.checked_mul(minors).ok_or(EINVAL)?,
@@ -253,10 +259,10 @@ impl Registry {
             },
         )?
         .add()?;
-        let switches = Group::create(&disk, c"rnull_loop", sysfs::SWITCHES);
+        let tunables = Group::create(&disk, c"rnull_loop", sysfs::TUNABLES);
         Ok(Listed {
             // The device works without.
-            switches: switches.ok(),
+            tunables: tunables.ok(),
             disk,
         })
     }
@@ -335,13 +341,14 @@ pub(crate) struct Devices(Arc<Registry>);
 impl Devices {
     /// A registry without devices. May sleep.
     pub(crate) fn new(parameters: Parameters) -> Result<Self> {
+        let validation = Arc::pin_init(new_mutex!((), "LoopDevice::validation"), GFP_KERNEL)?;
         let registry = Arc::pin_init(
             pin_init!(Registry {
                 parameters,
                 major: Atomic::new(0),
                 table <- new_mutex!(KVec::new(), "Registry::table"),
                 removed <- new_mutex!(KVec::new(), "Registry::removed"),
-                validation <- new_mutex!((), "Registry::validation"),
+                validation,
             }),
             GFP_KERNEL,
         )?;

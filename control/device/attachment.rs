@@ -1,37 +1,39 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How a device comes by a file, by another one, and gets rid of it.
-
-#![forbid(unsafe_code)]
+//! Attaching a device to a file, changing the file, and detaching the device.
 
 use super::{
+    super::{
+        backing::{
+            self,
+            Backing,
+            BackingCaps, //
+        },
+        flags::Flags,
+        geometry::{
+            self,
+            SECTOR_SIZE, //
+        },
+        settings::Settings,
+        sysfs, //
+    },
     Binding,
     LoopDevice, //
 };
 use crate::{
-    backing::{
-        self,
-        Backing,
-        Traits, //
-    },
     blk_mq::{
+        sysfs::Group,
         GenDisk,
         Mode,
         OpenMutex, //
     },
-    command::Target,
-    flags::Flags,
-    geometry::SECTOR_SIZE,
+    datapath::target::Target,
     kern::{
         bdev::BlockDevice,
         file::BackingFile,
         module::ModuleRef,
-        sysfs::Group,
         uapi::LoopConfig, //
     },
-    registry,
-    settings::Settings,
-    sysfs, //
 };
 use kernel::{
     fs::File,
@@ -39,7 +41,7 @@ use kernel::{
     sync::aref::ARef, //
 };
 
-/// A file, and what a device needs to be bound to it.
+/// A file, and all that a device needs to be bound to it.
 struct Prepared {
     backing: Backing,
     settings: Settings,
@@ -52,9 +54,9 @@ struct Prepared {
 impl Prepared {
     /// Asks the file system of `file`, and writes back the page cache of the file. May sleep.
     fn new(device: &LoopDevice, file: ARef<File>, mode: Mode, config: &LoopConfig) -> Result<Self> {
-        backing::validate(&file, device)?;
+        device.validate(&file)?;
         let mut settings = Settings::configured(&config.info)?;
-        let traits = Traits::of(&file);
+        let caps = BackingCaps::of(&file);
         if !mode.is_write() || !file.accepts_writes() {
             settings.flags.set(Flags::READ_ONLY, true);
         }
@@ -65,13 +67,13 @@ impl Prepared {
             0 => SECTOR_SIZE,
             size => size,
         };
-        traits.settle_direct(&file, &mut settings);
-        // Made before the file is synced, so that flushes of the device report what fails then.
-        let target = traits.target(file.clone(), &settings, block_size);
+        caps.update_dio(&file, &mut settings);
+        // Made before the file is synced, so that flushes of the device report errors of that sync.
+        let target = caps.target(file.clone(), &settings, block_size);
         begin_caching(&file, &settings);
         let capacity = backing::capacity(&file, &settings);
         Ok(Self {
-            backing: Backing::new(file, traits)?,
+            backing: Backing::new(file, caps)?,
             settings,
             target,
             block_size,
@@ -103,7 +105,7 @@ impl LoopDevice {
         // An exclusive owner must not find another device under its feet.
         let _claim = disk.claim_for(bdev, mode)?;
         let mut state = self.lock_killable()?;
-        let vacancy = state.vacancy()?;
+        let unbound = state.unbound()?;
         let Prepared {
             backing,
             mut settings,
@@ -111,25 +113,27 @@ impl LoopDevice {
             block_size,
             capacity,
         } = prepared?;
-        self.make_queues(disk)?;
-        let Backing { file, traits, .. } = &backing;
+        self.queue.make_workqueues(disk.name())?;
+        let Backing { file, caps, .. } = &backing;
         let mut limits = disk.update_limits();
-        traits.apply(&mut limits, file, settings.flags, block_size);
-        // Nothing is served yet, so the queue need not be frozen.
+        caps.apply(&mut limits, file, settings.flags, block_size);
+        // No request has a target yet, so the queue need not be frozen.
         limits.commit()?;
 
         // From here on nothing fails.
         let scans = self.always_scans || settings.flags.contains(Flags::PARTSCAN);
         settings.flags.set(Flags::PARTSCAN, scans);
-        self.switches.reset();
-        self.forget_refusals();
+        self.queue.tunables.reset();
+        self.queue.take_refusals();
         let uevents = disk.suppress_uevents();
         disk.force_media_change();
         disk.set_read_only(settings.flags.contains(Flags::READ_ONLY));
-        // A target that is there already would be that of a device that is not unbound.
-        let _ = disk.publish(target);
+        if disk.publish(target).is_err() {
+            // Only a device that is not unbound has a target.
+            pr_err!("{}: an unbound device has a target\n", disk.name());
+        }
         self.resize(disk, capacity);
-        vacancy.bind(Binding {
+        unbound.bind(Binding {
             backing,
             settings,
             _module: ModuleRef::get(),
@@ -137,7 +141,7 @@ impl LoopDevice {
         if scans {
             disk.suppress_partition_scan(false);
         }
-        state.show();
+        state.publish_snapshot();
         self.show_attributes(disk);
         drop(uevents);
         drop(state);
@@ -154,14 +158,13 @@ impl LoopDevice {
         if self.backing_file().is_none() {
             return Err(ENXIO);
         }
-        let traits = Traits::of(&file);
-        let registry = registry::registry()?;
+        let caps = BackingCaps::of(&file);
         let mut state = self.lock_killable()?;
-        let binding = state.bound()?;
+        let binding = state.bound_mut()?;
         if !binding.settings.flags.contains(Flags::READ_ONLY) {
             return Err(EINVAL);
         }
-        backing::validate(&file, self)?;
+        self.validate(&file)?;
         let size = |file: &File| backing::capacity(file, &binding.settings);
         if size(&file) != size(&binding.backing.file) {
             return Err(EINVAL);
@@ -171,26 +174,26 @@ impl LoopDevice {
             settings.flags.set(Flags::DIRECT_IO, true);
         }
         let block_size = disk.logical_block_size();
-        traits.settle_direct(&file, &mut settings);
-        let backing = Backing::new(file, traits)?;
-        let Backing { file, traits, .. } = &backing;
-        let target = traits.target(file.clone(), &settings, block_size);
+        caps.update_dio(&file, &mut settings);
+        let backing = Backing::new(file, caps)?;
+        let Backing { file, caps, .. } = &backing;
+        let target = caps.target(file.clone(), &settings, block_size);
         begin_caching(file, &settings);
-        // Taken after the last call to a file system of a backing file, and held until `shown` has
-        // the new file: see `backing::validate`.
-        let validation = registry.validation_of(file)?;
-        backing::validate(file, self)?;
+        // Taken after the last call to a file system of a backing file, and held until the snapshot
+        // has the new file: see `validate`.
+        let validation = self.lock_validation(file)?;
+        self.validate(file)?;
         // A file system on the device hears of it before it is served from another file.
         let uevents = disk.suppress_uevents();
         disk.force_media_change();
         drop(uevents);
         let mut limits = disk.update_limits();
-        traits.apply(&mut limits, file, settings.flags, block_size);
+        caps.apply(&mut limits, file, settings.flags, block_size);
         let mut frozen = disk.freeze();
         // What a file adds contradicts nothing, and the block size is the present one.
         limits.commit()?;
-        let old_target = frozen.replace_io(target);
-        self.forget_refusals();
+        let old_target = frozen.replace(target);
+        self.queue.take_refusals();
         drop(frozen);
         // What was read of the old file meanwhile.
         disk.drop_cached();
@@ -222,7 +225,7 @@ impl LoopDevice {
     /// LOOP_CLR_FD: detaches the device when it is closed for the last time.
     pub(crate) fn clear(&self, disk: &GenDisk<Self>) -> Result {
         let mut state = self.lock_killable()?;
-        state.bound()?.settings.flags.set(Flags::AUTOCLEAR, true);
+        state.bound_mut()?.settings.flags.set(Flags::AUTOCLEAR, true);
         if disk.openers() == 1 {
             // The caller is the last; nobody else shall come in.
             state.run_down();
@@ -254,7 +257,7 @@ impl LoopDevice {
         let mut limits = disk.update_limits();
         limits.set_block_size(SECTOR_SIZE);
         // I/O that comes from now on finds nothing; what was under way is over.
-        let target = disk.retract();
+        let target = disk.unpublish();
         // The defaults do not contradict each other.
         let _ = limits.commit();
         disk.invalidate();
@@ -280,7 +283,7 @@ impl LoopDevice {
 fn begin_caching(file: &File, settings: &Settings) {
     let _ = file.sync();
     if settings.flags.contains(Flags::DIRECT_IO) {
-        file.drop_cache();
+        file.drop_page_cache();
     }
 }
 

@@ -13,44 +13,50 @@
 //!   Deleting   cannot be opened; no way back
 //! ```
 
-#![forbid(unsafe_code)]
-
 use kernel::prelude::*;
 
-/// The state of a device, with what it is bound to, `B`.
+/// The state of a device, with what a bound device has, `B`.
 ///
 /// The transitions below are the only way to change it.
 pub(crate) enum State<B> {
-    /// Nothing behind it.
+    /// Without a backing file.
     Unbound,
-    /// In use.
+    /// With a backing file.
     Bound(B),
-    /// On the way from bound to unbound: I/O of those who have it open is still served.
+    /// Being torn down. I/O of openers is still served.
     Rundown(B),
-    /// About to be removed.
+    /// Being removed.
     Deleting,
 }
 
 impl<B> State<B> {
-    /// Lets an `Unbound` device become `Bound`; `EBUSY` in any other state.
-    pub(crate) fn vacancy(&mut self) -> Result<Vacancy<'_, B>> {
+    /// Returns proof that the device is `Unbound`; fails with `EBUSY` in any other state.
+    pub(crate) fn unbound(&mut self) -> Result<Unbound<'_, B>> {
         if let Self::Unbound = self {
-            // INVARIANT: As seen.
-            Ok(Vacancy(self))
+            // INVARIANT: Checked above.
+            Ok(Unbound(self))
         } else {
             Err(EBUSY)
         }
     }
 
-    /// What the device is bound to, for those who use it; `ENXIO` where it is not `Bound`.
-    pub(crate) fn bound(&mut self) -> Result<&mut B> {
+    /// Returns what a `Bound` device has; fails with `ENXIO` in any other state.
+    pub(crate) fn bound(&self) -> Result<&B> {
         match self {
             Self::Bound(binding) => Ok(binding),
             _ => Err(ENXIO),
         }
     }
 
-    /// What the device is or was bound to until a moment ago, for those who look.
+    /// Returns what a `Bound` device has, to change it; fails with `ENXIO` in any other state.
+    pub(crate) fn bound_mut(&mut self) -> Result<&mut B> {
+        match self {
+            Self::Bound(binding) => Ok(binding),
+            _ => Err(ENXIO),
+        }
+    }
+
+    /// Returns what a `Bound` or `Rundown` device has.
     pub(crate) fn binding(&self) -> Option<&B> {
         match self {
             Self::Bound(binding) | Self::Rundown(binding) => Some(binding),
@@ -58,7 +64,17 @@ impl<B> State<B> {
         }
     }
 
-    /// `Bound` becomes `Rundown`; other states stay.
+    /// Returns the same state with `map` of what a bound device has.
+    pub(crate) fn map<C>(&self, map: impl FnOnce(&B) -> C) -> State<C> {
+        match self {
+            Self::Unbound => State::Unbound,
+            Self::Bound(binding) => State::Bound(map(binding)),
+            Self::Rundown(binding) => State::Rundown(map(binding)),
+            Self::Deleting => State::Deleting,
+        }
+    }
+
+    /// Turns `Bound` into `Rundown`; other states stay.
     pub(crate) fn run_down(&mut self) {
         *self = match core::mem::replace(self, Self::Unbound) {
             Self::Bound(binding) => Self::Rundown(binding),
@@ -66,8 +82,8 @@ impl<B> State<B> {
         };
     }
 
-    /// `Rundown` becomes `Unbound` and gives what it was bound to, to be dropped when no lock is
-    /// held; other states stay.
+    /// Turns `Rundown` into `Unbound` and returns what the device had, to be dropped outside all
+    /// locks; other states stay.
     pub(crate) fn unbind(&mut self) -> Option<B> {
         match core::mem::replace(self, Self::Unbound) {
             Self::Rundown(binding) => Some(binding),
@@ -78,7 +94,7 @@ impl<B> State<B> {
         }
     }
 
-    /// `Unbound` becomes `Deleting`; `EBUSY` from anywhere else.
+    /// Turns `Unbound` into `Deleting`; fails with `EBUSY` in any other state.
     pub(crate) fn delete(&mut self) -> Result {
         let Self::Unbound = self else {
             return Err(EBUSY);
@@ -87,31 +103,31 @@ impl<B> State<B> {
         Ok(())
     }
 
-    /// Whether the device has nothing behind it and may get something.
+    /// Returns whether the device is `Unbound`.
     pub(crate) fn is_unbound(&self) -> bool {
         matches!(self, Self::Unbound)
     }
 
-    /// Whether the device is being run down.
+    /// Returns whether the device is being torn down.
     pub(crate) fn is_rundown(&self) -> bool {
         matches!(self, Self::Rundown(_))
     }
 
-    /// Whether the device may be opened.
+    /// Returns whether the device may be opened.
     pub(crate) fn may_open(&self) -> bool {
         matches!(self, Self::Unbound | Self::Bound(_))
     }
 }
 
-/// A device that can be bound.
+/// Proof that a device is unbound.
 ///
 /// # Invariants
 ///
 /// The state is `Unbound`.
-pub(crate) struct Vacancy<'a, B>(&'a mut State<B>);
+pub(crate) struct Unbound<'a, B>(&'a mut State<B>);
 
-impl<B> Vacancy<'_, B> {
-    /// `Unbound` becomes `Bound`.
+impl<B> Unbound<'_, B> {
+    /// Turns `Unbound` into `Bound`.
     pub(crate) fn bind(self, binding: B) {
         *self.0 = State::Bound(binding);
     }
@@ -127,11 +143,11 @@ mod tests {
         let mut state = State::Unbound;
         assert!(state.may_open() && state.is_unbound());
         assert!(state.bound().is_err() && state.binding().is_none());
-        let vacancy = state.vacancy();
-        assert!(vacancy.is_ok());
-        let Ok(vacancy) = vacancy else { return };
-        vacancy.bind(1);
-        assert!(state.vacancy().is_err());
+        let unbound = state.unbound();
+        assert!(unbound.is_ok());
+        let Ok(unbound) = unbound else { return };
+        unbound.bind(1);
+        assert!(state.unbound().is_err());
         assert!(state.delete().is_err());
         assert_eq!(state.unbind(), None);
         assert_eq!(state.bound().ok().copied(), Some(1));
@@ -140,12 +156,12 @@ mod tests {
         assert!(state.is_rundown() && !state.may_open());
         assert!(state.bound().is_err());
         assert_eq!(state.binding(), Some(&1));
-        assert!(state.vacancy().is_err() && state.delete().is_err());
+        assert!(state.unbound().is_err() && state.delete().is_err());
         assert_eq!(state.unbind(), Some(1));
         assert!(state.is_unbound());
         assert!(state.delete().is_ok());
         assert!(!state.may_open() && !state.is_unbound());
-        assert!(state.vacancy().is_err());
+        assert!(state.unbound().is_err());
     }
 
     #[test]

@@ -2,8 +2,10 @@
 
 //! `LOOP_*` ioctls: what user space passes is decoded here, and done by the device.
 
-#![forbid(unsafe_code)]
-
+use super::{
+    device::LoopDevice,
+    legacy_info::LegacyInfo, //
+};
 use crate::{
     blk_mq::{
         DiskOperations,
@@ -11,8 +13,7 @@ use crate::{
         Mode,
         OpenMutex, //
     },
-    device::LoopDevice,
-    info::OldForm,
+    datapath::target::LoopQueue,
     kern::{
         bdev::BlockDevice,
         ffi,
@@ -38,6 +39,8 @@ use kernel::{
 };
 
 impl DiskOperations for LoopDevice {
+    type Queue = LoopQueue;
+
     fn open(disk: &GenDisk<Self>, _mode: Mode) -> Result {
         disk.device().open()
     }
@@ -119,19 +122,19 @@ impl DiskOperations for LoopDevice {
         Ok(0)
     }
 
-    fn revise_limits(disk: &GenDisk<Self>) {
-        LoopDevice::revise_limits(disk);
+    fn revalidate(disk: &GenDisk<Self>) {
+        disk.device().revalidate_dio(disk);
     }
 }
 
 /// LOOP_GET_STATUS, in one of its forms.
-fn get_status<T: OldForm + AsBytes>(device: &LoopDevice, arg: usize) -> Result {
+fn get_status<T: LegacyInfo + AsBytes>(device: &LoopDevice, arg: usize) -> Result {
     check_address(arg)?;
     write(arg, &T::from_info64(&device.status()?)?)
 }
 
 /// LOOP_SET_STATUS, in one of its forms.
-fn set_status<T: OldForm + FromBytes>(
+fn set_status<T: LegacyInfo + FromBytes>(
     disk: &GenDisk<LoopDevice>,
     mode: Mode,
     arg: usize,

@@ -2,17 +2,13 @@
 
 //! What user space says of a device and can ask for again: the fields of `struct loop_info64`.
 
-#![forbid(unsafe_code)]
-
-use crate::{
-    flags::Flags,
-    kern::{
-        ffi::loop_info64,
-        uapi::{
-            LoopInfo64,
-            KEY_SIZE,
-            NAME_SIZE, //
-        },
+use super::flags::Flags;
+use crate::kern::{
+    ffi::loop_info64,
+    uapi::{
+        LoopInfo64,
+        KEY_SIZE,
+        NAME_SIZE, //
     },
 };
 use kernel::prelude::*;

@@ -4,13 +4,13 @@
 //!
 //! C header: [`include/linux/sysfs.h`](srctree/include/linux/sysfs.h)
 
-use super::{
-    ffi,
-    file, //
-};
-use crate::blk_mq::{
+use super::disk::{
     DiskOperations,
     GenDisk, //
+};
+use crate::kern::{
+    ffi,
+    file, //
 };
 use core::marker::PhantomData;
 use kernel::{

@@ -2,8 +2,6 @@
 
 //! When not to try what keeps failing.
 
-#![forbid(unsafe_code)]
-
 use kernel::sync::atomic::{
     ordering::Relaxed,
     Atomic, //
@@ -16,40 +14,40 @@ use kernel::sync::atomic::{
 /// number of tries.
 pub(crate) struct Backoff {
     credit: Atomic<u32>,
-    left_out: Atomic<u32>,
+    skip: Atomic<u32>,
 }
 
 impl Backoff {
     /// The most credit there can be: failures that come all at once are forgiven.
-    const MOST: u32 = 64;
+    const MAX_CREDIT: u32 = 64;
     /// What a failure costs; a success earns 1.
     const COST: u32 = 4;
     /// How many chances are left out when there is no credit left.
-    const LEFT_OUT: u32 = 32;
+    const SKIPPED: u32 = 32;
 
     /// Nothing has failed yet.
     pub(crate) fn new() -> Self {
         Self {
-            credit: Atomic::new(Self::MOST),
-            left_out: Atomic::new(0),
+            credit: Atomic::new(Self::MAX_CREDIT),
+            skip: Atomic::new(0),
         }
     }
 
     /// Whether to try now. Any context.
-    pub(crate) fn is_due(&self) -> bool {
-        match self.left_out.load(Relaxed).checked_sub(1) {
+    pub(crate) fn should_try(&self) -> bool {
+        match self.skip.load(Relaxed).checked_sub(1) {
             None => true,
             Some(left) => {
-                self.left_out.store(left, Relaxed);
+                self.skip.store(left, Relaxed);
                 false
             }
         }
     }
 
     /// It worked. Any context.
-    pub(crate) fn worked(&self) {
+    pub(crate) fn succeeded(&self) {
         let credit = self.credit.load(Relaxed);
-        if credit < Self::MOST {
+        if credit < Self::MAX_CREDIT {
             self.credit.store(credit.saturating_add(1), Relaxed);
         }
     }
@@ -59,7 +57,7 @@ impl Backoff {
         let credit = self.credit.load(Relaxed).saturating_sub(Self::COST);
         self.credit.store(credit, Relaxed);
         if credit == 0 {
-            self.left_out.store(Self::LEFT_OUT, Relaxed);
+            self.skip.store(Self::SKIPPED, Relaxed);
         }
     }
 }
@@ -70,9 +68,9 @@ mod tests {
     use super::*;
 
     /// How many chances are left out before the next try.
-    fn left_out(backoff: &Backoff) -> u32 {
+    fn skip(backoff: &Backoff) -> u32 {
         let mut count = 0;
-        while !backoff.is_due() {
+        while !backoff.should_try() {
             count += 1;
         }
         count
@@ -81,13 +79,13 @@ mod tests {
     #[test]
     fn what_always_fails_is_hardly_tried() {
         let backoff = Backoff::new();
-        for _ in 1..Backoff::MOST / Backoff::COST {
+        for _ in 1..Backoff::MAX_CREDIT / Backoff::COST {
             backoff.failed();
-            assert_eq!(left_out(&backoff), 0);
+            assert_eq!(skip(&backoff), 0);
         }
         for _ in 0..3 {
             backoff.failed();
-            assert_eq!(left_out(&backoff), Backoff::LEFT_OUT);
+            assert_eq!(skip(&backoff), Backoff::SKIPPED);
         }
     }
 
@@ -96,9 +94,9 @@ mod tests {
         let backoff = Backoff::new();
         for _ in 0..100 {
             backoff.failed();
-            assert_eq!(left_out(&backoff), 0);
+            assert_eq!(skip(&backoff), 0);
             for _ in 0..Backoff::COST {
-                backoff.worked();
+                backoff.succeeded();
             }
         }
     }
@@ -109,11 +107,11 @@ mod tests {
         for _ in 0..100 {
             backoff.failed();
         }
-        assert_eq!(left_out(&backoff), Backoff::LEFT_OUT);
+        assert_eq!(skip(&backoff), Backoff::SKIPPED);
         for _ in 0..=Backoff::COST {
-            backoff.worked();
+            backoff.succeeded();
         }
         backoff.failed();
-        assert_eq!(left_out(&backoff), 0);
+        assert_eq!(skip(&backoff), 0);
     }
 }

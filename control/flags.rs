@@ -4,8 +4,6 @@
 //!
 //! C header: [`include/uapi/linux/loop.h`](srctree/include/uapi/linux/loop.h)
 
-#![forbid(unsafe_code)]
-
 use kernel::prelude::*;
 
 /// A set of `LO_FLAGS_*`.

@@ -5,11 +5,11 @@
 //! C headers: [`include/linux/blk-cgroup.h`](srctree/include/linux/blk-cgroup.h),
 //! [`include/linux/sched/mm.h`](srctree/include/linux/sched/mm.h)
 
-use super::ffi;
-use crate::blk_mq::{
+use super::request::{
     Operations,
     Request, //
 };
+use crate::kern::ffi;
 use core::ptr::NonNull;
 use kernel::{
     bindings,

@@ -1,41 +1,40 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What may change while a device is bound, and what it is set to.
-
-#![forbid(unsafe_code)]
+//! The changes of a bound device, and its status.
 
 use super::{
+    super::{
+        backing::{
+            self,
+            Backing, //
+        },
+        flags::Flags,
+        geometry::{
+            self,
+            SECTOR_SIZE, //
+        },
+        settings::Settings, //
+    },
     attachment,
     Binding,
     LoopDevice, //
 };
 use crate::{
     aio::Caching,
-    backing::{
-        self,
-        Backing, //
-    },
     blk_mq::{
         GenDisk,
         LimitsUpdate,
         Mode, //
-    },
-    flags::Flags,
-    geometry::{
-        self,
-        SECTOR_SIZE, //
     },
     kern::{
         bdev::BlockDevice,
         file::BackingFile,
         uapi::LoopInfo64, //
     },
-    settings::Settings, //
 };
 use kernel::{
     prelude::*,
     sync::{
-        atomic::ordering::Relaxed,
         barrier::{
             smp_mb,
             Write, //
@@ -46,9 +45,9 @@ use kernel::{
 impl LoopDevice {
     /// LOOP_GET_STATUS64: what the device is bound to.
     pub(crate) fn status(&self) -> Result<LoopInfo64> {
-        let mut state = self.lock_killable()?;
+        let state = self.lock_killable()?;
         let binding = state.bound()?;
-        let mut info = binding.settings.info(self.index);
+        let mut info = binding.settings.info(self.queue.index);
         let file = binding.backing.file.clone();
         // The file system may take its time.
         drop(state);
@@ -62,31 +61,31 @@ impl LoopDevice {
     /// LOOP_SET_STATUS64: other offset, limit, name and flags.
     pub(crate) fn set_status(&self, disk: &GenDisk<Self>, info: &LoopInfo64) -> Result {
         let mut state = self.lock_killable()?;
-        let binding = state.bound()?;
+        let binding = state.bound_mut()?;
         let old = &binding.settings;
         let mut new = Settings::new(info, old.flags.updated(info.lo_flags))?;
         let moved = (old.offset, old.sizelimit) != (new.offset, new.sizelimit);
         let scans = !old.flags.contains(Flags::PARTSCAN) && new.flags.contains(Flags::PARTSCAN);
-        let Backing { file, traits, .. } = &binding.backing;
-        traits.settle_direct(file, &mut new);
-        settle_cache(binding, &new);
+        let Backing { file, caps, .. } = &binding.backing;
+        caps.update_dio(file, &mut new);
+        sync_cache_on_mode_change(binding, &new);
         let capacity = moved.then(|| backing::capacity(file, &new));
         if let Some(capacity) = capacity {
             disk.write_back();
             disk.drop_cached();
             // Requests that the present size lets through are to keep to the new one, too.
             let length = geometry::bytes(capacity.min(disk.capacity()));
-            self.length.store(length, Relaxed);
+            self.queue.set_length(length);
         }
-        adopt(disk, binding, None, new)?;
+        apply_settings(disk, binding, None, new)?;
         if scans {
             disk.suppress_partition_scan(false);
         }
         if let Some(capacity) = capacity {
             // Who hears of it is to find the new place, and not what was read meanwhile from the old one.
-            state.show();
+            state.publish_snapshot();
             disk.drop_cached();
-            self.adopt_capacity(disk, capacity);
+            self.update_capacity(disk, capacity);
         }
         drop(state);
         if scans {
@@ -97,19 +96,19 @@ impl LoopDevice {
 
     /// LOOP_SET_CAPACITY: takes over the size that the file has now.
     pub(crate) fn set_capacity(&self, disk: &GenDisk<Self>) -> Result {
-        let mut state = self.lock_killable()?;
+        let state = self.lock_killable()?;
         let binding = state.bound()?;
         let capacity = backing::capacity(&binding.backing.file, &binding.settings);
         if capacity > disk.capacity() {
             // The last page may end beyond the present end, and would be written back with zeroes there.
             disk.write_back();
         }
-        self.adopt_capacity(disk, capacity);
+        self.update_capacity(disk, capacity);
         Ok(())
     }
 
     /// Takes over a size, in sectors of 512 bytes, and tells user space.
-    fn adopt_capacity(&self, disk: &GenDisk<Self>, capacity: u64) {
+    fn update_capacity(&self, disk: &GenDisk<Self>, capacity: u64) {
         let changes = capacity != disk.capacity();
         let uevents = disk.suppress_uevents();
         let resized = self.resize(disk, capacity);
@@ -129,7 +128,7 @@ impl LoopDevice {
     /// Sets the size, in sectors of 512 bytes; returns whether a `RESIZE` event is due, and was
     /// sent unless events are suppressed.
     pub(super) fn resize(&self, disk: &GenDisk<Self>, capacity: u64) -> bool {
-        self.length.store(geometry::bytes(capacity), Relaxed);
+        self.queue.set_length(geometry::bytes(capacity));
         // Pairs with the barrier of the tag set's SRCU lock: a request that the new size lets through is
         // compared with the new length.
         smp_mb(Write);
@@ -140,20 +139,20 @@ impl LoopDevice {
     /// cannot.
     pub(crate) fn set_direct_io(&self, disk: &GenDisk<Self>, on: bool) -> Result {
         let mut state = self.lock_killable()?;
-        let binding = state.bound()?;
+        let binding = state.bound_mut()?;
         let mut new = binding.settings.clone();
         if on == new.flags.contains(Flags::DIRECT_IO) {
             return Ok(());
         }
         new.flags.set(Flags::DIRECT_IO, on);
-        let Backing { file, traits, .. } = &binding.backing;
-        if on && !traits.can_direct(file, new.offset) {
+        let Backing { file, caps, .. } = &binding.backing;
+        if on && !caps.can_direct(file, new.offset) {
             return Err(EINVAL);
         }
-        settle_cache(binding, &new);
+        sync_cache_on_mode_change(binding, &new);
         let mut limits = disk.update_limits();
-        traits.apply_direct(&mut limits, new.flags, disk.logical_block_size());
-        adopt(disk, binding, Some(limits), new)
+        caps.apply_direct(&mut limits, new.flags, disk.logical_block_size());
+        apply_settings(disk, binding, Some(limits), new)
     }
 
     /// LOOP_SET_BLOCK_SIZE: another logical block size, in bytes; 0 is the default. `EINVAL` for
@@ -168,12 +167,12 @@ impl LoopDevice {
         // Nobody must find other blocks under a file system.
         let _claim = disk.claim_for(bdev, mode)?;
         let mut state = self.lock_killable()?;
-        let binding = state.bound()?;
+        let binding = state.bound_mut()?;
         if size == disk.logical_block_size() {
             return Ok(());
         }
         let new = binding.settings.clone();
-        let Backing { file, traits, .. } = &binding.backing;
+        let Backing { file, caps, .. } = &binding.backing;
         let size = match size {
             0 => SECTOR_SIZE,
             size => size,
@@ -181,64 +180,38 @@ impl LoopDevice {
         disk.write_back();
         disk.drop_cached();
         let mut limits = disk.update_limits();
-        traits.apply(&mut limits, file, new.flags, size);
-        adopt(disk, binding, Some(limits), new)?;
+        caps.apply(&mut limits, file, new.flags, size);
+        apply_settings(disk, binding, Some(limits), new)?;
         // What was read in blocks of the old size meanwhile.
         disk.drop_cached();
         Ok(())
     }
 
-    /// What requests have found out that the file cannot do becomes a limit of the device.
+    /// Asks the file again for the alignment of direct I/O, if it was refused: the disk below a file
+    /// system may have been replaced by one with larger blocks, as pvmove does. If the file refuses
+    /// what it says that it accepts, direct I/O is switched off.
     ///
-    /// Called from a worker of the block layer, without locks, after
-    /// [`Request::disable_discard`](crate::blk_mq::Request::disable_discard) and the like.
-    pub(crate) fn revise_limits(disk: &GenDisk<Self>) {
-        disk.device().revise_direct(disk);
-        let mut limits = disk.update_limits();
-        let mut frozen = disk.freeze();
-        // The device may be bound to nothing, or to another file, by now.
-        if let Some(target) = frozen.io() {
-            target.holes.restrict(&mut limits);
-            // Nothing contradicts a limit of 0.
-            let _ = limits.commit();
-        }
-    }
-
-    /// Takes note that the file has refused direct I/O of a request whose position and length are
-    /// multiples of `alignment` bytes, and that the page cache has served it. Any context.
-    pub(crate) fn refuse_direct(&self, alignment: u64) {
-        let alignment = u32::try_from(alignment).unwrap_or(u32::MAX);
-        if alignment > self.refused.load(Relaxed) {
-            self.refused.store(alignment, Relaxed);
-        }
-    }
-
-    /// Forgets what another file has refused. No request is served.
-    pub(super) fn forget_refusals(&self) {
-        self.refused.store(0, Relaxed);
-    }
-
-    /// Asks the file again what direct I/O must keep to, if it was refused: the disk below a file
-    /// system may have been replaced by one with larger blocks, as pvmove does. Direct I/O ends
-    /// where the file refuses what it says that it accepts.
-    fn revise_direct(&self, disk: &GenDisk<Self>) {
-        let refused = self.refused.xchg(0, Relaxed);
+    /// Called from a workqueue of the block layer, without locks.
+    pub(crate) fn revalidate_dio(&self, disk: &GenDisk<Self>) {
+        let refused = self.queue.take_refusals();
         let Some(file) = self.backing_file().filter(|_| refused != 0) else {
             return;
         };
         // The file system may take its time.
         let direct = backing::direct_alignment(&file);
         let mut state = self.lock();
-        let Ok(binding) = state.bound() else { return };
+        let Ok(binding) = state.bound_mut() else {
+            return;
+        };
         let mut new = binding.settings.clone();
         let caching = backing::caching(new.flags);
         if !core::ptr::eq(&*file, &*binding.backing.file) || caching == Caching::Buffered {
             return;
         }
-        let works = binding.backing.traits.set_direct(direct, refused.into());
-        let Backing { file, traits, .. } = &binding.backing;
+        let works = binding.backing.caps.set_direct(direct, refused.into());
+        let Backing { file, caps, .. } = &binding.backing;
         if works {
-            traits.settle_direct(file, &mut new);
+            caps.update_dio(file, &mut new);
         } else {
             new.flags.set(Flags::DIRECT_IO, false);
         }
@@ -251,32 +224,32 @@ impl LoopDevice {
                 "it is off now"
             }
         );
-        settle_cache(binding, &new);
+        sync_cache_on_mode_change(binding, &new);
         let mut limits = disk.update_limits();
         binding
             .backing
-            .traits
+            .caps
             .apply_direct(&mut limits, new.flags, disk.logical_block_size());
         // The alignment is one that the file's own device has.
-        let _ = adopt(disk, binding, Some(limits), new);
+        let _ = apply_settings(disk, binding, Some(limits), new);
     }
 }
 
 /// What is left in the page cache of the file from the time of direct I/O, or without, is not to be found in
 /// the other's. That of a block device may be old, where others have read it beside direct writes; those
 /// that are under way just now are not waited for.
-fn settle_cache(binding: &Binding, new: &Settings) {
+fn sync_cache_on_mode_change(binding: &Binding, new: &Settings) {
     let file = &binding.backing.file;
     if backing::caching(binding.settings.flags) != backing::caching(new.flags) {
         // Errors are told to those who wrote it, by their own descriptors or by flushes of the device.
         let _ = file.sync();
-        file.drop_cache();
+        file.drop_page_cache();
     }
 }
 
 /// Brings limits and settings into force, between two requests; nothing has changed when the limits
 /// are impossible (`EINVAL`).
-fn adopt(
+fn apply_settings(
     disk: &GenDisk<LoopDevice>,
     binding: &mut Binding,
     limits: Option<LimitsUpdate<'_, LoopDevice>>,
@@ -284,7 +257,7 @@ fn adopt(
 ) -> Result {
     let mut frozen = disk.freeze();
     // A device that is bound has a target.
-    let target = frozen.io().ok_or(ENXIO)?;
+    let target = frozen.backend().ok_or(ENXIO)?;
     if let Some(mut limits) = limits {
         target.holes.restrict(&mut limits);
         limits.commit()?;
@@ -292,7 +265,7 @@ fn adopt(
     target.offset = new.offset;
     target.direct_block = binding
         .backing
-        .traits
+        .caps
         .larger_direct_block(new.flags, disk.logical_block_size());
     target.caching = backing::caching(new.flags);
     binding.settings = new;

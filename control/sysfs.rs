@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! `/sys/block/loopN/loop/*`: what a device is bound to; and `/sys/block/loopN/rnull_loop/*`, which is
-//! this driver's own: its [`switches`](crate::switches).
+//! this driver's own: its [`tunables`](crate::datapath::tunables).
 //!
 //! Documentation: `Documentation/ABI/testing/sysfs-block-loop`
 
-#![forbid(unsafe_code)]
-
-use crate::{
+use super::{
     device::{
         LoopDevice,
-        Shown, //
+        Snapshot, //
     },
-    flags::Flags,
-    kern::sysfs::{
+    flags::Flags, //
+};
+use crate::{
+    blk_mq::sysfs::{
         Attribute,
         DeviceAttribute,
         MutableAttribute,
         Page, //
     },
-    switches::Switches, //
+    datapath::tunables::Tunables, //
 };
 use core::fmt::Write;
 use kernel::prelude::*;
@@ -35,7 +35,7 @@ pub(crate) const ATTRIBUTES: &[DeviceAttribute<LoopDevice>] = &[
 ];
 
 /// The files of the directory `rnull_loop`.
-pub(crate) const SWITCHES: &[DeviceAttribute<LoopDevice>] = &[
+pub(crate) const TUNABLES: &[DeviceAttribute<LoopDevice>] = &[
     DeviceAttribute::new_mutable::<Inline>(),
     DeviceAttribute::new_mutable::<Remap>(),
     DeviceAttribute::new_mutable::<Nowait>(),
@@ -50,8 +50,8 @@ macro_rules! attributes {
             const NAME: &'static CStr = $file;
 
             fn show(device: &LoopDevice, page: &mut Page<'_>) -> Result {
-                let show: fn(&Shown, &mut Page<'_>) -> Result = $show;
-                device.with_shown(|shown| show(shown, page))
+                let show: fn(&Snapshot, &mut Page<'_>) -> Result = $show;
+                device.with_snapshot(|snapshot| show(snapshot, page))
             }
         }
     )*};
@@ -59,23 +59,23 @@ macro_rules! attributes {
 
 attributes! {
     /// The absolute path of the file.
-    BackingFile, c"backing_file": |shown, page| {
-        page.write_path(&shown.file)?;
+    BackingFile, c"backing_file": |snapshot, page| {
+        page.write_path(&snapshot.file)?;
         line(page, "")
     };
     /// Where the device begins in the file, in bytes.
-    Offset, c"offset": |shown, page| line(page, shown.settings.offset);
+    Offset, c"offset": |snapshot, page| line(page, snapshot.settings.offset);
     /// How long the device is at most, in bytes; 0 is no limit.
-    SizeLimit, c"sizelimit": |shown, page| line(page, shown.settings.sizelimit);
+    SizeLimit, c"sizelimit": |snapshot, page| line(page, snapshot.settings.sizelimit);
     /// Whether it is detached when it is closed.
-    Autoclear, c"autoclear": |shown, page| flag(shown, page, Flags::AUTOCLEAR);
+    Autoclear, c"autoclear": |snapshot, page| flag(snapshot, page, Flags::AUTOCLEAR);
     /// Whether the kernel looks for partitions.
-    PartScan, c"partscan": |shown, page| flag(shown, page, Flags::PARTSCAN);
+    PartScan, c"partscan": |snapshot, page| flag(snapshot, page, Flags::PARTSCAN);
     /// Whether I/O goes past the page cache of the file.
-    Dio, c"dio": |shown, page| flag(shown, page, Flags::DIRECT_IO);
+    Dio, c"dio": |snapshot, page| flag(snapshot, page, Flags::DIRECT_IO);
 }
 
-macro_rules! switches {
+macro_rules! tunables {
     ($($(#[$doc:meta])* $name:ident, $file:literal: $field:ident;)*) => {$(
         $(#[$doc])*
         struct $name;
@@ -84,20 +84,20 @@ macro_rules! switches {
             const NAME: &'static CStr = $file;
 
             fn show(device: &LoopDevice, page: &mut Page<'_>) -> Result {
-                line(page, u8::from(device.switches.$field.is_on()))
+                line(page, u8::from(device.queue.tunables.$field.is_on()))
             }
         }
 
         impl MutableAttribute<LoopDevice> for $name {
             fn store(device: &LoopDevice, value: &[u8]) -> Result {
-                device.switches.$field.set(Switches::parse(value)?);
+                device.queue.tunables.$field.set(Tunables::parse(value)?);
                 Ok(())
             }
         }
     )*};
 }
 
-switches! {
+tunables! {
     /// Whether requests may be submitted in the context of their submitters.
     Inline, c"inline": inline;
     /// Whether requests for a block device may be passed on as they are.
@@ -107,8 +107,8 @@ switches! {
 }
 
 /// Shows whether a flag is set.
-fn flag(shown: &Shown, page: &mut Page<'_>, flag: Flags) -> Result {
-    line(page, u8::from(shown.settings.flags.contains(flag)))
+fn flag(snapshot: &Snapshot, page: &mut Page<'_>, flag: Flags) -> Result {
+    line(page, u8::from(snapshot.settings.flags.contains(flag)))
 }
 
 /// Ends a line with `value`.

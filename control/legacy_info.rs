@@ -4,8 +4,6 @@
 //!
 //! They know neither a limit of the size nor, by now, encryption; what they say of that is ignored.
 
-#![forbid(unsafe_code)]
-
 use crate::kern::uapi::{
     CompatLoopInfo,
     LoopInfo,
@@ -14,7 +12,7 @@ use crate::kern::uapi::{
 use kernel::prelude::*;
 
 /// `struct loop_info`, of whatever width.
-pub(crate) trait OldForm: Sized {
+pub(crate) trait LegacyInfo: Sized {
     /// What LOOP_SET_STATUS is asked for: `loop_info64_from_old()`.
     fn to_info64(&self) -> LoopInfo64;
 
@@ -23,9 +21,9 @@ pub(crate) trait OldForm: Sized {
     fn from_info64(info: &LoopInfo64) -> Result<Self>;
 }
 
-macro_rules! old_form {
+macro_rules! legacy_info {
     ($($name:ident)*) => {$(
-        impl OldForm for $name {
+        impl LegacyInfo for $name {
             fn to_info64(&self) -> LoopInfo64 {
                 let mut info = LoopInfo64::default();
                 // A negative offset becomes one that no file has.
@@ -50,13 +48,13 @@ macro_rules! old_form {
     )*};
 }
 
-old_form! { LoopInfo CompatLoopInfo }
+legacy_info! { LoopInfo CompatLoopInfo }
 
 fn fit<T: TryFrom<u64>>(value: u64) -> Result<T> {
     T::try_from(value).map_err(|_| EOVERFLOW)
 }
 
-#[cfg_attr(not(test), kernel::macros::kunit_tests(rnull_loop_info))]
+#[cfg_attr(not(test), kernel::macros::kunit_tests(rnull_loop_legacy_info))]
 #[cfg_attr(test, cfg(test))]
 mod tests {
     use super::*;

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a request queue carries for its driver.
+
+use super::backend::BackendCell;
+use core::ptr::NonNull;
+use kernel::{
+    bindings,
+    prelude::*,
+    sync::{
+        atomic::{
+            ordering::{
+                Acquire,
+                Release, //
+            },
+            Atomic, //
+        },
+        Arc,
+        LockClassKey, //
+    },
+    types::Opaque, //
+};
+
+/// The `queuedata` of a queue: the driver's device `D`, the backend `B` of its requests, and the
+/// driver's part `H` of each hardware context.
+pub(super) struct QueueContext<D, B, H> {
+    pub(super) device: Arc<D>,
+    pub(super) backend: Pin<KBox<BackendCell<B>>>,
+    pub(super) revalidation: Pin<KBox<Revalidation>>,
+    /// The lock class of `mq_flush_lock`. Each queue has its own, because a request may end while
+    /// the lower device, which may be one of the same driver, holds its own `mq_flush_lock`.
+    pub(super) flush_class: Pin<KBox<LockClassKey>>,
+    /// Never moved, because the hardware contexts point to them.
+    pub(super) hw: KVec<H>,
+}
+
+/// Work that revalidates a disk: a request cannot change limits itself, because that waits until
+/// the queue is frozen.
+///
+/// # Invariants
+///
+/// `work` is initialized, and runs only while `disk` is a valid disk.
+#[pin_data]
+pub(super) struct Revalidation {
+    #[pin]
+    work: Opaque<bindings::work_struct>,
+    disk: Atomic<*mut bindings::gendisk>,
+    run: unsafe fn(NonNull<bindings::gendisk>),
+}
+
+// SAFETY: Any thread may queue and cancel work.
+unsafe impl Send for Revalidation {}
+// SAFETY: All methods that take `&self` may be called by any thread at any time.
+unsafe impl Sync for Revalidation {}
+
+impl Revalidation {
+    /// Makes work that calls `run` with the disk.
+    pub(super) fn new(run: unsafe fn(NonNull<bindings::gendisk>)) -> impl PinInit<Self> {
+        // INVARIANT: The work is initialized. There is no disk, and no request that queues it.
+        pin_init!(Self {
+            work <- Opaque::ffi_init(|slot: *mut bindings::work_struct| {
+                // SAFETY: `slot` is valid for writes and pinned, the name and the lock class are
+                // static, and `work_fn` expects the work of a `Revalidation`.
+                unsafe {
+                    bindings::init_work_with_key(
+                        slot,
+                        Some(Self::work_fn),
+                        false,
+                        c"Revalidation::work".as_char_ptr(),
+                        kernel::static_lock_class!().as_ptr(),
+                    )
+                };
+            }),
+            disk: Atomic::new(core::ptr::null_mut()),
+            run,
+        })
+    }
+
+    /// # Safety
+    ///
+    /// Called by the workqueue alone, for the work of a `Revalidation`.
+    unsafe extern "C" fn work_fn(work: *mut bindings::work_struct) {
+        // SAFETY: By the function's requirements `work` is the field of a `Revalidation`, which
+        // `cancel` keeps until this returns.
+        let this = unsafe { &*kernel::container_of!(Opaque::cast_from(work), Self, work) };
+        // ORDERING: Pairs with the release store of `set_disk`.
+        if let Some(disk) = NonNull::new(this.disk.load(Acquire)) {
+            // SAFETY: By the type invariant the disk is valid while the work runs.
+            unsafe { (this.run)(disk) };
+        }
+    }
+
+    /// Sets the disk.
+    ///
+    /// # Safety
+    ///
+    /// No request has been made on `disk` yet. The disk must stay valid for `run` until
+    /// [`cancel`](Self::cancel) is called, when no request can be made any more.
+    pub(super) unsafe fn set_disk(&self, disk: NonNull<bindings::gendisk>) {
+        // INVARIANT: By the function's requirements.
+        self.disk.store(disk.as_ptr(), Release);
+    }
+
+    /// Queues the work, unless it is queued already. Any context, including hard IRQ.
+    pub(super) fn queue(&self) {
+        // SAFETY: By the type invariant the work is initialized. The workqueue is the kernel's, and
+        // is never destroyed.
+        unsafe {
+            bindings::queue_work_on(
+                bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
+                bindings::system_dfl_wq,
+                self.work.get(),
+            )
+        };
+    }
+
+    /// Waits for the work and keeps it from running again. May sleep.
+    pub(super) fn cancel(&self) {
+        // SAFETY: By the type invariant the work is initialized.
+        unsafe { bindings::cancel_work_sync(self.work.get()) };
+    }
+}

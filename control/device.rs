@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One loop device: its state and every change of it.
+//!
+//! - [`attachment`] - a device gets a backing file, gets another one, and loses it;
+//! - [`reconfiguration`] - what else changes while it has one;
+//! - [`validation`] - which files may be its backing file.
+//!
+//! Lock order, outermost first. The block layer takes the disk's `open_mutex` before all of them,
+//! and a claim ([`BlockDevice::claim`](crate::kern::bdev::BlockDevice::claim)) comes before that:
+//!
+//! 1. [`LoopDevice::state`];
+//! 2. [`LoopDevice::validation`], one for all devices;
+//! 3. the limits of the queue ([`GenDisk::update_limits`]);
+//! 4. the frozen queue ([`GenDisk::freeze`]).
+//!
+//! The table of [`registry`](super::registry), [`LoopDevice::attributes`] and
+//! [`LoopDevice::snapshot`] are leaves: no lock is taken under them. So are the locks inside the
+//! abstractions. LOOP_CONFIGURE calls the file system of the backing file before it takes any of
+//! these locks, because the file system may block for any time. No partition is scanned under
+//! `state`, because the scan takes the disk's `open_mutex`. Attributes are removed without `state`,
+//! because their readers may take a while. `blk_mq/limits.rs` says what must not be done while the
+//! queue is frozen.
+
+mod attachment;
+mod reconfiguration;
+mod validation;
+
+use super::{
+    backing::Backing,
+    settings::Settings,
+    state::State, //
+};
+use crate::{
+    blk_mq::{
+        sysfs::Group,
+        GenDisk, //
+    },
+    datapath::target::LoopQueue,
+    kern::{
+        module::ModuleRef,
+        mutex::LockKillable, //
+    },
+};
+use kernel::{
+    fs::File,
+    new_mutex,
+    new_spinlock,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        Arc,
+        Mutex,
+        MutexGuard,
+        SpinLock, //
+    },
+};
+
+/// What a bound device has.
+pub(crate) struct Binding {
+    /// The backing file.
+    pub(crate) backing: Backing,
+    /// The settings of the device.
+    pub(crate) settings: Settings,
+    // A bound device keeps the module loaded, also without an opener.
+    _module: ModuleRef,
+}
+
+/// A snapshot of a [`Binding`].
+pub(crate) struct Snapshot {
+    /// The backing file.
+    pub(crate) file: ARef<File>,
+    /// The settings of the device.
+    pub(crate) settings: Settings,
+}
+
+impl Snapshot {
+    fn of(binding: &Binding) -> Self {
+        Self {
+            file: binding.backing.file.clone(),
+            settings: binding.settings.clone(),
+        }
+    }
+}
+
+/// The control half of a loop device.
+#[pin_data]
+pub(crate) struct LoopDevice {
+    /// The data half.
+    pub(crate) queue: Arc<LoopQueue>,
+    /// Whether all devices scan for partitions (`max_part`).
+    always_scans: bool,
+    #[pin]
+    state: Mutex<State<Binding>>,
+    /// A snapshot for readers that must not block on `state`, which may be held across file system
+    /// calls. A spinlock, so that a reader cannot be preempted while it holds the lock, which would
+    /// delay ioctls.
+    #[pin]
+    snapshot: SpinLock<State<Snapshot>>,
+    /// `/sys/block/loopN/loop`, while the device is bound.
+    #[pin]
+    attributes: Mutex<Option<Group>>,
+    /// Held while a bound device gets another loop device as its backing file: two such changes at
+    /// the same time could complete a cycle that neither sees. The same lock for all devices:
+    /// `loop_validate_mutex`.
+    validation: Arc<Mutex<()>>,
+}
+
+/// The locked state of a device. Publishes a snapshot of what has changed when it is unlocked.
+struct StateGuard<'a> {
+    device: &'a LoopDevice,
+    guard: MutexGuard<'a, State<Binding>>,
+    changed: bool,
+}
+
+impl core::ops::Deref for StateGuard<'_> {
+    type Target = State<Binding>;
+
+    fn deref(&self) -> &State<Binding> {
+        &self.guard
+    }
+}
+
+impl core::ops::DerefMut for StateGuard<'_> {
+    fn deref_mut(&mut self) -> &mut State<Binding> {
+        self.changed = true;
+        &mut self.guard
+    }
+}
+
+impl StateGuard<'_> {
+    /// Publishes a snapshot of the state as it is now.
+    fn publish_snapshot(&self) {
+        let new = self.guard.map(Snapshot::of);
+        let old = core::mem::replace(&mut *self.device.snapshot.lock(), new);
+        // Dropped outside the spinlock, because it may have the last reference to the file.
+        drop(old);
+    }
+}
+
+impl Drop for StateGuard<'_> {
+    fn drop(&mut self) {
+        if self.changed {
+            self.publish_snapshot();
+        }
+    }
+}
+
+impl LoopDevice {
+    /// Makes a device that is not bound. May sleep.
+    pub(crate) fn new(
+        queue: Arc<LoopQueue>,
+        always_scans: bool,
+        validation: Arc<Mutex<()>>,
+    ) -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Self {
+                queue,
+                always_scans,
+                state <- new_mutex!(State::Unbound, "LoopDevice::state"),
+                snapshot <- new_spinlock!(State::Unbound, "LoopDevice::snapshot"),
+                attributes <- new_mutex!(None, "LoopDevice::attributes"),
+                validation,
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    fn lock(&self) -> StateGuard<'_> {
+        StateGuard {
+            device: self,
+            guard: self.state.lock(),
+            changed: false,
+        }
+    }
+
+    /// Locks the state; fails with `EINTR` on a fatal signal.
+    fn lock_killable(&self) -> Result<StateGuard<'_>> {
+        Ok(StateGuard {
+            device: self,
+            guard: self.state.lock_killable()?,
+            changed: false,
+        })
+    }
+
+    /// Returns whether the device is not bound. May have changed when this returns. Any context but
+    /// hard IRQ.
+    pub(crate) fn is_unbound(&self) -> bool {
+        self.snapshot.lock().is_unbound()
+    }
+
+    /// Returns the backing file of a bound device. Does not sleep.
+    pub(crate) fn backing_file(&self) -> Option<ARef<File>> {
+        let snapshot = self.snapshot.lock();
+        Some(snapshot.bound().ok()?.file.clone())
+    }
+
+    /// Calls `read`, which must not sleep, with the snapshot of a device that is bound or being torn
+    /// down; fails with `ENXIO` for other devices.
+    pub(crate) fn with_snapshot<R>(
+        &self,
+        read: impl FnOnce(&Snapshot) -> Result<R>,
+    ) -> Result<R> {
+        read(self.snapshot.lock().binding().ok_or(ENXIO)?)
+    }
+
+    /// Opens the device; fails with `ENXIO` while it is being torn down, and afterwards.
+    ///
+    /// LOOP_CONFIGURE holds the lock, so that an opener never finds a device that is half set up.
+    pub(crate) fn open(&self) -> Result {
+        if self.lock_killable()?.may_open() {
+            Ok(())
+        } else {
+            Err(ENXIO)
+        }
+    }
+
+    /// Makes sure that the device stays unbound until it is removed; fails with `EBUSY` while it is
+    /// in use.
+    pub(crate) fn delete(&self, disk: &GenDisk<Self>) -> Result {
+        let mut state = self.lock_killable()?;
+        if disk.openers() > 0 {
+            return Err(EBUSY);
+        }
+        state.delete()
+    }
+}

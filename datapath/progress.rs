@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The part of a request that the driver keeps while it serves the request.
+
+use super::retry::Retries;
+use crate::aio::Wait;
+
+/// The task that serves a request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Server {
+    /// The submitter, in the call of `->queue_rq`. Must not block.
+    Submitter,
+    /// The worker of a hardware context that never blocks on a file.
+    NowaitWorker,
+    /// The worker of a hardware context for the request's cgroup, which may block.
+    BlockingWorker,
+    /// The worker of a hardware context for operations that are slow by nature.
+    SlowWorker,
+    /// The worker of the device for flushes.
+    Flusher,
+}
+
+/// The way that the data of a read or a write takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum IoMethod {
+    /// As a bio to the block device that the backing file is, past the file and its page cache.
+    Remap,
+    /// By direct I/O to the file.
+    Direct,
+    /// Through the page cache of the file.
+    Buffered,
+    /// Through the page cache of a file whose other requests bypass it, while no direct write is in
+    /// flight.
+    Exclusive,
+}
+
+impl IoMethod {
+    /// Returns whether data bypasses the page cache of the file.
+    pub(super) fn is_direct(self) -> bool {
+        matches!(self, Self::Remap | Self::Direct)
+    }
+}
+
+/// The answer to how a request is served.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Route {
+    /// The task that serves it.
+    pub(super) server: Server,
+    /// The way of its data. Meaningless for requests that are neither reads nor writes.
+    pub(super) method: IoMethod,
+}
+
+impl Route {
+    /// Makes a route for a server that may block, which is always right.
+    pub(super) fn blocking(method: IoMethod) -> Self {
+        Self {
+            server: Server::BlockingWorker,
+            method,
+        }
+    }
+
+    /// Returns whether the server may block, on other transfers of the device and on the file.
+    pub(super) fn wait(self) -> Wait {
+        match self.server {
+            Server::Submitter | Server::NowaitWorker => Wait::Forbidden,
+            Server::BlockingWorker | Server::SlowWorker | Server::Flusher => Wait::Allowed,
+        }
+    }
+
+    /// Returns whether the server may block on the block device of [`IoMethod::Remap`].
+    ///
+    /// Every worker may: it waits for tags, which all requests behind this one need as well, or
+    /// until a controller of the lower device (`blk-iocost`, writeback throttling) lets the bio
+    /// pass.
+    pub(super) fn bio_wait(self) -> Wait {
+        match self.server {
+            Server::Submitter => Wait::Forbidden,
+            _ => Wait::Allowed,
+        }
+    }
+}
+
+/// The driver's part of a request: its route, and how far it has come.
+pub(crate) struct Progress {
+    /// The route that was chosen when the request was dispatched.
+    pub(super) route: Route,
+    /// Whether the operation in flight is non-blocking.
+    pub(super) nowait: bool,
+    /// Whether the request must be served by a task that may block, because a non-blocking
+    /// operation would have blocked or has failed.
+    pub(super) must_block: bool,
+    /// Whether the last operation failed because there was no memory.
+    pub(super) lacked_memory: bool,
+    /// Whether direct I/O of the request was refused, so that it uses the page cache.
+    pub(super) direct_refused: bool,
+    /// Whether the request holds freeze protection of the file.
+    pub(super) holds_write: bool,
+    /// Whether the request is inside the gate of [direct writes](LoopQueue::direct_writes).
+    pub(super) in_gate: bool,
+    /// The retries since the request last made progress.
+    pub(super) retries: Retries,
+}
+
+impl Progress {
+    /// Makes the part of a request that was not dispatched yet.
+    pub(super) fn new() -> Self {
+        Self {
+            route: Route::blocking(IoMethod::Buffered),
+            nowait: false,
+            must_block: false,
+            lacked_memory: false,
+            direct_refused: false,
+            holds_write: false,
+            in_gate: false,
+            retries: Retries::new(),
+        }
+    }
+}
+

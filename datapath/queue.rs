@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Step 1 of a request: the block layer dispatches it, and [`route`] decides who serves it.
+
+use super::{
+    completion,
+    progress::{
+        Progress,
+        Server, //
+    },
+    route,
+    target::{
+        LoopQueue,
+        Target, //
+    },
+    transfer,
+    worker::Workers, //
+};
+use crate::{
+    aio::request::FileIoPdu,
+    blk_mq::{
+        IdleRequest,
+        Op,
+        Operations,
+        Refused,
+        StartedRequest,
+        Status,
+        Submitter, //
+    },
+};
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
+
+impl Operations for LoopQueue {
+    type RequestData = FileIoPdu<Progress>;
+    type HwData = Workers;
+    type Backend = Target;
+
+    fn new_request_data() -> impl PinInit<Self::RequestData> {
+        FileIoPdu::new(Progress::new())
+    }
+
+    fn queue_rq(
+        queue: &Arc<Self>,
+        workers: &Workers,
+        rq: IdleRequest<Self>,
+        submitter: Pin<&Submitter>,
+    ) -> Result<(), Refused<Self>> {
+        // The last close and its writeback may come after LOOP_CLR_FD, so it only matters whether
+        // there is a target, and not whether the device is still bound.
+        let mut rq = match rq.start() {
+            Ok(rq) => rq,
+            // The device had no opener when it lost its target, so there are no writes to flush.
+            Err(rq) if rq.op() == Op::Flush => {
+                rq.end(Status::OK);
+                return Ok(());
+            }
+            Err(rq) => return Err(rq.refuse(Status::IOERR)),
+        };
+        if queue.is_exceeded_by(&rq) || rq.backend().read_only && rq.op().is_write() {
+            completion::end(rq, Status::IOERR);
+            return Ok(());
+        }
+        let route = route::route(&rq, &submitter);
+        rq.data_mut().driver_mut().route = route;
+        match route.server {
+            Server::Submitter => {
+                submitter.save_io_context();
+                transfer::submit(rq);
+            }
+            _ => workers.submit(queue, rq),
+        }
+        Ok(())
+    }
+
+    fn operation_done(rq: StartedRequest<Self>, result: Result<u32>) {
+        completion::operation_done(rq, result);
+    }
+}
