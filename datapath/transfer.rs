@@ -23,6 +23,7 @@ use crate::{
     kern::{
         file::{
             BackingFile,
+            ErrseqCursor,
             Fallocate, //
         },
         gate::Gate, //
@@ -158,11 +159,16 @@ fn submit_exclusive(rq: StartedRequest<LoopQueue>, position: u64) {
     let closed = queue.device().direct_writes.close();
     // Bios to a block device do not invalidate its page cache.
     drop_page_cache(rq.backend());
+    let errors = ErrseqCursor::from_now(&rq.backend().file);
     let Some((rq, mut result)) = request::transfer_buffered(rq, position) else {
         return;
     };
     if write {
-        let written = rq.backend().file.write_back(position, len);
+        let file = &rq.backend().file;
+        let written = file.write_back(position, len);
+        // The page cache reports a writeback error once, and a sync of the file or a direct read may
+        // have taken the report for this write.
+        let written = written.and_then(|()| errors.check(file));
         result = result.and_then(|bytes| written.map(|()| bytes));
     }
     drop_page_cache(rq.backend());
