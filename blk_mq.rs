@@ -73,7 +73,6 @@ pub(crate) use self::{
         InFlight,
         Op,
         Operations,
-        QueueRef,
         Refused,
         Request,
         StartedRequest,

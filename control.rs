@@ -13,7 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod backing;
-mod device;
+pub(crate) mod device;
 mod flags;
 pub(crate) mod geometry;
 mod ioctl;
@@ -21,5 +21,5 @@ mod legacy_info;
 pub(crate) mod loop_control;
 pub(crate) mod registry;
 mod settings;
-mod state;
+pub(crate) mod state;
 mod sysfs;

@@ -5,7 +5,6 @@
 
 pub(crate) mod bdev;
 pub(crate) mod bvec;
-pub(crate) mod cgroup;
 pub(crate) mod ffi;
 pub(crate) mod file;
 pub(crate) mod gate;
@@ -13,7 +12,6 @@ pub(crate) mod miscdevice;
 pub(crate) mod module;
 pub(crate) mod mutex;
 pub(crate) mod parameter;
-pub(crate) mod sysfs;
 pub(crate) mod task;
 pub(crate) mod time;
 pub(crate) mod uapi;

@@ -1,79 +1,50 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Loop devices: a file, or a block device, becomes a block device.
+//! The loop driver: a file, or a block device, becomes a block device.
 //!
-//! # From user space to a device
+//! Two wings say what a loop device does, and contain no `unsafe` code:
 //!
-//! - [`control`] - `/dev/loop-control`, devices are added, removed and found;
-//! - [`registry`] - all devices;
-//! - [`ioctl`] - `LOOP_*`, what user space passes becomes a call to a device;
-//! - [`device`] - one device and every change of its [`state`];
-//! - [`backing`] - the file behind it;
-//! - [`sysfs`] - `/sys/block/loopN/loop/*`;
-//! - [`settings`], [`tunables`], [`flags`], [`geometry`], [`info`] - what can be said without a kernel.
+//! - [`control`] - from user space to a device: ioctls, sysfs, `/dev/loop-control`;
+//! - [`datapath`] - one request, in the order of its life: queue, route, worker, transfer,
+//!   completion.
 //!
-//! # One request, in the order of its life
+//! Three abstractions say how the kernel is called, and know nothing of loop devices:
 //!
-//! 1. [`queue`] - the block layer hands it over;
-//! 2. [`inline`] - it goes on at once, where that is allowed;
-//!    [`worker`] - or it waits for a worker of its hardware context;
-//! 3. [`command`] - it becomes an operation on the backing file, or a bio for the block device
-//!    that the file is; [`backoff`] - what fails is tried less often;
-//! 4. [`completion`] - the result goes back.
-//!
-//! # How the kernel is called
-//!
-//! The files above say what a loop device does and contain no `unsafe`; the compiler sees to it.
-//! All of that is in the abstractions, which know nothing of loop devices:
-//!
-//! - [`blk_mq`] - tag sets, requests whose state is their type, disks, limits, frozen queues;
+//! - [`blk_mq`] - the block layer: requests whose type is their state, disks, limits, frozen queues;
 //! - [`aio`] - asynchronous I/O to files from inside the kernel;
-//! - [`kern`] - files, block devices, control groups, tasks, workqueues, sysfs.
+//! - [`kern`] - files, block devices, tasks, workqueues: what the `kernel` crate lacks.
+//!
+//! Each file uses only files of its own level and of those below: `control`, `datapath`, `aio`,
+//! `blk_mq`, `kern`.
 
 mod aio;
-mod backing;
-mod backoff;
 mod blk_mq;
-mod command;
-mod completion;
 mod control;
-mod device;
-mod flags;
-mod geometry;
-mod info;
-mod inline;
-mod ioctl;
+mod datapath;
 mod kern;
-mod queue;
-mod registry;
-mod retry;
-mod settings;
-mod state;
-mod tunables;
-mod sysfs;
-mod worker;
 
 use crate::{
     blk_mq::Major,
-    control::Control,
+    control::{
+        geometry,
+        loop_control::Control,
+        registry::{
+            self,
+            Devices,
+            OnDemand,
+            Parameters, //
+        },
+    },
     kern::{
-        miscdevice,
+        ffi, miscdevice,
         parameter::{
             module_parameters,
             Integer,
             Switch, //
         },
     },
-    registry::{
-        Devices,
-        OnDemand,
-        Parameters, //
-    },
 };
-use kernel::{
-    bindings,
-    prelude::*, //
-};
+use kernel::prelude::*;
 
 module! {
     type: LoopModule,
@@ -115,15 +86,15 @@ struct Names {
 const NAMES: Names = Names {
     disk: "loop",
     control: c"loop-control",
-    control_minor: bindings::LOOP_CTRL_MINOR,
+    control_minor: ffi::LOOP_CTRL_MINOR,
     major: c"loop",
-    major_number: bindings::LOOP_MAJOR,
+    major_number: ffi::LOOP_MAJOR,
 };
 
 const STANDALONE_NAMES: Names = Names {
     disk: "loopr",
     control: c"loopr-control",
-    control_minor: bindings::MISC_DYNAMIC_MINOR,
+    control_minor: ffi::MISC_DYNAMIC_MINOR,
     major: c"loopr",
     major_number: 0,
 };

@@ -337,7 +337,7 @@ fn bvec_array<T: FileBacked>(
 ) -> (*mut bindings::bio_vec, usize) {
     let pdu = rq.data_mut().fields();
     if wanted > INLINE {
-        // The submitter allocates without I/O (`IoWorkerScope`, `Submitter::isolate`). Without
+        // The submitter allocates without I/O (`IoWorkerScope`, `Submitter::save_io_context`). Without
         // memory the request is served in parts, so there is no need for a warning.
         if let Ok(vec) = KVec::with_capacity(wanted, GFP_KERNEL | __GFP_NOWARN) {
             pdu.overflow = vec;

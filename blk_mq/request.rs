@@ -151,8 +151,7 @@ pub(crate) trait Operations: Send + Sync + Sized + 'static {
 }
 
 /// The `queuedata` of a queue whose requests `T` serves.
-pub(super) type Context<T> =
-    QueueContext<T, <T as Operations>::Backend, <T as Operations>::HwData>;
+pub(super) type Context<T> = QueueContext<T, <T as Operations>::Backend, <T as Operations>::HwData>;
 
 /// The memory behind each `struct request` of a [`TagSet`](super::TagSet).
 #[pin_data]

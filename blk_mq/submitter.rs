@@ -57,7 +57,7 @@ const STACK: usize = 8 << 10;
 /// # Invariants
 ///
 /// - This is made and dropped in one call of `->queue_rq` or `->queue_rqs`, by `task`, the current one.
-/// - While `isolated` is `Some`, it is what the task had before, and with `batch`, `plug` is the
+/// - While `saved` is `Some`, it is what the task had before, and with `batch`, `plug` is the
 ///   task's plug.
 pub(crate) struct Submitter {
     task: *mut bindings::task_struct,
@@ -65,7 +65,7 @@ pub(crate) struct Submitter {
     queue: *mut bindings::request_queue,
     /// Whether several requests are handed over.
     batch: bool,
-    isolated: Cell<Option<Saved>>,
+    saved: Cell<Option<Saved>>,
     plug: Opaque<bindings::blk_plug>,
     _pinned: PhantomPinned,
     _not_send: NotThreadSafe,
@@ -93,16 +93,16 @@ impl Submitter {
             task: Task::current_raw(),
             queue,
             batch,
-            isolated: Cell::new(None),
+            saved: Cell::new(None),
             plug: Opaque::uninit(),
             _pinned: PhantomPinned,
             _not_send: NotThreadSafe,
         }
     }
 
-    /// The lists of the task, as they were before [`isolate`](Self::isolate).
+    /// The lists of the task, as they were before [`isolate`](Self::save_io_context).
     fn lists(&self) -> (*mut bindings::bio_list, *mut bindings::blk_plug) {
-        match self.isolated.get() {
+        match self.saved.get() {
             Some(saved) => (saved.bio_list, saved.plug),
             None => {
                 let task = self.task;
@@ -140,7 +140,7 @@ impl Submitter {
     }
 
     /// Whether I/O to another block device may be submitted in this context, once it is
-    /// [isolated](Self::isolate). Workers of the block layer are not to wait, not even for throttling.
+    /// [saved](Self::save_io_context). Workers of the block layer are not to wait, not even for throttling.
     pub(crate) fn may_submit(&self) -> bool {
         // SAFETY: The current task is valid, and these fields are its own alone.
         let (flags, stack) = unsafe { ((*self.task).flags, (*self.task).stack.addr()) };
@@ -152,7 +152,7 @@ impl Submitter {
     }
 
     /// Returns whether file systems may be called in this context, once it is
-    /// [isolated](Self::isolate): by a task of user space that has no plug, is in no file system,
+    /// [saved](Self::save_io_context): by a task of user space that has no plug, is in no file system,
     /// not in reclaim, and not isolated by another device, which stands on this one.
     pub(crate) fn may_enter_file_system(&self) -> bool {
         // SAFETY: The current task is valid, and these fields are its own alone.
@@ -163,7 +163,7 @@ impl Submitter {
             | bindings::PF_MEMALLOC_NOIO
             | bindings::PF_EXITING;
         // What isolation itself set does not count.
-        let flags = match self.isolated.get() {
+        let flags = match self.saved.get() {
             Some(saved) => (flags & !bindings::PF_MEMALLOC_NOIO) | saved.noio,
             None => flags,
         };
@@ -175,8 +175,8 @@ impl Submitter {
     /// not counted as its own, as that was counted when it submitted to this device.
     ///
     /// What a batch submits goes on together.
-    pub(crate) fn isolate(self: Pin<&Self>) {
-        if self.isolated.get().is_some() {
+    pub(crate) fn save_io_context(self: Pin<&Self>) {
+        if self.saved.get().is_some() {
             return;
         }
         let task = self.task;
@@ -186,7 +186,7 @@ impl Submitter {
         // SAFETY: The current task is valid, and these fields are its own alone.
         // INVARIANT: They are kept, and given back by `drop`, on the same task.
         unsafe {
-            self.isolated.set(Some(Saved {
+            self.saved.set(Some(Saved {
                 bio_list: core::mem::replace(&mut (*task).bio_list, core::ptr::null_mut()),
                 plug: core::mem::replace(&mut (*task).plug, core::ptr::null_mut()),
                 noio: (*task).flags & bindings::PF_MEMALLOC_NOIO,
@@ -207,14 +207,14 @@ impl Submitter {
 
 impl Drop for Submitter {
     fn drop(&mut self) {
-        let Some(saved) = self.isolated.get() else {
+        let Some(saved) = self.saved.get() else {
             return;
         };
         if self.batch {
             // SAFETY: By the type invariant it is the plug of this task.
             unsafe { bindings::blk_finish_plug(self.plug.get()) };
         }
-        // SAFETY: `isolate` hid it.
+        // SAFETY: `save_io_context` hid it.
         unsafe { ffi::rnull_loop_queue_show_srcu(self.queue) };
         let task = self.task;
         // SAFETY: The current task is valid, and these fields are its own alone; by the type

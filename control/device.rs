@@ -44,8 +44,7 @@ use crate::{
 };
 use kernel::{
     fs::File,
-    new_mutex,
-    new_spinlock,
+    new_mutex, new_spinlock,
     prelude::*,
     sync::{
         aref::ARef,
@@ -197,10 +196,7 @@ impl LoopDevice {
 
     /// Calls `read`, which must not sleep, with the snapshot of a device that is bound or being torn
     /// down; fails with `ENXIO` for other devices.
-    pub(crate) fn with_snapshot<R>(
-        &self,
-        read: impl FnOnce(&Snapshot) -> Result<R>,
-    ) -> Result<R> {
+    pub(crate) fn with_snapshot<R>(&self, read: impl FnOnce(&Snapshot) -> Result<R>) -> Result<R> {
         read(self.snapshot.lock().binding().ok_or(ENXIO)?)
     }
 

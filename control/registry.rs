@@ -152,26 +152,10 @@ pub(crate) fn registry() -> Result<Arc<Registry>> {
     }
 }
 
-/// While this lives, no other LOOP_CHANGE_FD puts a device on a loop device.
-pub(crate) type Validation<'a> = MutexGuard<'a, ()>;
-
 impl Registry {
     /// Where `index` is in the table, or where it would be.
     fn search(table: &[Entry], index: u32) -> Result<usize, usize> {
         table.binary_search_by_key(&index, |entry| entry.index)
-    }
-
-    /// Waits for other LOOP_CHANGE_FDs to a loop device, if `file` is one; see
-    /// [`backing::validate`]. Fails with `EINTR` on a fatal signal. Caller holds `state` of the device
-    /// that changes.
-    ///
-    /// No file system of a backing file is called under this lock. But the device that changes
-    /// drains its requests, and a file system mounted on it is told of the change.
-    pub(crate) fn validation_of(&self, file: &File) -> Result<Option<Validation<'_>>> {
-        match backing::as_loop(file) {
-            Some(_) => Ok(Some(self.validation.lock_killable()?)),
-            None => Ok(None),
-        }
     }
 
     /// Adds the device `index`, or the first number that is free: LOOP_CTL_ADD.

@@ -9,11 +9,11 @@
 
 use super::{
     progress::IoMethod,
+    progress::Progress,
     retry::{
         Retries,
         Transient, //
     },
-    progress::Progress,
     target::LoopQueue,
     transfer,
     worker, //

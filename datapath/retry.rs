@@ -56,10 +56,7 @@ impl Retries {
 
     /// No retry yet.
     pub(crate) fn new() -> Self {
-        Self {
-            count: 0,
-            since: 0,
-        }
+        Self { count: 0, since: 0 }
     }
 
     /// Forgets the retries so far, as the request has made progress or ends. Any context.

@@ -38,6 +38,7 @@ use crate::{
 };
 use kernel::{
     fs::File,
+    pr_err_once,
     prelude::*,
     sync::{
         aref::ARef,

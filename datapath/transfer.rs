@@ -65,11 +65,7 @@ pub(super) fn submit(mut rq: StartedRequest<LoopQueue>) {
 /// A remapped write does not invalidate the page cache of the block device. If that has pages now,
 /// which came after the route was chosen, the write uses direct I/O instead, by a worker that may
 /// block.
-fn acquire(
-    rq: &mut StartedRequest<LoopQueue>,
-    method: IoMethod,
-    wait: Wait,
-) -> Option<IoMethod> {
+fn acquire(rq: &mut StartedRequest<LoopQueue>, method: IoMethod, wait: Wait) -> Option<IoMethod> {
     if rq.op() != Op::Write {
         return Some(method);
     }
@@ -93,11 +89,7 @@ fn acquire(
 /// Freeze protection comes first, so that no request inside the gate waits for a thaw of the file's
 /// own file system. Buffered reads would wait for it, too. (A stacked file system may still wait for
 /// the one below it.)
-fn acquire_for_write(
-    rq: &mut StartedRequest<LoopQueue>,
-    method: IoMethod,
-    wait: Wait,
-) -> bool {
+fn acquire_for_write(rq: &mut StartedRequest<LoopQueue>, method: IoMethod, wait: Wait) -> bool {
     if method != IoMethod::Remap {
         if !start_write(&rq.backend().file, wait) {
             return false;

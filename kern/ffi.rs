@@ -25,5 +25,12 @@ mod raw {
 
 pub(crate) use raw::*;
 
+/// The major numbers and minor numbers of loop devices and of their control device.
+pub(crate) use kernel::bindings::{
+    LOOP_CTRL_MINOR,
+    LOOP_MAJOR,
+    MISC_DYNAMIC_MINOR, //
+};
+
 /// `__kernel_old_dev_t`.
 pub(crate) type OldDev = kernel::bindings::__kernel_old_dev_t;

@@ -197,7 +197,7 @@ pub(crate) trait BackingFile {
     /// again. (Not so on overlayfs, whose files have a mapping that hears of no failure.)
     fn sync_data(&self, reported: &ErrseqCursor) -> Result;
     /// Where failed writes are that this file has not reported.
-    fn error_cursor(&self) -> ErrseqCursor;
+    fn wb_err_cursor(&self) -> ErrseqCursor;
     /// Drops its page cache, but for what cannot be written back or is in use. May sleep.
     fn drop_page_cache(&self);
     /// Keeps the file's file system from being frozen until [`end_write`](Self::end_write), which
@@ -398,7 +398,7 @@ impl BackingFile for File {
         }
     }
 
-    fn error_cursor(&self) -> ErrseqCursor {
+    fn wb_err_cursor(&self) -> ErrseqCursor {
         // SAFETY: The file is open. What syncs of it change meanwhile is seen or not.
         let reported = unsafe { (&raw const (*self.as_ptr()).f_wb_err).read_volatile() };
         ErrseqCursor(Atomic::new(reported))

@@ -10,10 +10,7 @@ use super::{
             BackingCaps, //
         },
         flags::Flags,
-        geometry::{
-            self,
-            SECTOR_SIZE, //
-        },
+        geometry::SECTOR_SIZE,
         settings::Settings,
         sysfs, //
     },
@@ -229,7 +226,11 @@ impl LoopDevice {
     /// LOOP_CLR_FD: detaches the device when it is closed for the last time.
     pub(crate) fn clear(&self, disk: &GenDisk<Self>) -> Result {
         let mut state = self.lock_killable()?;
-        state.bound_mut()?.settings.flags.set(Flags::AUTOCLEAR, true);
+        state
+            .bound_mut()?
+            .settings
+            .flags
+            .set(Flags::AUTOCLEAR, true);
         if disk.openers() == 1 {
             // The caller is the last; nobody else shall come in.
             state.run_down();

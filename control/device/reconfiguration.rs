@@ -281,7 +281,7 @@ fn freeze<'a>(
 fn apply_settings(
     disk: &GenDisk<LoopDevice>,
     binding: &mut Binding,
-    limits: Option<LimitsUpdate<'_, LoopDevice>>,
+    limits: Option<LimitsUpdate<'_>>,
     new: Settings,
 ) -> Result {
     let mut frozen = freeze(disk, binding, &new);

@@ -7,9 +7,11 @@ use crate::{
         Disk,
         GenDisk, //
     },
-    command::Target,
-    device::LoopDevice,
-    state::State, //
+    control::{
+        device::LoopDevice,
+        state::State, //
+    },
+    datapath::target::Target,
 };
 use kernel::prelude::*;
 
@@ -55,7 +57,7 @@ fn use_unbound(state: &State<u8>) -> Option<&u8> {
 
 // What a device is bound to is used after it was given up: bug class 4.
 fn use_after_unbinding(state: &mut State<u8>) -> Result {
-    let binding = state.bound()?;
+    let binding = state.bound_mut()?;
     *binding = 1;
     #[cfg(misuse)]
     state.run_down(); //~ E0499
@@ -67,15 +69,15 @@ fn use_after_unbinding(state: &mut State<u8>) -> Result {
 // The target of requests changes while there may be some.
 fn change_target_unfrozen(disk: &GenDisk<LoopDevice>, target: Target) {
     #[cfg(misuse)]
-    disk.replace_io(target); //~ E0599
+    disk.replace(target); //~ E0599
     #[cfg(not(misuse))]
-    drop(disk.freeze().replace_io(target));
+    drop(disk.freeze().replace(target));
 }
 
 // The target of requests changes after they go on: bug class 15.
 fn change_target_thawed(disk: &GenDisk<LoopDevice>) {
     let mut frozen = disk.freeze();
-    let target = frozen.io();
+    let target = frozen.backend();
     let _ = target.is_some();
     #[cfg(misuse)]
     drop(frozen); //~ E0505

@@ -4,22 +4,21 @@
 
 #![allow(dead_code)]
 
-#[path = "../../backoff.rs"]
-mod backoff;
-#[path = "../../flags.rs"]
-mod flags;
-#[path = "../../geometry.rs"]
-mod geometry;
-#[path = "../../info.rs"]
-mod info;
-#[path = "../../retry.rs"]
-mod retry;
-#[path = "../../settings.rs"]
-mod settings;
-#[path = "../../state.rs"]
-mod state;
-#[path = "../../tunables.rs"]
-mod tunables;
+#[path = "../../control"]
+mod control {
+    pub(crate) mod flags;
+    mod geometry;
+    mod legacy_info;
+    mod settings;
+    mod state;
+}
+
+#[path = "../../datapath"]
+mod datapath {
+    mod backoff;
+    mod retry;
+    mod tunables;
+}
 
 #[path = "../.."]
 mod kern {
@@ -41,7 +40,7 @@ mod kern {
         /// The flags that `flags.rs` spells as numbers are those of the kernel's header.
         #[test]
         fn flags_are_those_of_the_header() {
-            use crate::flags::Flags;
+            use crate::control::flags::Flags;
 
             assert_eq!(Flags::READ_ONLY.as_raw(), raw::LO_FLAGS_READ_ONLY);
             assert_eq!(Flags::AUTOCLEAR.as_raw(), raw::LO_FLAGS_AUTOCLEAR);
