@@ -313,11 +313,15 @@ fn transfer_apart(rq: StartedRequest<LoopDevice>, position: u64) {
     let closed = queue.device().direct_writes.close();
     // Bios to a block device do not invalidate its page cache.
     drop_cache(&rq);
+    let failures = rq.io().map(|target| ErrorCursor::from_now(&target.file));
     let Some((rq, mut result)) = request::transfer_cached(rq, position) else {
         return;
     };
-    if let (true, Some(target)) = (write, rq.io()) {
+    if let (true, Some(target), Some(failures)) = (write, rq.io(), failures) {
         let written = target.file.write_back(position, len);
+        // The page cache reports a failure of writeback once. A sync of the file or a direct read
+        // may have taken the report for this write.
+        let written = written.and_then(|()| failures.check(&target.file));
         result = result.and_then(|bytes| written.map(|()| bytes));
     }
     drop_cache(&rq);

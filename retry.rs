@@ -55,8 +55,8 @@ impl Retries {
     const FIRST_DELAY: u32 = 10;
     /// The number of times that the delay doubles: up to 640 ms.
     const DOUBLINGS: u32 = 6;
-    /// The number of retries at least while the file is busy.
-    const MIN_BUSY: u32 = 16;
+    /// The number of retries at least. A retry may itself take long, as where it waits for a thaw.
+    const MIN_COUNT: u32 = 16;
     /// The time for which there are retries while the file is busy, in milliseconds. Their number
     /// follows from the delays; it is larger where retries of other requests of the queue make them
     /// come sooner.
@@ -85,12 +85,11 @@ impl Retries {
             self.since.store(now, Relaxed);
         }
         let elapsed = now.wrapping_sub(self.since.load(Relaxed));
-        let enough = match reason {
-            Transient::Memory => elapsed >= Self::MAX_MEMORY,
-            // A retry may itself take long, as where it waits for a thaw.
-            Transient::Busy => elapsed >= Self::MAX_BUSY && count >= Self::MIN_BUSY,
+        let most = match reason {
+            Transient::Memory => Self::MAX_MEMORY,
+            Transient::Busy => Self::MAX_BUSY,
         };
-        if enough {
+        if elapsed >= most && count >= Self::MIN_COUNT {
             return None;
         }
         self.count.store(count.saturating_add(1), Relaxed);
@@ -126,7 +125,7 @@ mod tests {
         // Not fewer where each takes long, and not for ever.
         assert_eq!(retries.next(Transient::Busy, now), None);
         retries.reset();
-        for _ in 0..Retries::MIN_BUSY {
+        for _ in 0..Retries::MIN_COUNT {
             now += 10_000;
             assert!(retries.next(Transient::Busy, now).is_some());
         }
@@ -149,5 +148,12 @@ mod tests {
             Some(640)
         );
         assert_eq!(retries.next(Transient::Memory, last), None);
+        // Not after one retry that took long.
+        retries.reset();
+        assert_eq!(retries.next(Transient::Memory, 0), Some(10));
+        assert_eq!(
+            retries.next(Transient::Memory, Retries::MAX_MEMORY),
+            Some(20)
+        );
     }
 }

@@ -70,6 +70,21 @@ impl ErrorCursor {
         Self(Atomic::new(now))
     }
 
+    /// Fails if something has failed that was not reported here. Does not mark it as seen, which
+    /// would hide it from later openers of the file.
+    ///
+    /// A failure that is equal to an unseen one is not noticed. The next sync of the file reports
+    /// both.
+    pub(crate) fn check(&self, file: &File) -> Result {
+        // SAFETY: An open file has a mapping.
+        to_result(unsafe {
+            bindings::errseq_check(
+                &raw mut (*(*file.as_ptr()).f_mapping).wb_err,
+                self.0.load(Relaxed),
+            )
+        })
+    }
+
     /// Fails if something has failed that was not reported here, and reports it. For one user at a time.
     pub(crate) fn advance(&self, file: &File) -> Result {
         let mut since = self.0.load(Relaxed);

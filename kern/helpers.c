@@ -508,10 +508,13 @@ int rnull_loop_mutex_lock_killable(struct mutex *lock)
 	return mutex_lock_killable(lock);
 }
 
-/* Waits until *@count is @value; see rnull_loop_wake_up_count(). */
+/*
+ * Waits until *@count is @value; see rnull_loop_wake_up_count(). What others did
+ * before they changed *@count is visible to the caller.
+ */
 void rnull_loop_wait_for_count(atomic_t *count, int value)
 {
-	wait_var_event(count, atomic_read(count) == value);
+	wait_var_event(count, atomic_read_acquire(count) == value);
 }
 
 /* To be called behind a full barrier after *@count has changed. */

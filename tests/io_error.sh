@@ -4,15 +4,18 @@
 # works again so does the device.
 . "$(dirname "$0")/lib.sh"
 
-# A disk "lower" of 64 MiB over a RAM disk, which can be told to fail.
+base=$ram_spare
+
+# A disk "lower" of 64 MiB over `base`, a RAM disk, which can be told to fail: as a whole, or the MiB at 8 MiB.
 mapping() {
-	local sectors=$((64 << 11))
+	local sectors=$((64 << 11)) place
 	case $1 in
-	good) echo "0 $sectors linear $ram_spare 0" ;;
-	bad) echo "0 $sectors error" ;;
-	# The MiB at 8 MiB.
-	hole) printf '0 16384 linear %s 0\n16384 2048 error\n18432 %d linear %s 18432\n' "$ram_spare" $((sectors - 18432)) "$ram_spare" ;;
+	good) echo "0 $sectors linear $base 0" && return ;;
+	bad) echo "0 $sectors error" && return ;;
+	hole) place=error ;;
+	unwritable) place="flakey $base 16384 0 3600 1 error_writes" ;;
 	esac
+	printf '0 16384 linear %s 0\n16384 2048 %s\n18432 %d linear %s 18432\n' "$base" "$place" $((sectors - 18432)) "$base"
 }
 
 create() {
@@ -96,18 +99,35 @@ lost_before() {
 # Each durable write to the bad place fails, although the file tells of a failed write-back but once: to one
 # of them, or to a flush.
 durable_write() {
-	local device
 	create hole
-	device=$(attach --direct-io=off /dev/mapper/lower)
-	fio --filename="$device" --ioengine=sync --direct=1 --rw=randwrite --bs=4k --size=1m --time_based --runtime=5 \
+	all_writes_fail "$(attach --direct-io=off /dev/mapper/lower)" --bs=4k --sync=dsync --numjobs=4
+}
+
+# The same of writes in parts of the blocks of direct I/O, which go through the page cache and are written back.
+write_in_part() {
+	local device
+	load_brd
+	base=$(attach --direct-io=on --sector-size 4096 "$ram_spare")
+	create unwritable
+	device=$(attach --direct-io=on /dev/mapper/lower)
+	equal dio "$(attribute "$device" loop/dio)" 1
+	all_writes_fail "$device" --bs=512 --numjobs=4
+	detach "$device"
+	dmsetup remove --retry lower
+	detach "$base"
+}
+
+# all_writes_fail DEVICE ARGUMENT...: those of fio to the bad place, while others flush the device.
+all_writes_fail() {
+	fio --filename="$1" --ioengine=sync --direct=1 --rw=randwrite --size=1m --time_based --runtime=5 \
 		--continue_on_error=all --output-format=json --output="$scratch/fio" --group_reporting \
-		--name=durable --offset=8m --sync=dsync --numjobs=4 --name=flushes --new_group --offset=0 --fsync=1 || :
+		--name=lost --offset=8m "${@:2}" --name=flushes --new_group --bs=4k --offset=0 --fsync=1 || :
 	python3 - "$scratch/fio" <<-'EOT'
 		import json, sys
 		with open(sys.argv[1]) as file:
 		    result = json.load(file)
-		writes = next(job["write"] for job in result["jobs"] if job["jobname"] == "durable")
-		print(writes["io_bytes"], "bytes of", writes["total_ios"], "writes were durable")
+		writes = next(job["write"] for job in result["jobs"] if job["jobname"] == "lost")
+		print(writes["io_bytes"], "bytes of", writes["total_ios"], "writes were acknowledged")
 		sys.exit(writes["io_bytes"] != 0 or writes["total_ios"] < 100)
 	EOT
 }
@@ -242,6 +262,7 @@ check "an error of write-back reaches fsync" late_error
 check_better 'it syncs the file, and says nothing' 'who switches to direct I/O hides no lost write' lost_write
 check_better 'it syncs the file at attach, and says nothing' 'a write lost before the attach is told' lost_before
 check_better 'it has no durable writes, and a flush is told of a failure once' 'a durable write that is lost fails' durable_write
+check_better 'it has no direct I/O then' 'a lost write in part of a block of direct I/O fails' write_in_part
 check 'a durable write hides no lost write from the next opener' hidden_by_durable_write
 check "a disk that fails and comes back, direct" recovers on
 check "a disk that fails and comes back, buffered" recovers off
