@@ -13,8 +13,6 @@ cat_planted() {
 		(cd /sys/block/loop0/queue; echo mq-deadline >scheduler; echo 8 >nr_requests; echo 2 >nomerges)
 		(cd /sys/block/loop1/queue; echo 64 >max_sectors_kb; echo 512 >read_ahead_kb)
 		(cd /sys/block/loop2/rnull_loop 2>/dev/null && tee inline remap nowait <<<0 >/dev/null)
-		echo 5 >/proc/sys/vm/dirty_ratio
-		dmesg -n 5
 		cd /sys/kernel/tracing
 		echo p:planted vfs_read >kprobe_events
 		tee events/kprobes/planted/enable events/block/enable options/stacktrace <<<1 >/dev/null
@@ -33,7 +31,7 @@ cat_planted() {
 	EOT
 }
 signs=(loop0/queue/{scheduler:mq-deadline,nr_requests:8,nomerges:2} loop1/queue/{max_sectors_kb:64,read_ahead_kb:512}
-	vm/dirty_ratio:5 kernel/printk:5 set_event:kprobes:planted set_event:block: kprobe_events:p:
+	set_event:kprobes:planted set_event:block: kprobe_events:p:
 	options/stacktrace:1 trace_clock:global buffer_size_kb cgroup.subtree_control: cgroup/planted
 	planted.conf: 'mount /sys/kernel/config' block/loop77)
 [[ $driver != rnull_loop ]] || signs+=(loop2/rnull_loop/{inline,remap,nowait}:0)
@@ -42,11 +40,13 @@ signs=(loop0/queue/{scheduler:mq-deadline,nr_requests:8,nomerges:2} loop1/queue/
 cat_planted_until_end() {
 	cat <<-'EOT'
 		modprobe brd rd_nr=2 rd_size=4096
+		echo 5 >/proc/sys/vm/dirty_ratio
+		dmesg -n 5
 		udevadm control --exit
 		while pgrep -x systemd-udevd >/dev/null; do sleep 0.1; done
 	EOT
 }
-signs_at_end=(block/ram1)
+signs_at_end=(block/ram1 vm/dirty_ratio:5 kernel/printk:5)
 
 # inner shell|python: a test of two cases. The first runs $PLANTED and tells what differs then, the second sees
 # nothing of it but what may stay until the test ends.

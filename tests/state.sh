@@ -8,7 +8,8 @@
 # differs now; "restore" puts that back first, for some 10 seconds.
 #
 # With SCRATCH, between two cases of a test, the parts are left out that a test may keep until it ends: mounts
-# below that directory, RAM disks, fault injection, swap, and whether udev runs.
+# below that directory, RAM disks, fault injection, sysctls, swap, and whether udev runs. To read all sysctls
+# takes longer than all else.
 #
 # To be sourced, or run as a program: the frameworks for shell and for Python and scripts/guest/tests share it.
 
@@ -23,10 +24,10 @@ state_volatile=(ns_last_pid tainted perf_event_max_sample_rate stat_refresh)
 read_state() {
 	local file files=() value
 	for file in "${state_queue[@]}"; do files+=(/sys/block/{loop,vd}*/queue/"$file"); done
-	files+=(/sys/block/loop*/rnull_loop/* /proc/sys/{kernel,vm}/* /sys/module/printk/parameters/*
+	files+=(/sys/block/loop*/rnull_loop/* /sys/module/printk/parameters/*
 		"$state_tracing"/{set_event,kprobe_events,current_tracer,tracing_on,options/stacktrace}
 		/sys/fs/cgroup/cgroup.subtree_control {/etc,/run}/modprobe.d/*)
-	[[ -n ${1-} ]] || files+=(/sys/kernel/debug/fail*/*)
+	[[ -n ${1-} ]] || files+=(/sys/kernel/debug/fail*/* /proc/sys/{kernel,vm}/*)
 	state_now=()
 	# Of several choices the one in brackets is in force.
 	for file in /sys/block/{loop,vd}*/queue/scheduler "$state_tracing/trace_clock"; do
