@@ -44,7 +44,10 @@ pub(crate) use self::{
         OpenMutex,
         RegisteredDisk, //
     },
-    limits::LimitsUpdate,
+    limits::{
+        FrozenQueue,
+        LimitsUpdate, //
+    },
     list::RequestList,
     major::{
         Major,

@@ -381,8 +381,12 @@ impl Drop for Devices {
         // Nobody can ask for devices any more: nodes and control were unregistered before.
         *REGISTRY.lock() = Phase::Gone;
         let table = core::mem::take(&mut *self.0.table.lock());
-        drop(table);
-        let removed = core::mem::take(&mut *self.0.removed.lock());
+        let mut removed = core::mem::take(&mut *self.0.removed.lock());
+        // All disks are deleted before the first wait for references to one of them.
+        for disk in table.into_iter().filter_map(|entry| entry.disk) {
+            // Without memory for that, waits now.
+            let _ = removed.push(disk.delete(), GFP_KERNEL);
+        }
         drop(removed);
     }
 }

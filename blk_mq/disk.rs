@@ -504,11 +504,19 @@ impl<T: DiskOperations> GenDisk<T> {
         unsafe { core::ptr::read_volatile(&raw const (*(*self.raw()).part0).bd_nr_sectors) }
     }
 
-    /// Sets the size, in sectors of 512 bytes, and sends a `RESIZE` event, unless events are
-    /// suppressed. Returns whether one was due. May sleep.
-    pub(crate) fn set_capacity_and_notify(&self, sectors: u64) -> bool {
+    /// Sets the size, in sectors of 512 bytes, and logs a change. Sends no event. Any context.
+    pub(crate) fn set_capacity(&self, sectors: u64) {
+        let old = self.capacity();
         // SAFETY: By the type invariant the disk is valid.
-        unsafe { bindings::set_capacity_and_notify(self.raw(), sectors) }
+        unsafe { bindings::set_capacity(self.raw(), sectors) };
+        if sectors != old {
+            pr_info!(
+                "{}: detected capacity change from {} to {}\n",
+                self.name(),
+                old,
+                sectors
+            );
+        }
     }
 
     /// Makes the disk read-only, or not, for its openers to come.
@@ -536,7 +544,7 @@ impl<T: DiskOperations> GenDisk<T> {
     }
 
     /// As [`notify_change`](Self::notify_change), but says that the size is another, as
-    /// [`set_capacity_and_notify`](Self::set_capacity_and_notify) does.
+    /// `set_capacity_and_notify()` does.
     pub(crate) fn notify_resize(&self) {
         self.send_change(Some(c"RESIZE=1"));
     }

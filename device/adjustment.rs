@@ -16,6 +16,7 @@ use crate::{
         Backing, //
     },
     blk_mq::{
+        FrozenQueue,
         GenDisk,
         LimitsUpdate,
         Mode, //
@@ -27,7 +28,10 @@ use crate::{
     },
     kern::{
         bdev::BlockDevice,
-        file::BackingFile,
+        file::{
+            BackingFile,
+            Kind, //
+        },
         uapi::LoopInfo64, //
     },
     settings::Settings, //
@@ -110,30 +114,29 @@ impl LoopDevice {
 
     /// Takes over a size, in sectors of 512 bytes, and tells user space.
     fn adopt_capacity(&self, disk: &GenDisk<Self>, capacity: u64) {
-        let changes = capacity != disk.capacity();
-        let uevents = disk.suppress_uevents();
-        let resized = self.resize(disk, capacity);
-        if changes {
-            // What was read meanwhile with the old end: a reader that acts upon the event must not
-            // find it.
+        let old = disk.capacity();
+        self.resize(disk, capacity);
+        if capacity != old {
+            // A reader that acts upon the event must not find pages that were read with the old end.
+            // That may take as long as a read of the file. Events are not suppressed for as long, as
+            // those of other senders would be lost.
             disk.drop_cached();
         }
-        drop(uevents);
-        if resized {
+        // As `set_capacity_and_notify()` has it: a device that was or becomes empty is not resized.
+        if capacity != old && capacity != 0 && old != 0 {
             disk.notify_resize();
         } else {
             disk.notify_change();
         }
     }
 
-    /// Sets the size, in sectors of 512 bytes; returns whether a `RESIZE` event is due, and was
-    /// sent unless events are suppressed.
-    pub(super) fn resize(&self, disk: &GenDisk<Self>, capacity: u64) -> bool {
+    /// Sets the size, in sectors of 512 bytes, without an event.
+    pub(super) fn resize(&self, disk: &GenDisk<Self>, capacity: u64) {
         self.length.store(geometry::bytes(capacity), Relaxed);
         // Pairs with the barrier of the tag set's SRCU lock: a request that the new size lets through is
         // compared with the new length.
         smp_mb(Write);
-        disk.set_capacity_and_notify(capacity)
+        disk.set_capacity(capacity);
     }
 
     /// LOOP_SET_DIRECT_IO: whether I/O goes past the page cache of the file. `EINVAL` where it
@@ -262,9 +265,8 @@ impl LoopDevice {
     }
 }
 
-/// What is left in the page cache of the file from the time of direct I/O, or without, is not to be found in
-/// the other's. That of a block device may be old, where others have read it beside direct writes; those
-/// that are under way just now are not waited for.
+/// Writes back and drops what is in the page cache of the file when direct I/O begins or ends. Pages
+/// may come again while requests go on, see [`freeze`].
 fn settle_cache(binding: &Binding, new: &Settings) {
     let file = &binding.backing.file;
     if backing::caching(binding.settings.flags) != backing::caching(new.flags) {
@@ -272,6 +274,33 @@ fn settle_cache(binding: &Binding, new: &Settings) {
         let _ = file.sync();
         file.drop_cache();
     }
+}
+
+/// Freezes the queue for a change to `new`.
+///
+/// Direct writes to a block device do not invalidate pages that others have read beside them. When
+/// direct I/O ends, such pages count from then on, so the page cache must be empty while the queue
+/// is frozen. It is not emptied there: the owner of a page may wait for memory, and swapping out for
+/// this queue. Gives up when others fill the cache again and again.
+fn freeze<'a>(
+    disk: &'a GenDisk<LoopDevice>,
+    binding: &Binding,
+    new: &Settings,
+) -> FrozenQueue<'a, LoopDevice> {
+    const TRIES: u32 = 8;
+    let file = &binding.backing.file;
+    let direct_ends = backing::caching(binding.settings.flags) == Caching::Direct
+        && backing::caching(new.flags) == Caching::Buffered
+        && matches!(file.kind(), Kind::Block(_));
+    for _ in 0..TRIES {
+        let frozen = disk.freeze();
+        if !direct_ends || !file.is_cached() {
+            return frozen;
+        }
+        drop(frozen);
+        file.drop_cache();
+    }
+    disk.freeze()
 }
 
 /// Brings limits and settings into force, between two requests; nothing has changed when the limits
@@ -282,7 +311,7 @@ fn adopt(
     limits: Option<LimitsUpdate<'_, LoopDevice>>,
     new: Settings,
 ) -> Result {
-    let mut frozen = disk.freeze();
+    let mut frozen = freeze(disk, binding, &new);
     // A device that is bound has a target.
     let target = frozen.io().ok_or(ENXIO)?;
     if let Some(mut limits) = limits {

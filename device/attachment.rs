@@ -100,6 +100,10 @@ impl LoopDevice {
         // `EBUSY` for a device that has an exclusive owner comes before the file is touched.
         drop(disk.claim_for(bdev, mode)?);
         let prepared = Prepared::new(self, file, mode, config);
+        // Another LOOP_CONFIGURE that came first may hold its claim while it scans for partitions.
+        if !self.is_unbound() {
+            return Err(EBUSY);
+        }
         // An exclusive owner must not find another device under its feet.
         let _claim = disk.claim_for(bdev, mode)?;
         let mut state = self.lock_killable()?;

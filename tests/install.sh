@@ -259,6 +259,25 @@ beside() {
 	loaded rnull_loop
 }
 
+# What opens a node meanwhile asks for the driver; that the module is refused while it goes is no reason to
+# load the C driver, which would find its devices.
+while_unloading() {
+	local unloading
+	modprobe loop max_loop=128
+	loaded rnull_loop
+	rm -f /dev/loop-control
+	mknod /dev/loop-control c 10 237
+	udevadm settle
+	modprobe -r loop &
+	unloading=$!
+	while kill -0 "$unloading" 2>/dev/null; do
+		: 2>/dev/null <>/dev/loop-control || :
+		[[ ! -e /sys/module/loop ]] || fail 'the C driver is loaded'
+	done
+	wait "$unloading"
+	unload
+}
+
 # This modprobe command is how initramfs tools look for a driver.
 in_initramfs() {
 	local kernel
@@ -499,6 +518,7 @@ check "modprobe falls back to the C driver: install rnull_loop /bin/false" only_
 check "modprobe falls back to the C driver: modprobe.blacklist=rnull_loop" only_ours installed prefers_c_at_boot
 check "an administrator's ban of loop stays in force" installed banned
 check "modprobe loop loads the C driver beside rnull_loop standalone=1" only_ours installed beside
+check "nothing loads the C driver while rnull_loop is unloaded" only_ours installed while_unloading
 check "initramfs tools find loop.ko of this kernel and of another one" installed in_initramfs
 check "from the C driver to the module and back" only_ours fresh switched
 check "a kernel without the module keeps the C driver" only_ours fresh kernel_without_it

@@ -249,7 +249,7 @@ class Standstill:
     def __init__(self, name):
         self.name = name
         self.path = f"/dev/mapper/{name}"
-        self.base = attach(image(32, "base"))
+        self.base = attach(image(32, f"{name}-base"))
         run("dmsetup", "create", name, "--table", f"0 {32 << 11} linear {self.base.path} 0")
         settle()
 
@@ -314,6 +314,46 @@ def slow_file():
     detach(device)
     run("umount", place)
     slow.remove()
+
+
+@check(
+    "a device that was attached meanwhile is busy at once, also while its slow file is scanned",
+    better="the second caller waits for the claim of the first, and cannot be killed",
+)
+def slow_scan():
+    slow_sync, slow_read = Standstill("slow-sync"), Standstill("slow-read")
+    for slow in (slow_sync, slow_read):
+        run("mkfs.ext4", "-q", slow.path)
+        # A sync of what is clean does no I/O.
+        mounted(slow.path, slow.name, "-o", "nobarrier")
+    dirty, uncached = image(1, "slow-sync/image"), numbered_image(1, "slow-read/image")
+    os.sync()
+    with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as file:
+        file.write("1")
+    device = free_device()
+
+    def attach_to(path, **info):
+        with Fd(path) as file:
+            return fd.ioctl(CONFIGURE, Config(fd=file.fd, info=Info(**info)))
+
+    with open(dirty, "r+b") as file:
+        file.write(b"dirty" * 4096)
+    with Fd(device) as fd:
+        with slow_read:
+            with slow_sync:
+                loser = Child(lambda: attach_to(dirty))
+                wait_for(loser.waits, SECONDS)
+                winner = Child(lambda: attach_to(uncached, flags=PARTSCAN))
+                wait_for(lambda: is_bound(device), SECONDS)
+                wait_for(winner.waits, SECONDS)
+            equal("the loser", ends(loser, "the loser"), '"-EBUSY"')
+            assert not winner.ended()
+        wait_for(winner.ended, SECONDS)
+    equal("the winner", winner.outcome, "0")
+    detach(device)
+    for slow in (slow_sync, slow_read):
+        run("umount", f"{SCRATCH}/{slow.name}")
+        slow.remove()
 
 
 GLOBAL = "it holds a global lock meanwhile"

@@ -240,6 +240,8 @@ def stop_udev():
     settle()
     run("udevadm", "control", "--exit")
     wait_for(lambda: not udev_runs(), 30)
+    # dmsetup would wait for it.
+    os.environ["DM_DISABLE_UDEV"] = "1"
 
 
 def mounted(source, name, *options):

@@ -121,6 +121,7 @@ unload_waits() {
 	unloading=$!
 	wait_for 20 told_of_waiting || fail "nothing in the log"
 	kill -0 "$unloading" || fail "unloaded before its disk was released"
+	[[ ! -e /sys/block/loop1 ]] || fail "other devices wait for that one"
 	let_go
 	wait "$unloading"
 	load_driver

@@ -323,6 +323,49 @@ def appended_there():
             equal("SET_CAPACITY", fd.ioctl(SET_CAPACITY), 0)
 
 
+@check("LOOP_SET_CAPACITY: what others send while it waits for a read is not lost")
+def others_during_capacity():
+    base = attach(image(32, "base"))
+    device, events = listen()
+
+    def dm(*command):
+        run("dmsetup", *command, "slow")
+
+    def table(mib):
+        return "--table", f"0 {mib << 11} linear {base.path} 0"
+
+    dm("create", *table(16))
+    settle()
+    with Fd(device) as fd:
+        equal("CONFIGURE", configure(fd, "/dev/mapper/slow"), 0)
+        settle()
+        dm("reload", *table(32))
+        dm("suspend", "--nolockfs")
+        dm("resume")
+        dm("suspend", "--nolockfs")
+        try:
+            events.take()
+            reader = threading.Thread(target=lambda: os.pread(fd.fd, 4096, 8 << 20))
+            reader.start()
+            time.sleep(0.5)
+            changer = threading.Thread(target=lambda: fd.ioctl(SET_CAPACITY))
+            changer.start()
+            wait_for(lambda: sysfs(device, "size") == str(32 << 11))
+            with open(f"/sys/block/{events.name}/uevent", "w", encoding="ascii") as file:
+                file.write("change 01234567-0123-0123-0123-0123456789ab SENT=1")
+        finally:
+            dm("resume")
+        reader.join()
+        changer.join()
+        equal("events", [event.get("SYNTH_ARG_SENT") for event in events.all()].count("1"), 1)
+        settle()
+        clear(fd)
+    wait_for(lambda: not is_bound(device))
+    dm("remove", "--retry")
+    base.close()
+    detach(base.path)
+
+
 @check("block size, direct I/O and read-only: no event")
 def silent():
     device, events = listen()
