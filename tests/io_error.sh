@@ -112,6 +112,9 @@ write_in_part() {
 	device=$(attach --direct-io=on /dev/mapper/lower)
 	equal dio "$(attribute "$device" loop/dio)" 1
 	all_writes_fail "$device" --bs=512 --numjobs=4
+	detach "$device"
+	dmsetup remove --retry lower
+	detach "$base"
 }
 
 # all_writes_fail DEVICE ARGUMENT...: those of fio to the bad place, while others flush the device.
