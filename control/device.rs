@@ -56,21 +56,21 @@ use kernel::{
 };
 
 /// What a bound device has.
-pub(crate) struct Binding {
+struct Binding {
     /// The backing file.
-    pub(crate) backing: Backing,
+    backing: Backing,
     /// The settings of the device.
-    pub(crate) settings: Settings,
+    settings: Settings,
     // A bound device keeps the module loaded, also without an opener.
     _module: ModuleRef,
 }
 
 /// A snapshot of a [`Binding`].
-pub(crate) struct Snapshot {
+pub(super) struct Snapshot {
     /// The backing file.
-    pub(crate) file: ARef<File>,
+    pub(super) file: ARef<File>,
     /// The settings of the device.
-    pub(crate) settings: Settings,
+    pub(super) settings: Settings,
 }
 
 impl Snapshot {
@@ -196,7 +196,7 @@ impl LoopDevice {
 
     /// Calls `read`, which must not sleep, with the snapshot of a device that is bound or being torn
     /// down; fails with `ENXIO` for other devices.
-    pub(crate) fn with_snapshot<R>(&self, read: impl FnOnce(&Snapshot) -> Result<R>) -> Result<R> {
+    pub(super) fn with_snapshot<R>(&self, read: impl FnOnce(&Snapshot) -> Result<R>) -> Result<R> {
         read(self.snapshot.lock().binding().ok_or(ENXIO)?)
     }
 
