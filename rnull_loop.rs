@@ -113,7 +113,7 @@ fn parameters(names: &Names) -> Result<(Parameters, u32)> {
     let part_shift = geometry::part_shift(max_part.value())?;
     // User space reads how many minors the partitions of a device have.
     if part_shift != 0 {
-        max_part.show(geometry::most_partitions(part_shift));
+        max_part.show(geometry::max_partitions(part_shift));
     }
     let count = geometry::max_loop(max_loop.value(), part_shift)?;
     let parameters = Parameters {
@@ -127,7 +127,7 @@ fn parameters(names: &Names) -> Result<(Parameters, u32)> {
 }
 
 /// Says in the log why the module cannot be loaded.
-fn explain(error: Error) -> Error {
+fn log_busy(error: Error) -> Error {
     if error == EBUSY && !standalone.is_on() {
         pr_err!(
             "another loop driver is loaded or built in: it holds major 7 and /dev/loop-control; standalone=1 works beside it\n"
@@ -151,12 +151,12 @@ impl kernel::Module for LoopModule {
         let devices = Devices::new(parameters)?;
         // First, for of a major that is taken the kernel has a line in the log of its own.
         let control = miscdevice::Registration::new(names.control, names.control_minor);
-        let control = KBox::pin_init(control, GFP_KERNEL).map_err(explain)?;
+        let control = KBox::pin_init(control, GFP_KERNEL).map_err(log_busy)?;
         // From here on an opener of a node waits until it is known whether the module can be
         // loaded.
         let major = Major::register::<OnDemand>(names.major_number, names.major);
         devices.publish(major.as_ref().ok().map(Major::number));
-        let major = major.map_err(explain)?;
+        let major = major.map_err(log_busy)?;
         devices.add(count);
         pr_info!("module loaded\n");
         Ok(Self {

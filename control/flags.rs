@@ -28,7 +28,7 @@ impl Flags {
     const SET_STATUS_CLEARABLE: Self = Self(4);
 
     /// The flags that LOOP_CONFIGURE asks for; `EINVAL` when it may not.
-    pub(crate) fn configured(raw: u32) -> Result<Self> {
+    pub(crate) fn from_configure(raw: u32) -> Result<Self> {
         if raw & !Self::CONFIGURE_SETTABLE.0 != 0 {
             return Err(EINVAL);
         }
@@ -67,10 +67,10 @@ mod tests {
 
     #[test]
     fn configure_takes_known_flags_alone() {
-        assert_eq!(Flags::configured(0).map(Flags::as_raw).ok(), Some(0));
-        assert_eq!(Flags::configured(29).map(Flags::as_raw).ok(), Some(29));
+        assert_eq!(Flags::from_configure(0).map(Flags::as_raw).ok(), Some(0));
+        assert_eq!(Flags::from_configure(29).map(Flags::as_raw).ok(), Some(29));
         for raw in [2, 32, 64, 1 << 31, u32::MAX] {
-            assert!(Flags::configured(raw).is_err());
+            assert!(Flags::from_configure(raw).is_err());
         }
     }
 

@@ -52,16 +52,16 @@ pub(crate) fn part_shift(max_part: i32) -> Result<u32> {
 }
 
 /// How many partitions a device has minors for when `part_shift` bits count them.
-pub(crate) fn most_partitions(part_shift: u32) -> i32 {
+pub(crate) fn max_partitions(part_shift: u32) -> i32 {
     1_i32.checked_shl(part_shift).map_or(0, |minors| minors - 1)
 }
 
 /// The number of devices `max_loop`, and `EINVAL` when they do not have minors to themselves.
 pub(crate) fn max_loop(max_loop: i32, part_shift: u32) -> Result<u32> {
-    let most = (1_u32 << MINORBITS).checked_shr(part_shift).unwrap_or(0);
+    let limit = (1_u32 << MINORBITS).checked_shr(part_shift).unwrap_or(0);
     u32::try_from(max_loop)
         .ok()
-        .filter(|&count| count <= most)
+        .filter(|&count| count <= limit)
         .ok_or(EINVAL)
 }
 
@@ -104,9 +104,9 @@ mod tests {
         assert_eq!(part_shift(16).ok(), Some(5));
         assert_eq!(part_shift(255).ok(), Some(8));
         assert!(part_shift(256).is_err());
-        assert_eq!(most_partitions(0), 0);
-        assert_eq!(most_partitions(4), 15);
-        assert_eq!(most_partitions(8), 255);
+        assert_eq!(max_partitions(0), 0);
+        assert_eq!(max_partitions(4), 15);
+        assert_eq!(max_partitions(8), 255);
         assert!(part_shift(i32::MAX).is_err());
     }
 

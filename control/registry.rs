@@ -59,7 +59,7 @@ const MAX_SEGMENTS: u16 = 256;
 
 /// How many hardware contexts a device has at most when nobody says: each has its own requests, and
 /// from here on memory is worth more than CPUs that do not meet.
-const MOST_HW_QUEUES: u32 = 8;
+const MAX_HW_QUEUES: u32 = 8;
 
 /// How devices are made.
 pub(crate) struct Parameters {
@@ -218,7 +218,7 @@ impl Registry {
             ..
         } = self.parameters;
         let nr_hw_queues = match nr_hw_queues {
-            0 => task::num_online_cpus().min(MOST_HW_QUEUES),
+            0 => task::num_online_cpus().min(MAX_HW_QUEUES),
             n => n,
         };
         let tags = KBox::pin_init(TagSet::new(nr_hw_queues, hw_queue_depth), GFP_KERNEL)?;

@@ -28,8 +28,8 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// What LOOP_CONFIGURE asks for; see [`new`](Self::new). `EINVAL` for flags that it may not set.
-    pub(crate) fn configured(info: &loop_info64) -> Result<Self> {
-        Self::new(info, Flags::configured(info.lo_flags)?)
+    pub(crate) fn from_configure(info: &loop_info64) -> Result<Self> {
+        Self::new(info, Flags::from_configure(info.lo_flags)?)
     }
 
     /// What `info` asks for, with `flags` instead of its own.

@@ -52,7 +52,7 @@ impl Prepared {
     /// Asks the file system of `file`, and writes back the page cache of the file. May sleep.
     fn new(device: &LoopDevice, file: ARef<File>, mode: Mode, config: &LoopConfig) -> Result<Self> {
         device.validate(&file)?;
-        let mut settings = Settings::configured(&config.info)?;
+        let mut settings = Settings::from_configure(&config.info)?;
         let caps = BackingCaps::of(&file);
         if !mode.is_write() || !file.accepts_writes() {
             settings.flags.set(Flags::READ_ONLY, true);
@@ -67,7 +67,7 @@ impl Prepared {
         caps.update_dio(&file, &mut settings);
         // Made before the file is synced, so that flushes of the device report errors of that sync.
         let target = caps.target(file.clone(), &settings, block_size);
-        begin_caching(&file, &settings);
+        sync_cache(&file, &settings);
         let capacity = backing::capacity(&file, &settings);
         Ok(Self {
             backing: Backing::new(file, caps)?,
@@ -143,11 +143,11 @@ impl LoopDevice {
             disk.suppress_partition_scan(false);
         }
         state.publish_snapshot();
-        self.show_attributes(disk);
+        self.create_attributes(disk);
         drop(uevents);
         drop(state);
         // The caller has the device open, so it is not detached meanwhile.
-        announce(disk, scans);
+        scan_and_notify(disk, scans);
         Ok(())
     }
 
@@ -179,7 +179,7 @@ impl LoopDevice {
         let backing = Backing::new(file, caps)?;
         let Backing { file, caps, .. } = &backing;
         let target = caps.target(file.clone(), &settings, block_size);
-        begin_caching(file, &settings);
+        sync_cache(file, &settings);
         // Taken after the last call to a file system of a backing file, and held until the snapshot
         // has the new file: see `validate`.
         let validation = self.lock_validation(file)?;
@@ -206,12 +206,12 @@ impl LoopDevice {
         drop(validation);
         drop(old_target);
         drop(old_backing);
-        announce(disk, scans);
+        scan_and_notify(disk, scans);
         Ok(())
     }
 
     /// Adds the directory of attributes. Whoever waits for `state` to open the device finds it.
-    fn show_attributes(&self, disk: &GenDisk<Self>) {
+    fn create_attributes(&self, disk: &GenDisk<Self>) {
         match Group::create(disk, c"loop", sysfs::ATTRIBUTES) {
             Ok(group) => *self.attributes.lock() = Some(group),
             // The device works without.
@@ -285,7 +285,7 @@ impl LoopDevice {
 /// What is dirty in its page cache would be missed by, or overwrite, what goes past it. An error is
 /// told to those who wrote it, by their own descriptors or by flushes of the device. What is clean would be in the way:
 /// while there is anything, direct writes complete by way of a workqueue.
-fn begin_caching(file: &File, settings: &Settings) {
+fn sync_cache(file: &File, settings: &Settings) {
     let _ = file.sync();
     if settings.flags.contains(Flags::DIRECT_IO) {
         file.drop_page_cache();
@@ -302,10 +302,10 @@ fn begin_caching(file: &File, settings: &Settings) {
 /// in favour of one sent before: the events of all other senders would be lost for as long as the
 /// scan reads the device. After a table without partitions, which looks like none, it is sent
 /// twice.
-fn announce(disk: &GenDisk<LoopDevice>, scans: bool) {
+fn scan_and_notify(disk: &GenDisk<LoopDevice>, scans: bool) {
     let disk = disk.lock_open();
-    let told = scans && reread_partitions(&disk) && disk.has_partitions();
-    if !told {
+    let notified = scans && reread_partitions(&disk) && disk.has_partitions();
+    if !notified {
         disk.notify_change();
     }
 }
