@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The loop driver: a file, or a block device, becomes a block device.
+//! The loop driver: makes a block device of a file or of another block device.
 //!
-//! Two wings say what a loop device does, and contain no `unsafe` code:
+//! Two wings define what a loop device does, and contain no `unsafe` code:
 //!
 //! - [`control`] - from user space to a device: ioctls, sysfs, `/dev/loop-control`;
 //! - [`datapath`] - one request, in the order of its life: queue, route, worker, transfer,
 //!   completion.
 //!
-//! Three abstractions say how the kernel is called, and know nothing of loop devices:
+//! Three abstractions call the kernel, and do not depend on loop devices:
 //!
-//! - [`blk_mq`] - the block layer: requests whose type is their state, disks, limits, frozen queues;
+//! - [`blk_mq`] - the block layer: requests whose type is their state, disks, limits, frozen
+//!   queues;
 //! - [`aio`] - asynchronous I/O to files from inside the kernel;
-//! - [`kern`] - files, block devices, tasks, workqueues: what the `kernel` crate lacks.
+//! - [`kern`] - files, block devices, tasks, workqueues, where the `kernel` crate lacks them.
 //!
-//! Each file uses only files of its own level and of those below: `control`, `datapath`, `aio`,
-//! `blk_mq`, `kern`.
+//! The levels, from the highest: `control`, `datapath`, `aio`, `blk_mq`, `kern`. Each file uses
+//! only files of its own level and of lower ones.
 
 mod aio;
 mod blk_mq;
@@ -57,29 +58,30 @@ module! {
 
 module_parameters! {
     max_loop: Integer = Integer::new(kern::ffi::DEFAULT_DEVICES, i32::MIN),
-        "Number of loop devices made at load; given, also the most there can be by opening nodes. Default: 8, no limit";
+        "Number of loop devices made at load. If given and not 0, also the limit for devices made by opening their nodes. Default: 8, no limit";
     max_part: Integer = Integer::new(0, i32::MIN),
-        "Maximum number of partitions per loop device; given, all devices are scanned. Default: 0";
+        "Maximum number of partitions per loop device. If positive, all devices are scanned for partitions. Default: 0";
     hw_queue_depth: Integer = Integer::new(128, 1),
         "Queue depth for each hardware queue. Default: 128";
     nr_hw_queues: Integer = Integer::new(0, 0),
-        "Number of hardware queues of a device, 0: one per CPU, at most 8. Default: 0";
+        "Number of hardware queues per device. Default: 0, one per CPU, at most 8";
     standalone: Switch = Switch::new(),
-        "Work beside another loop driver: devices are /dev/loopr*, made by /dev/loopr-control";
+        "Work beside another loop driver: devices are /dev/loopr*, the control device is /dev/loopr-control";
 }
 
-/// What the module is known by: `standalone`, it leaves the names and numbers of loop devices to
-/// another driver. Its own still begin with "loop", by which `losetup` and `lsblk` know them.
+/// The names and numbers of the module. With `standalone` it leaves those of the C driver to
+/// another loop driver. The names of disks still begin with "loop", because `losetup` and `lsblk`
+/// recognize loop devices by that.
 struct Names {
-    /// How the names of disks begin.
+    /// The prefix of disk names.
     disk: &'static str,
-    /// The control device.
+    /// The name of the control device.
     control: &'static CStr,
     /// The minor number of the control device.
     control_minor: u32,
     /// The name of the major.
     major: &'static CStr,
-    /// The major, 0 for any that is free.
+    /// The major number; 0 for any free one.
     major_number: u32,
 }
 
@@ -99,19 +101,19 @@ const STANDALONE_NAMES: Names = Names {
     major_number: 0,
 };
 
-/// What the module registers; fields are dropped in the order of their declaration: first nobody
-/// can ask for devices any more, then the devices go.
+/// The registrations of the loaded module. Fields are dropped in the order of their declaration:
+/// the control device and the major first, so that no task can add devices while they are removed.
 struct LoopModule {
     _control: Pin<KBox<miscdevice::Registration<Control>>>,
     _major: Major,
     _devices: Devices,
 }
 
-/// How the parameters of the module say that devices are made, with `names`, and how many at once;
-/// `EINVAL` for values that make no sense together.
+/// Returns the parameters of devices with `names`, and the number of devices to make at load, from
+/// the module parameters. Fails with `EINVAL` for more partitions or devices than there are minors.
 fn parameters(names: &Names) -> Result<(Parameters, u32)> {
     let part_shift = geometry::part_shift(max_part.value())?;
-    // User space reads how many minors the partitions of a device have.
+    // User space reads `max_part` from sysfs to compute the minor numbers of devices.
     if part_shift != 0 {
         max_part.show(geometry::max_partitions(part_shift));
     }
@@ -126,7 +128,7 @@ fn parameters(names: &Names) -> Result<(Parameters, u32)> {
     Ok((parameters, count))
 }
 
-/// Says in the log why the module cannot be loaded.
+/// Logs the reason if the module cannot be loaded beside another loop driver; returns `error`.
 fn log_busy(error: Error) -> Error {
     if error == EBUSY && !standalone.is_on() {
         pr_err!(
@@ -149,11 +151,11 @@ impl kernel::Module for LoopModule {
         };
         let (parameters, count) = parameters(&names)?;
         let devices = Devices::new(parameters)?;
-        // First, for of a major that is taken the kernel has a line in the log of its own.
+        // Before the major, because the kernel logs a major that is taken as an error of its own.
         let control = miscdevice::Registration::new(names.control, names.control_minor);
         let control = KBox::pin_init(control, GFP_KERNEL).map_err(log_busy)?;
-        // From here on an opener of a node waits until it is known whether the module can be
-        // loaded.
+        // From here on an opener of a device node without a disk waits for `publish`, as does an
+        // opener of the control device already.
         let major = Major::register::<OnDemand>(names.major_number, names.major);
         devices.publish(major.as_ref().ok().map(Major::number));
         let major = major.map_err(log_busy)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `/dev/loop-control`: devices are added, removed and found.
+//! `/dev/loop-control`: adds, removes and finds devices.
 
 use super::registry;
 use crate::kern::ffi;
@@ -13,7 +13,7 @@ use kernel::{
     prelude::*,
 };
 
-/// One open `/dev/loop-control`.
+/// An open `/dev/loop-control`.
 pub(crate) struct Control;
 
 #[vtable]
@@ -21,13 +21,14 @@ impl MiscDevice for Control {
     type Ptr = KBox<Self>;
 
     fn open(_file: &File, _misc: &MiscDeviceRegistration<Self>) -> Result<KBox<Self>> {
-        // Waits while the module may still fail to load; nobody must have this open then.
+        // Waits while the module may still fail to load, because a file that is open then would use
+        // the module after it is freed.
         registry::registry()?;
         Ok(KBox::new(Control, GFP_KERNEL)?)
     }
 
     fn ioctl(_this: &Self, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
-        // User space passes an `int`; a negative number is none in particular.
+        // User space passes an `int`; a negative number stands for no particular device.
         let index = u32::try_from(arg as i32).ok();
         let registry = registry::registry()?;
         match cmd {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! All loop devices: which number stands for which, and who stands on whom.
+//! All loop devices, by their numbers.
 
 use super::{
     device::LoopDevice,
@@ -46,36 +46,37 @@ use kernel::{
     },
 };
 
-/// The longest request unless user space asks for longer ones (`max_sectors_kb`), in sectors of 512
-/// bytes: 1280 KiB, as it has always been.
+/// The maximum length of a request, in sectors of 512 bytes, unless user space allows longer ones
+/// (`max_sectors_kb`): 1280 KiB, as in the C driver.
 const MAX_SECTORS: u32 = 2560;
 
-/// The longest that it may ask for: 32 MiB.
+/// The maximum length that user space may allow, in sectors of 512 bytes: 32 MiB.
 const MAX_HW_SECTORS: u32 = 32 << 11;
 
-/// How many segments a request has at most: 1 MiB of single pages. As the backing file, or the disk
-/// below, splits what it cannot take at once, there is no other limit.
+/// The maximum number of segments of a request: 1 MiB of single pages. There are no other limits,
+/// because the backing file, or the lower device, splits operations that are too large for it.
 const MAX_SEGMENTS: u16 = 256;
 
-/// How many hardware contexts a device has at most when nobody says: each has its own requests, and
-/// from here on memory is worth more than CPUs that do not meet.
+/// The maximum number of hardware contexts of a device, unless the module parameter sets their
+/// number. Each context has requests of its own, and more of them would cost more memory than the
+/// contention of the CPUs that share one.
 const MAX_HW_QUEUES: u32 = 8;
 
-/// How devices are made.
+/// The parameters of all devices.
 pub(crate) struct Parameters {
-    /// How their names begin; the number follows.
+    /// The prefix of disk names; the number follows.
     pub(crate) prefix: &'static str,
-    /// How many bits of a minor number count partitions.
+    /// The number of bits of a minor number that number the partitions.
     pub(crate) part_shift: u32,
-    /// How many devices there may be by opening device nodes, if there is a limit.
+    /// The limit for numbers of devices that are made by opening their nodes, if there is one.
     pub(crate) max_loop: Option<u32>,
-    /// How many requests a hardware context has.
+    /// The number of requests of a hardware context.
     pub(crate) hw_queue_depth: u32,
-    /// How many hardware contexts a device has; 0 is one per CPU.
+    /// The number of hardware contexts of a device; 0 for one per CPU.
     pub(crate) nr_hw_queues: u32,
 }
 
-/// A device that is there for all to see; fields are dropped in the order of their declaration.
+/// A device that is visible to user space. Fields are dropped in the order of their declaration.
 struct Listed {
     tunables: Option<Group>,
     disk: RegisteredDisk<LoopDevice>,
@@ -97,27 +98,27 @@ impl core::ops::Deref for Listed {
     }
 }
 
-/// A number that is taken.
+/// A device number in use.
 struct Entry {
     index: u32,
-    /// The disk, unless it is being added or removed.
+    /// The disk; `None` while it is being added or removed.
     disk: Option<Listed>,
 }
 
-/// All loop devices of a module that is loaded.
+/// All loop devices of the module.
 #[pin_data]
 pub(crate) struct Registry {
     parameters: Parameters,
-    /// The major number of the devices, once it is known.
+    /// The major number of the devices; 0 until it is registered.
     major: Atomic<u32>,
-    /// Sorted by index. A leaf: no other lock is taken under it.
+    /// Sorted by index. Under this lock only [`LoopDevice::is_unbound`] takes another one, a leaf.
     #[pin]
     table: Mutex<KVec<Entry>>,
-    /// Devices that were removed while there were references to their disks. Taken before all other
-    /// locks.
+    /// Removed devices whose disks had other references then. The outermost lock: it is held while
+    /// disks are freed.
     #[pin]
     removed: Mutex<KVec<DiskRef<LoopDevice>>>,
-    /// The lock that all devices share, see [`LoopDevice`].
+    /// The lock that all devices share: [`LoopDevice::validation`].
     validation: Arc<Mutex<()>>,
 }
 
@@ -128,19 +129,19 @@ global_lock! {
 
 /// The progress of loading and unloading the module.
 pub(crate) enum Phase {
-    /// It may still fail to load.
+    /// The module may still fail to load.
     Loading,
-    /// It is loaded.
+    /// The module is loaded.
     Loaded(Arc<Registry>),
-    /// It failed to load, or is being unloaded.
+    /// The module failed to load, or is being unloaded.
     Gone,
 }
 
-/// Returns the registry, for callers that have no reference to it. Fails with `ENODEV` when the
-/// module failed to load.
+/// Returns the registry. Fails with `ENODEV` if the module failed to load, or is being unloaded.
 ///
-/// Waits while the module is loading: a caller must not have anything of it open when that fails,
-/// and should not see that it came a moment too early. May sleep.
+/// Waits while the module is loading. An opener must not succeed before, because a module that
+/// fails to load is freed even if its files are open: use after free. It must not fail either,
+/// because the devices are about to exist. May sleep.
 pub(crate) fn registry() -> Result<Arc<Registry>> {
     loop {
         match &*REGISTRY.lock() {
@@ -153,14 +154,14 @@ pub(crate) fn registry() -> Result<Arc<Registry>> {
 }
 
 impl Registry {
-    /// Where `index` is in the table, or where it would be.
+    /// Returns the position of `index` in the table, or as an error the one to insert it at.
     fn search(table: &[Entry], index: u32) -> Result<usize, usize> {
         table.binary_search_by_key(&index, |entry| entry.index)
     }
 
-    /// Adds the device `index`, or the first number that is free: LOOP_CTL_ADD.
+    /// Adds the device `index`, or that of the first free number: LOOP_CTL_ADD.
     ///
-    /// `EEXIST` when the number is taken. May sleep.
+    /// Fails with `EEXIST` if the number is in use. May sleep.
     pub(crate) fn add(&self, index: Option<u32>) -> Result<u32> {
         let index = self.reserve(index)?;
         let added = self.make_disk(index);
@@ -173,7 +174,7 @@ impl Registry {
                     }
                 }
                 Err(error) => {
-                    // It is there: the search found it.
+                    // Cannot fail, because the search has found the entry.
                     let _ = table.remove(at);
                     return Err(error);
                 }
@@ -182,11 +183,12 @@ impl Registry {
         Ok(index)
     }
 
-    /// Takes a number.
+    /// Adds an entry without a disk for `index`, or for the first free number, and returns its
+    /// number. Fails with `EEXIST` if it is in use, and with `EINTR` on a fatal signal. May sleep.
     fn reserve(&self, index: Option<u32>) -> Result<u32> {
         let mut table = self.table.lock_killable()?;
         let index = index.unwrap_or_else(|| {
-            // Sorted, so all numbers before the first gap stand where they are.
+            // The table is sorted, so each number before the first gap is its own position.
             let gap = table
                 .iter()
                 .enumerate()
@@ -197,18 +199,20 @@ impl Registry {
             return Err(EEXIST);
         };
         {
-            // Reclaim that does I/O could block the callers for other devices, which need the lock.
+            // Reclaim must start no I/O here: it may block for long, and the callers for all other
+            // devices wait for `table`.
             let _noio = task::IoWorkerScope::enter();
             table.reserve(1, GFP_KERNEL)?;
         }
         let entry = Entry { index, disk: None };
-        // There is room for one.
+        // Does not fail, because `reserve` has made room for one entry.
         table
             .insert_within_capacity(at, entry)
             .map_err(|_| ENOMEM)?;
         Ok(index)
     }
 
+    /// Makes and registers the disk of the unbound device `index`. May sleep.
     fn make_disk(&self, index: u32) -> Result<Listed> {
         let Parameters {
             prefix,
@@ -245,7 +249,7 @@ impl Registry {
         .add()?;
         let tunables = Group::create(&disk, c"rnull_loop", sysfs::TUNABLES);
         Ok(Listed {
-            // The device works without.
+            // The device works without them.
             tunables: tunables.ok(),
             disk,
         })
@@ -253,13 +257,14 @@ impl Registry {
 
     /// Removes the device `index`: LOOP_CTL_REMOVE.
     ///
-    /// `ENODEV` when there is none, `EBUSY` when it is in use. May sleep.
+    /// Fails with `EINVAL` without an index, with `ENODEV` if there is no such device, and with
+    /// `EBUSY` while the device is in use. May sleep.
     pub(crate) fn remove(&self, index: Option<u32>) -> Result {
         let Some(index) = index else {
             pr_warn_once!("deleting an unspecified loop device is not supported.\n");
             return Err(EINVAL);
         };
-        // Nobody else finds it from here on.
+        // From here on no other caller finds the disk.
         let disk = {
             let mut table = self.table.lock_killable()?;
             let entry = Self::search(&table, index)
@@ -283,28 +288,30 @@ impl Registry {
                         entry.disk = Some(disk);
                     }
                 }
-                // It is there: the search found it.
+                // Cannot fail, because the search has found the entry.
                 None => drop(table.remove(at)),
             }
         }
         deleted
     }
 
-    /// Frees a removed disk, or keeps it while there are other references to it, for which module
-    /// exit waits. Frees disks that were kept before, likewise.
+    /// Frees a removed disk, or keeps it while it has other references; module exit waits for them.
+    /// Also frees disks that were kept before and have no other reference now. May sleep.
     fn free_removed(&self, disk: DiskRef<LoopDevice>) {
         let mut removed = self.removed.lock();
         removed.retain(|disk| disk.is_shared());
         if disk.is_shared() {
-            // Without memory for that, waits now. As in `reserve`, reclaim must do no I/O.
+            // Without memory the disk is dropped here, which waits for the other references.
+            // Reclaim must start no I/O, because all removals wait for this lock.
             let _noio = task::IoWorkerScope::enter();
             let _ = removed.push(disk, GFP_KERNEL);
         }
     }
 
-    /// Finds a device that is not bound, or adds one: LOOP_CTL_GET_FREE. May sleep.
+    /// Returns the number of an unbound device, and adds one if there is none: LOOP_CTL_GET_FREE.
+    /// May sleep.
     ///
-    /// Whoever asks may find it taken a moment later, and asks again.
+    /// Another task may bind the device before the caller does; the caller then asks again.
     pub(crate) fn get_free(&self) -> Result<u32> {
         let table = self.table.lock_killable()?;
         let free = table.iter().find(|entry| {
@@ -319,11 +326,11 @@ impl Registry {
     }
 }
 
-/// The registry of the module; all devices are removed when it is dropped.
+/// The owner of the registry. Dropping it removes all devices.
 pub(crate) struct Devices(Arc<Registry>);
 
 impl Devices {
-    /// A registry without devices. May sleep.
+    /// Makes a registry without devices. May sleep. Fails with `ENOMEM`.
     pub(crate) fn new(parameters: Parameters) -> Result<Self> {
         let validation = Arc::pin_init(new_mutex!((), "LoopDevice::validation"), GFP_KERNEL)?;
         let registry = Arc::pin_init(
@@ -339,12 +346,12 @@ impl Devices {
         Ok(Self(registry))
     }
 
-    /// Ends the wait of callers of [`registry`]: the devices will have the number `major`, and
-    /// nothing fails to load any more; or loading has failed, and the callers are refused.
+    /// Ends the wait of callers of [`registry`]. With a `major`, the number of all devices, the
+    /// module no longer fails to load. Without one it has failed, and the callers get `ENODEV`.
     ///
-    /// They hold the lock of all misc devices, or of all majors: once the control device is
-    /// registered, no misc device is registered or unregistered before this, and no major is once
-    /// that of the devices is.
+    /// The waiting callers hold `misc_mtx` or `major_names_lock`. So once the control device is
+    /// registered, no misc device may be registered or unregistered before this call, and once the
+    /// major is registered, no major: deadlock.
     pub(crate) fn publish(&self, major: Option<u32>) {
         *REGISTRY.lock() = match major {
             Some(major) => {
@@ -355,11 +362,12 @@ impl Devices {
         };
     }
 
-    /// Adds the first `count` devices. One that cannot be made is missing, as in C.
+    /// Adds the first `count` devices. Logs failures and goes on; the C driver ignores them. May
+    /// sleep.
     pub(crate) fn add(&self, count: u32) {
         for index in 0..count {
             match self.0.add(Some(index)) {
-                // Whoever opened its node was faster.
+                // An opener of its node may have added it already.
                 Ok(_) | Err(EEXIST) => (),
                 Err(error) => pr_warn!("cannot add device {} (rc={})\n", index, error.to_errno()),
             }
@@ -369,20 +377,21 @@ impl Devices {
 
 impl Drop for Devices {
     fn drop(&mut self) {
-        // Nobody can ask for devices any more: nodes and control were unregistered before.
+        // No task can ask for devices any more, because the control device and the major were
+        // unregistered before, or never registered.
         *REGISTRY.lock() = Phase::Gone;
         let table = core::mem::take(&mut *self.0.table.lock());
         let mut removed = core::mem::take(&mut *self.0.removed.lock());
-        // All disks are deleted before the first wait for references to one of them.
+        // Deletes all disks before it waits for other references to any of them.
         for disk in table.into_iter().filter_map(|entry| entry.disk) {
-            // Without memory for that, waits now.
+            // Without memory the disk is dropped here, which waits for the other references.
             let _ = removed.push(disk.delete(), GFP_KERNEL);
         }
         drop(removed);
     }
 }
 
-/// Makes devices when their nodes are opened.
+/// The probe of the major: adds a device when its node is opened.
 pub(crate) struct OnDemand;
 
 impl Probe for OnDemand {
@@ -393,7 +402,7 @@ impl Probe for OnDemand {
         if registry.parameters.max_loop.is_some_and(|max| index >= max) {
             return;
         }
-        // The opener finds out whether there is a disk now.
+        // The block layer looks for the disk afterwards, and fails the open without one.
         let _ = registry.add(Some(index));
     }
 }
