@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The file behind a device: what is asked of it when it is attached, what it is capable of.
+//! The backing file of a device, and the capabilities that it reports when it is attached.
 
 use super::{
     flags::Flags,
@@ -38,10 +38,11 @@ use kernel::{
     }, //
 };
 
-/// Returns the file of a descriptor that LOOP_CONFIGURE or LOOP_CHANGE_FD was given.
+/// Returns the file of a descriptor that user space passes to LOOP_CONFIGURE or LOOP_CHANGE_FD.
 ///
-/// Fails with `EBADF` for a descriptor that is not open, and with `EINVAL` for a file that cannot be
-/// read, or that is open for writing and cannot be written: `loop_check_backing_file()`.
+/// Fails with `EBADF` for a descriptor that is not open. Fails with `EINVAL` for a file that does
+/// not support reads, or is open for writing and does not support writes:
+/// `loop_check_backing_file()`.
 pub(super) fn candidate(fd: u32) -> Result<ARef<File>> {
     let file = file::from_fd(fd)?;
     if !file.has_read() || (file.is_writable() && !file.has_write()) {
@@ -50,7 +51,7 @@ pub(super) fn candidate(fd: u32) -> Result<ARef<File>> {
     Ok(file)
 }
 
-/// The capabilities of a file, as it reported them before it was attached.
+/// The capabilities of a backing file, as it reported them before it was attached.
 pub(super) struct BackingCaps {
     /// The alignment of direct I/O.
     direct: DirectAlignment,
@@ -58,16 +59,16 @@ pub(super) struct BackingCaps {
     max_discard_sectors: u32,
     /// The granularity of holes, in bytes.
     discard_granularity: u32,
-    /// Whether the disk below seeks.
+    /// Whether seeks on the lower device are slow.
     rotational: bool,
-    /// Whether a single write can be made durable. Otherwise the block layer sends a write and a
-    /// flush for each FUA write.
+    /// Whether the file can make a single write durable (`IOCB_DSYNC`). Otherwise the block layer
+    /// sends a write and a flush for each FUA write.
     honours_dsync: bool,
 }
 
 impl BackingCaps {
-    /// Asks a file for its capabilities. May sleep, and calls the file system, so the caller holds
-    /// no lock that I/O may need.
+    /// Asks a file for its capabilities. May sleep: calls the file system, so the caller holds no
+    /// lock that I/O may need.
     pub(super) fn of(file: &File) -> Self {
         let device = match file.kind() {
             Kind::Block(bdev) => Some(bdev.into()),
@@ -83,8 +84,7 @@ impl BackingCaps {
         }
     }
 
-    /// Returns whether a device at `offset` bytes can use direct I/O to `file`:
-    /// `lo_can_use_dio()`.
+    /// Returns whether a device at `offset` bytes can use direct I/O to `file`: `lo_can_use_dio()`.
     pub(super) fn can_direct(&self, file: &File, offset: u64) -> bool {
         file.can_direct() && geometry::fits_direct(offset, self.direct.block)
     }
@@ -96,16 +96,16 @@ impl BackingCaps {
         }
     }
 
-    /// Sets the alignment of direct I/O, which the file was asked for again because it has refused a
-    /// request whose position and length are multiples of `refused` bytes. Returns false if direct
-    /// I/O does not work at all: the file says that it accepts that alignment.
+    /// Sets the alignment of direct I/O that the file reports now, after it has refused a request
+    /// whose position and length are multiples of `refused` bytes. Returns false if direct I/O does
+    /// not work at all, because the file reports that alignment as sufficient.
     pub(super) fn set_direct(&mut self, direct: DirectAlignment, refused: u64) -> bool {
         let old = core::mem::replace(&mut self.direct, direct);
         refused < u64::from(direct.block) || direct.memory > old.memory
     }
 
-    /// Returns the block size of direct I/O, in bytes, if the device uses direct I/O and has smaller
-    /// blocks.
+    /// Returns the block size of direct I/O, in bytes, if the device uses direct I/O and has
+    /// smaller blocks.
     pub(super) fn larger_direct_block(&self, flags: Flags, block_size: u32) -> Option<u32> {
         Some(self.direct.block)
             .filter(|&block| flags.contains(Flags::DIRECT_IO) && block > block_size)
@@ -124,14 +124,15 @@ impl BackingCaps {
         let cached = file.has_sync() && !flags.contains(Flags::READ_ONLY);
         limits.set_write_cache(cached);
         limits.set_fua(cached && self.honours_dsync);
-        // Buffered I/O copies, but may become direct under a mounted file system.
+        // Only direct I/O needs stable pages, because buffered I/O copies them. But direct I/O may
+        // be switched on under a file system, which reads this limit only when it is mounted.
         limits.set_stable_writes(file.wants_stable_writes());
         limits.set_rotational(self.rotational);
         limits.set_discard(self.max_discard_sectors, self.discard_granularity);
         limits.set_write_zeroes(self.max_discard_sectors);
     }
 
-    /// Sets the limits that follow from direct I/O: the alignment of memory, because the file gets
+    /// Sets the limits that depend on direct I/O: the alignment of memory, because the file gets
     /// the memory of requests as it is, and the size of blocks that bypass the page cache.
     pub(super) fn apply_direct(
         &self,
@@ -181,8 +182,8 @@ pub(super) fn capacity(file: &File, settings: &Settings) -> u64 {
     })
 }
 
-/// Returns the alignment of direct I/O to `file`: that of its file system, or else of the disk
-/// below. May sleep.
+/// Returns the alignment of direct I/O to `file`: that which the file reports, or else that of the
+/// lower device of its file system. May sleep.
 pub(super) fn direct_alignment(file: &File) -> DirectAlignment {
     if let Some(alignment) = file.direct_alignment() {
         return DirectAlignment {
@@ -205,7 +206,8 @@ pub(super) fn direct_alignment(file: &File) -> DirectAlignment {
 /// Returns the largest discard, in sectors of 512 bytes, and the granularity of discards, in bytes:
 /// `loop_get_discard_config()`.
 ///
-/// A discard punches a hole, which reads as zeroes. A block device needs writes of zeroes for that.
+/// A discard of the device punches a hole, which reads as zeroes. A block device does that by a
+/// write of zeroes, so its limit is that of such writes.
 fn discard_limits(file: &File) -> (u32, u32) {
     match file.kind() {
         Kind::Block(bdev) => (bdev.max_write_zeroes_sectors(), bdev.discard_granularity()),
@@ -216,7 +218,7 @@ fn discard_limits(file: &File) -> (u32, u32) {
     }
 }
 
-/// An attached file.
+/// The backing file of a device.
 pub(super) struct Backing {
     /// The capabilities of the file.
     pub(super) caps: BackingCaps,
@@ -227,7 +229,8 @@ pub(super) struct Backing {
 }
 
 impl Backing {
-    /// Attaches `file`. May sleep. Fails with `ENOMEM`.
+    /// Attaches `file`, whose page cache is from now on allocated without I/O. May sleep. Fails
+    /// with `ENOMEM`.
     pub(super) fn new(file: ARef<File>, caps: BackingCaps) -> Result<Self> {
         Ok(Self {
             caps,

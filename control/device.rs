@@ -2,9 +2,9 @@
 
 //! One loop device: its state and every change of it.
 //!
-//! - [`attachment`] - a device gets a backing file, gets another one, and loses it;
-//! - [`reconfiguration`] - what else changes while it has one;
-//! - [`validation`] - which files may be its backing file.
+//! - [`attachment`] - attaches, exchanges and detaches the backing file;
+//! - [`reconfiguration`] - the status of a bound device, and changes of its settings;
+//! - [`validation`] - the check whether a file may be the backing file.
 //!
 //! Lock order, outermost first. The block layer takes the disk's `open_mutex` before all of them,
 //! and a claim ([`BlockDevice::claim`](crate::kern::bdev::BlockDevice::claim)) comes before that:
@@ -14,13 +14,13 @@
 //! 3. the limits of the queue ([`GenDisk::update_limits`]);
 //! 4. the frozen queue ([`GenDisk::freeze`]).
 //!
-//! The table of [`registry`](super::registry), [`LoopDevice::attributes`] and
-//! [`LoopDevice::snapshot`] are leaves: no lock is taken under them. So are the locks inside the
-//! abstractions. LOOP_CONFIGURE calls the file system of the backing file before it takes any of
-//! these locks, because the file system may block for any time. No partition is scanned under
-//! `state`, because the scan takes the disk's `open_mutex`. Attributes are removed without `state`,
-//! because their readers may take a while. `blk_mq/limits.rs` says what must not be done while the
-//! queue is frozen.
+//! [`LoopDevice::attributes`] and [`LoopDevice::snapshot`] are leaves: no lock is taken under them.
+//! So are the locks inside the abstractions, and the table of [`registry`](super::registry), under
+//! which only a snapshot is locked. LOOP_CONFIGURE calls the file system of the backing file before
+//! it takes any of these locks, because the file system may block for any time. No partition is
+//! scanned under `state`, because the scan takes the disk's `open_mutex`. Attributes are removed
+//! without `state`, because the removal waits for their readers. `blk_mq/limits.rs` lists what must
+//! not be done while the queue is frozen.
 
 mod attachment;
 mod reconfiguration;
@@ -55,7 +55,7 @@ use kernel::{
     },
 };
 
-/// What a bound device has.
+/// The binding of a device to a backing file.
 struct Binding {
     /// The backing file.
     backing: Backing,
@@ -87,7 +87,7 @@ impl Snapshot {
 pub(crate) struct LoopDevice {
     /// The data half.
     pub(crate) queue: Arc<LoopQueue>,
-    /// Whether all devices scan for partitions (`max_part`).
+    /// Whether all devices scan for partitions: `max_part`.
     always_scans: bool,
     #[pin]
     state: Mutex<State<Binding>>,
@@ -100,12 +100,13 @@ pub(crate) struct LoopDevice {
     #[pin]
     attributes: Mutex<Option<Group>>,
     /// Held while a bound device gets another loop device as its backing file: two such changes at
-    /// the same time could complete a cycle that neither sees. The same lock for all devices:
+    /// the same time could complete a cycle that neither detects. One lock for all devices:
     /// `loop_validate_mutex`.
     validation: Arc<Mutex<()>>,
 }
 
-/// The locked state of a device. Publishes a snapshot of what has changed when it is unlocked.
+/// The locked state of a device. Publishes a new snapshot when it is unlocked, if the state may
+/// have changed.
 struct StateGuard<'a> {
     device: &'a LoopDevice,
     guard: MutexGuard<'a, State<Binding>>,
@@ -165,6 +166,7 @@ impl LoopDevice {
         )
     }
 
+    /// Locks the state. May sleep.
     fn lock(&self) -> StateGuard<'_> {
         StateGuard {
             device: self,
@@ -173,7 +175,7 @@ impl LoopDevice {
         }
     }
 
-    /// Locks the state; fails with `EINTR` on a fatal signal.
+    /// Locks the state. May sleep. Fails with `EINTR` on a fatal signal.
     fn lock_killable(&self) -> Result<StateGuard<'_>> {
         Ok(StateGuard {
             device: self,
@@ -182,8 +184,8 @@ impl LoopDevice {
         })
     }
 
-    /// Returns whether the device is not bound. May have changed when this returns. Any context but
-    /// hard IRQ.
+    /// Returns whether the device is unbound, which may have changed when this returns. Does not
+    /// sleep.
     pub(crate) fn is_unbound(&self) -> bool {
         self.snapshot.lock().is_unbound()
     }
@@ -194,15 +196,16 @@ impl LoopDevice {
         Some(snapshot.bound().ok()?.file.clone())
     }
 
-    /// Calls `read`, which must not sleep, with the snapshot of a device that is bound or being torn
-    /// down; fails with `ENXIO` for other devices.
+    /// Calls `read`, which must not sleep, with the snapshot of a device that is bound or being
+    /// torn down. Fails with `ENXIO` for other devices. Does not sleep.
     pub(super) fn with_snapshot<R>(&self, read: impl FnOnce(&Snapshot) -> Result<R>) -> Result<R> {
         read(self.snapshot.lock().binding().ok_or(ENXIO)?)
     }
 
-    /// Opens the device; fails with `ENXIO` while it is being torn down, and afterwards.
+    /// Checks that the device may be opened. Fails with `ENXIO` while it is being torn down or
+    /// removed. May sleep.
     ///
-    /// LOOP_CONFIGURE holds the lock, so that an opener never finds a device that is half set up.
+    /// LOOP_CONFIGURE holds `state`, so that no opener finds a device that is half set up.
     pub(crate) fn open(&self) -> Result {
         if self.lock_killable()?.may_open() {
             Ok(())
@@ -211,8 +214,8 @@ impl LoopDevice {
         }
     }
 
-    /// Makes sure that the device stays unbound until it is removed; fails with `EBUSY` while it is
-    /// in use.
+    /// Keeps the device unbound and closed until it is removed. Fails with `EBUSY` if it is bound
+    /// or open. May sleep.
     pub(crate) fn delete(&self, disk: &GenDisk<Self>) -> Result {
         let mut state = self.lock_killable()?;
         if disk.openers() > 0 {

@@ -10,14 +10,14 @@
 //!    |   +--------------------------------- Rundown     cannot be opened
 //!    |  LOOP_CTL_REMOVE without an opener
 //!    v
-//!   Deleting   cannot be opened; no way back
+//!   Deleting   cannot be opened; final
 //! ```
 
 use kernel::prelude::*;
 
-/// The state of a device, with what a bound device has, `B`.
+/// The state of a device. `B` is the binding of a bound device.
 ///
-/// The transitions below are the only way to change it.
+/// Changes only by the transitions below.
 pub(crate) enum State<B> {
     /// Without a backing file.
     Unbound,
@@ -40,7 +40,7 @@ impl<B> State<B> {
         }
     }
 
-    /// Returns what a `Bound` device has; fails with `ENXIO` in any other state.
+    /// Returns the binding of a `Bound` device. Fails with `ENXIO` in any other state.
     pub(crate) fn bound(&self) -> Result<&B> {
         match self {
             Self::Bound(binding) => Ok(binding),
@@ -48,7 +48,7 @@ impl<B> State<B> {
         }
     }
 
-    /// Returns what a `Bound` device has, to change it; fails with `ENXIO` in any other state.
+    /// Returns the binding of a `Bound` device for a change. Fails with `ENXIO` in any other state.
     pub(crate) fn bound_mut(&mut self) -> Result<&mut B> {
         match self {
             Self::Bound(binding) => Ok(binding),
@@ -56,7 +56,7 @@ impl<B> State<B> {
         }
     }
 
-    /// Returns what a `Bound` or `Rundown` device has.
+    /// Returns the binding of a `Bound` or `Rundown` device.
     pub(crate) fn binding(&self) -> Option<&B> {
         match self {
             Self::Bound(binding) | Self::Rundown(binding) => Some(binding),
@@ -64,7 +64,7 @@ impl<B> State<B> {
         }
     }
 
-    /// Returns the same state with `map` of what a bound device has.
+    /// Returns the same state with its binding, if any, replaced by `map` of it.
     pub(crate) fn map<C>(&self, map: impl FnOnce(&B) -> C) -> State<C> {
         match self {
             Self::Unbound => State::Unbound,
@@ -82,7 +82,7 @@ impl<B> State<B> {
         };
     }
 
-    /// Turns `Rundown` into `Unbound` and returns what the device had, to be dropped outside all
+    /// Turns `Rundown` into `Unbound`, and returns the binding, which the caller drops outside all
     /// locks; other states stay.
     pub(crate) fn unbind(&mut self) -> Option<B> {
         match core::mem::replace(self, Self::Unbound) {
@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_life() {
+    fn transitions_follow_the_diagram() {
         let mut state = State::Unbound;
         assert!(state.may_open() && state.is_unbound());
         assert!(state.bound().is_err() && state.binding().is_none());

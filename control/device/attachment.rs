@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Attaching a device to a file, changing the file, and detaching the device.
+//! The backing file of a device: attaches it, exchanges it, detaches it.
 
 use super::{
     super::{
@@ -38,7 +38,7 @@ use kernel::{
     sync::aref::ARef, //
 };
 
-/// A file, and all that a device needs to be bound to it.
+/// Everything that an unbound device needs to be bound to a file.
 struct Prepared {
     backing: Backing,
     settings: Settings,
@@ -49,7 +49,8 @@ struct Prepared {
 }
 
 impl Prepared {
-    /// Asks the file system of `file`, and writes back the page cache of the file. May sleep.
+    /// Asks the file system of `file` for its capabilities, and writes back the page cache of the
+    /// file. May sleep; the caller holds no lock of the driver.
     fn new(device: &LoopDevice, file: ARef<File>, mode: Mode, config: &LoopConfig) -> Result<Self> {
         device.validate(&file)?;
         let mut settings = Settings::from_configure(&config.info)?;
@@ -80,11 +81,11 @@ impl Prepared {
 }
 
 impl LoopDevice {
-    /// LOOP_CONFIGURE: binds the device to a file.
+    /// Binds the device to a file: LOOP_CONFIGURE. May sleep.
     ///
-    /// Whatever fails, fails before anything of the device has changed. The file system of the file
-    /// may block for any time, so it is called before the claim, which other callers wait for
-    /// uninterruptibly, and before `state`, which openers wait for.
+    /// A failure leaves the device as it was. The file system of the file may block for any time,
+    /// so it is called before the claim, which other callers wait for uninterruptibly, and before
+    /// `state`, which openers wait for.
     pub(crate) fn configure(
         &self,
         disk: &GenDisk<Self>,
@@ -96,14 +97,15 @@ impl LoopDevice {
         if !self.is_unbound() {
             return Err(EBUSY);
         }
-        // `EBUSY` for a device that has an exclusive owner comes before the file is touched.
+        // Fails with `EBUSY` for a device with an exclusive owner before it syncs the file.
         drop(disk.claim_for(bdev, mode)?);
         let prepared = Prepared::new(self, file, mode, config);
-        // Another LOOP_CONFIGURE that came first may hold its claim while it scans for partitions.
+        // Another LOOP_CONFIGURE may have bound the device, and holds its claim until it has
+        // scanned for partitions. Fail at once instead of waiting for that.
         if !self.is_unbound() {
             return Err(EBUSY);
         }
-        // An exclusive owner must not find another device under its feet.
+        // The device must not change under an exclusive owner, such as a file system.
         let _claim = disk.claim_for(bdev, mode)?;
         let mut state = self.lock_killable()?;
         let unbound = state.unbound()?;
@@ -130,7 +132,7 @@ impl LoopDevice {
         disk.force_media_change();
         disk.set_read_only(settings.flags.contains(Flags::READ_ONLY));
         if disk.publish(target).is_err() {
-            // Only a device that is not unbound has a target.
+            // Cannot happen, because `detach` removes the target before the device is unbound.
             pr_err!("{}: an unbound device has a target\n", disk.name());
         }
         self.resize(disk, capacity);
@@ -146,14 +148,15 @@ impl LoopDevice {
         self.create_attributes(disk);
         drop(uevents);
         drop(state);
-        // The caller has the device open, so it is not detached meanwhile.
+        // Needs no lock: the caller has the device open, so the device stays attached.
         scan_and_notify(disk, scans);
         Ok(())
     }
 
-    /// LOOP_CHANGE_FD: binds a read-only device to another file of the same size.
+    /// Binds a read-only device to another file of the same size: LOOP_CHANGE_FD. May sleep.
     ///
-    /// Whatever fails, fails before anything of the device has changed.
+    /// Fails with `EINVAL` for a device that is not read-only, and for a file of another size. A
+    /// failure leaves the device as it was.
     pub(crate) fn change_fd(&self, disk: &GenDisk<Self>, fd: u32) -> Result {
         let file = backing::candidate(fd)?;
         if self.backing_file().is_none() {
@@ -184,24 +187,26 @@ impl LoopDevice {
         // has the new file: see `validate`.
         let validation = self.lock_validation(file)?;
         self.validate(file)?;
-        // A file system on the device hears of it before it is served from another file.
+        // Notifies a file system on the device before requests are served from the new file.
         let uevents = disk.suppress_uevents();
         disk.force_media_change();
         drop(uevents);
         let mut limits = disk.update_limits();
         caps.apply(&mut limits, file, settings.flags, block_size);
         let mut frozen = disk.freeze();
-        // What a file adds contradicts nothing, and the block size is the present one.
+        // Cannot fail: the limits of a file do not contradict each other, and the block size does
+        // not change.
         limits.commit()?;
         let old_target = frozen.replace(target);
         self.queue.take_refusals();
         drop(frozen);
-        // What was read of the old file meanwhile.
+        // Drop pages that were read from the old file since the media change.
         disk.drop_cached();
         let scans = settings.flags.contains(Flags::PARTSCAN);
         binding.settings = settings;
         let old_backing = core::mem::replace(&mut binding.backing, backing);
-        // The last reference to a file is not to be dropped under a lock that its release may want.
+        // Drop the last file reference outside `state`: `fput()` may take `open_mutex` of a loop
+        // device, which nests outside it.
         drop(state);
         drop(validation);
         drop(old_target);
@@ -210,11 +215,12 @@ impl LoopDevice {
         Ok(())
     }
 
-    /// Adds the directory of attributes. Whoever waits for `state` to open the device finds it.
+    /// Adds the directory of attributes to sysfs. May sleep. Caller holds `state`, so that an
+    /// opener, which waits for `state`, finds the directory.
     fn create_attributes(&self, disk: &GenDisk<Self>) {
         match Group::create(disk, c"loop", sysfs::ATTRIBUTES) {
             Ok(group) => *self.attributes.lock() = Some(group),
-            // The device works without.
+            // The device works without them.
             Err(error) => pr_warn!(
                 "{}: no attributes in sysfs (rc={})\n",
                 disk.name(),
@@ -223,7 +229,7 @@ impl LoopDevice {
         }
     }
 
-    /// LOOP_CLR_FD: detaches the device when it is closed for the last time.
+    /// Makes the last close detach the device: LOOP_CLR_FD.
     pub(crate) fn clear(&self, disk: &GenDisk<Self>) -> Result {
         let mut state = self.lock_killable()?;
         state
@@ -232,13 +238,14 @@ impl LoopDevice {
             .flags
             .set(Flags::AUTOCLEAR, true);
         if disk.openers() == 1 {
-            // The caller is the last; nobody else shall come in.
+            // The caller is the only opener. Keep new ones out.
             state.run_down();
         }
         Ok(())
     }
 
-    /// Somebody closes the device; the last one detaches it if that was asked for.
+    /// Handles a close of the device. The last one detaches a device that has `AUTOCLEAR`, or is in
+    /// `Rundown` already. May sleep.
     pub(crate) fn release(&self, disk: &OpenMutex<'_, Self>) {
         if disk.openers() > 0 {
             return;
@@ -257,34 +264,37 @@ impl LoopDevice {
         }
     }
 
-    /// `Rundown` becomes `Unbound`: nobody has the device open, and nobody can open it.
+    /// Turns `Rundown` into `Unbound`. The device has no openers, and cannot be opened. May sleep.
     fn detach(&self, disk: &OpenMutex<'_, Self>) {
         let mut limits = disk.update_limits();
         limits.set_block_size(SECTOR_SIZE);
-        // I/O that comes from now on finds nothing; what was under way is over.
+        // From here on requests find no target, and none is in flight.
         let target = disk.unpublish();
-        // The defaults do not contradict each other.
+        // Cannot fail, because the default limits do not contradict each other.
         let _ = limits.commit();
         disk.invalidate();
         let attributes = self.attributes.lock().take();
         drop(attributes);
-        // udev waits for this event (DISK_MEDIA_CHANGE) to see that the device is free. Whoever
-        // opens it then waits for the end of this.
+        // By this event (DISK_MEDIA_CHANGE) udev learns that the device is free. An opener that
+        // acts upon it waits for `open_mutex`, and thus until the device is unbound.
         disk.force_media_change();
-        // Partitions that were added by hand (BLKPG) go, too.
+        // Also removes partitions that user space has added (BLKPG).
         reread_partitions(disk);
         disk.suppress_partition_scan(!self.always_scans);
         let binding = self.lock().unbind();
+        // Outside `state`, see `change_fd`.
         drop(target);
         drop(binding);
     }
 }
 
-/// A file is about to be read and written as `settings` say.
+/// Writes back the page cache of a file that is about to be used with `settings`, and drops it for
+/// direct I/O. May sleep.
 ///
-/// What is dirty in its page cache would be missed by, or overwrite, what goes past it. An error is
-/// told to those who wrote it, by their own descriptors or by flushes of the device. What is clean would be in the way:
-/// while there is anything, direct writes complete by way of a workqueue.
+/// I/O past the page cache could miss dirty pages, or be overwritten by their writeback. A
+/// writeback error is reported to the writers by their own file descriptors, and by flushes of the
+/// device. Clean pages slow direct I/O down: while a file has any, its direct writes complete
+/// through a workqueue.
 fn sync_cache(file: &File, settings: &Settings) {
     let _ = file.sync();
     if settings.flags.contains(Flags::DIRECT_IO) {
@@ -292,16 +302,17 @@ fn sync_cache(file: &File, settings: &Settings) {
     }
 }
 
-/// Tells user space that a device has other content, and looks for partitions if it is to.
+/// Scans for partitions if `scans`, and sends a `KOBJ_CHANGE` event of the disk, whose content has
+/// changed. May sleep; the caller holds no lock.
 ///
-/// User space hears of the device before it hears of its partitions: udev lets them inherit what it
-/// finds out of it, and has begun with that when the caller closes the device. An opener that acts
-/// upon the event finds the partitions, as opening waits for `open_mutex`. No locks held.
+/// The event of the disk comes before those of its partitions, because udev gives them properties
+/// that it finds on the disk. It comes before the caller can close the device. An opener that acts
+/// upon it finds the partitions, because opening waits for `open_mutex`.
 ///
-/// The block layer sends the event itself when it has found a partition table. It is not suppressed
-/// in favour of one sent before: the events of all other senders would be lost for as long as the
-/// scan reads the device. After a table without partitions, which looks like none, it is sent
-/// twice.
+/// The block layer sends the event itself when it has found a partition table. To suppress that one
+/// and send another before the scan would lose the events of all other senders for as long as the
+/// scan reads the device. After a table without partitions, which cannot be told from a missing
+/// table, the event is sent twice.
 fn scan_and_notify(disk: &GenDisk<LoopDevice>, scans: bool) {
     let disk = disk.lock_open();
     let notified = scans && reread_partitions(&disk) && disk.has_partitions();
@@ -310,7 +321,9 @@ fn scan_and_notify(disk: &GenDisk<LoopDevice>, scans: bool) {
     }
 }
 
-/// Looks for partitions, or for their absence. False when those of before are left, as one is open.
+/// Removes all partitions, and adds those of the partition table if the disk scans for them. Logs a
+/// failure and returns false then: a partition is open, so all stay, or the table cannot be read.
+/// May sleep.
 pub(super) fn reread_partitions(disk: &OpenMutex<'_, LoopDevice>) -> bool {
     disk.reread_partitions()
         .inspect_err(|error| {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The changes of a bound device, and its status.
+//! The status of a bound device, and changes of its settings.
 
 use super::{
     super::{
@@ -47,13 +47,14 @@ use kernel::{
 };
 
 impl LoopDevice {
-    /// LOOP_GET_STATUS64: what the device is bound to.
+    /// Returns the settings of the device and the identity of its backing file: LOOP_GET_STATUS64.
+    /// May sleep.
     pub(crate) fn status(&self) -> Result<LoopInfo64> {
         let state = self.lock_killable()?;
         let binding = state.bound()?;
         let mut info = binding.settings.info(self.queue.index);
         let file = binding.backing.file.clone();
-        // The file system may take its time.
+        // Outside `state`, because the file system may block for any time.
         drop(state);
         let identity = file.identity()?;
         info.lo_device = identity.dev;
@@ -62,7 +63,7 @@ impl LoopDevice {
         Ok(info)
     }
 
-    /// LOOP_SET_STATUS64: other offset, limit, name and flags.
+    /// Changes the offset, the size limit, the name and flags: LOOP_SET_STATUS64. May sleep.
     pub(crate) fn set_status(&self, disk: &GenDisk<Self>, info: &LoopInfo64) -> Result {
         let mut state = self.lock_killable()?;
         let binding = state.bound_mut()?;
@@ -77,7 +78,8 @@ impl LoopDevice {
         if let Some(capacity) = capacity {
             disk.write_back();
             disk.drop_cached();
-            // Requests that the present size lets through are to keep to the new one, too.
+            // The block layer has checked waiting requests against the old size. They must not
+            // exceed the new one either.
             let length = geometry::bytes(capacity.min(disk.capacity()));
             self.queue.set_length(length);
         }
@@ -86,7 +88,8 @@ impl LoopDevice {
             disk.suppress_partition_scan(false);
         }
         if let Some(capacity) = capacity {
-            // Who hears of it is to find the new place, and not what was read meanwhile from the old one.
+            // A task that acts upon the event must find the new offset, and no pages that were read
+            // at the old one since the cache was dropped.
             state.publish_snapshot();
             disk.drop_cached();
             self.update_capacity(disk, capacity);
@@ -98,30 +101,31 @@ impl LoopDevice {
         Ok(())
     }
 
-    /// LOOP_SET_CAPACITY: takes over the size that the file has now.
+    /// Updates the size of the device to that of the file: LOOP_SET_CAPACITY. May sleep.
     pub(crate) fn set_capacity(&self, disk: &GenDisk<Self>) -> Result {
         let state = self.lock_killable()?;
         let binding = state.bound()?;
         let capacity = backing::capacity(&binding.backing.file, &binding.settings);
         if capacity > disk.capacity() {
-            // The last page may end beyond the present end, and would be written back with zeroes there.
+            // The last page of the cache may extend beyond the old end, with zeroes there. With the
+            // new size, its writeback would overwrite data of the file with them.
             disk.write_back();
         }
         self.update_capacity(disk, capacity);
         Ok(())
     }
 
-    /// Takes over a size, in sectors of 512 bytes, and tells user space.
+    /// Sets the size, in sectors of 512 bytes, and sends an event: `loop_set_size()`. May sleep.
     fn update_capacity(&self, disk: &GenDisk<Self>, capacity: u64) {
         let old = disk.capacity();
         self.resize(disk, capacity);
         if capacity != old {
-            // A reader that acts upon the event must not find pages that were read with the old end.
-            // This may take as long as a read of the file. Events are not suppressed meanwhile,
-            // because the events of other senders would be lost.
+            // A reader that acts upon the event must not find pages that were read with the old
+            // end. Dropping them may block for as long as a read of the file. Events are not
+            // suppressed for that time, because the events of other senders would be lost.
             disk.drop_cached();
         }
-        // As `set_capacity_and_notify()` has it: a device that was or becomes empty is not resized.
+        // As in `set_capacity_and_notify()`, a change from or to 0 is not a resize.
         if capacity != old && capacity != 0 && old != 0 {
             disk.notify_resize();
         } else {
@@ -129,17 +133,17 @@ impl LoopDevice {
         }
     }
 
-    /// Sets the size, in sectors of 512 bytes, without an event.
+    /// Sets the size, in sectors of 512 bytes, and sends no event. Does not sleep.
     pub(super) fn resize(&self, disk: &GenDisk<Self>, capacity: u64) {
         self.queue.set_length(geometry::bytes(capacity));
-        // Pairs with the barrier of the tag set's SRCU lock: a request that the new size lets through is
-        // compared with the new length.
+        // Pairs with the barrier of the tag set's SRCU lock: a request that the block layer has
+        // checked against the new size is compared with the new length.
         smp_mb(Write);
         disk.set_capacity(capacity);
     }
 
-    /// LOOP_SET_DIRECT_IO: whether I/O goes past the page cache of the file. `EINVAL` where it
-    /// cannot.
+    /// Switches direct I/O on or off: LOOP_SET_DIRECT_IO. Fails with `EINVAL` if the file or the
+    /// offset of the device does not allow direct I/O. May sleep.
     pub(crate) fn set_direct_io(&self, disk: &GenDisk<Self>, on: bool) -> Result {
         let mut state = self.lock_killable()?;
         let binding = state.bound_mut()?;
@@ -158,8 +162,8 @@ impl LoopDevice {
         apply_settings(disk, binding, Some(limits), new)
     }
 
-    /// LOOP_SET_BLOCK_SIZE: another logical block size, in bytes; 0 is the default. `EINVAL` for
-    /// one that no device can have.
+    /// Sets the logical block size, in bytes; 0 for the default: LOOP_SET_BLOCK_SIZE. Fails with
+    /// `EINVAL` for a size that the block layer does not support. May sleep.
     pub(crate) fn set_block_size(
         &self,
         disk: &GenDisk<Self>,
@@ -167,7 +171,7 @@ impl LoopDevice {
         mode: Mode,
         size: u32,
     ) -> Result {
-        // Nobody must find other blocks under a file system.
+        // The block size must not change under an exclusive owner, such as a file system.
         let _claim = disk.claim_for(bdev, mode)?;
         let mut state = self.lock_killable()?;
         let binding = state.bound_mut()?;
@@ -185,22 +189,22 @@ impl LoopDevice {
         let mut limits = disk.update_limits();
         caps.apply(&mut limits, file, new.flags, size);
         apply_settings(disk, binding, Some(limits), new)?;
-        // What was read in blocks of the old size meanwhile.
+        // Drop pages that were read in blocks of the old size since.
         disk.drop_cached();
         Ok(())
     }
 
-    /// Asks the file again for the alignment of direct I/O, if it was refused: the disk below a file
-    /// system may have been replaced by one with larger blocks, as pvmove does. If the file refuses
-    /// what it says that it accepts, direct I/O is switched off.
+    /// Asks the file again for the alignment of direct I/O if it has refused requests, because the
+    /// lower device of its file system may have been replaced by one with larger blocks (pvmove).
+    /// Switches direct I/O off if the file refuses an alignment that it reports as sufficient.
     ///
-    /// Called from a workqueue of the block layer, without locks.
+    /// Called from a workqueue of the block layer, without locks. May sleep.
     pub(crate) fn revalidate_dio(&self, disk: &GenDisk<Self>) {
         let refused = self.queue.take_refusals();
         let Some(file) = self.backing_file().filter(|_| refused != 0) else {
             return;
         };
-        // The file system may take its time.
+        // Outside `state`, because the file system may block for any time.
         let direct = backing::direct_alignment(&file);
         let mut state = self.lock();
         let Ok(binding) = state.bound_mut() else {
@@ -219,12 +223,12 @@ impl LoopDevice {
             new.flags.set(Flags::DIRECT_IO, false);
         }
         pr_notice!(
-            "{}: the file refused direct I/O; {}\n",
+            "{}: the backing file refused direct I/O; {}\n",
             disk.name(),
             if new.flags.contains(Flags::DIRECT_IO) {
-                "requests in smaller blocks go through the page cache"
+                "requests in smaller blocks use the page cache"
             } else {
-                "it is off now"
+                "direct I/O is off now"
             }
         );
         sync_cache_on_mode_change(binding, &new);
@@ -233,28 +237,31 @@ impl LoopDevice {
             .backing
             .caps
             .apply_direct(&mut limits, new.flags, disk.logical_block_size());
-        // The alignment is one that the file's own device has.
+        // Fails only if the alignment that the file reports makes no valid limits. Then limits and
+        // settings stay.
         let _ = apply_settings(disk, binding, Some(limits), new);
     }
 }
 
-/// Writes back and drops the page cache of the file when direct I/O begins or ends. Pages may come
-/// again while requests go on, see [`freeze`].
+/// Writes back and drops the page cache of the file if `new` switches direct I/O on or off.
+/// Requests in flight may fill it again, see [`freeze`]. May sleep.
 fn sync_cache_on_mode_change(binding: &Binding, new: &Settings) {
     let file = &binding.backing.file;
     if backing::caching(binding.settings.flags) != backing::caching(new.flags) {
-        // Errors are told to those who wrote it, by their own descriptors or by flushes of the device.
+        // Errors are reported to the writers by their own file descriptors, and by flushes of the
+        // device.
         let _ = file.sync();
         file.drop_page_cache();
     }
 }
 
-/// Freezes the queue for a change to `new`.
+/// Freezes the queue for a change to `new`. May sleep.
 ///
-/// Direct writes to a block device do not invalidate pages that others have read beside them. When
-/// direct I/O ends, such pages count from then on, so the page cache must be empty while the queue
-/// is frozen. It is not emptied there: the owner of a page may wait for memory, and swapping out for
-/// this queue. Gives up when others fill the cache again and again.
+/// Direct writes to a block device do not invalidate pages that other tasks read at the same time.
+/// When direct I/O ends, requests would be served from these stale pages, so the page cache must be
+/// empty while the queue is frozen. It is dropped before that, because its pages may be locked by a
+/// task that waits for memory, and thus for swap-out to this device: deadlock. Gives up after some
+/// tries, if other tasks fill the cache each time.
 fn freeze<'a>(
     disk: &'a GenDisk<LoopDevice>,
     binding: &Binding,
@@ -276,8 +283,8 @@ fn freeze<'a>(
     disk.freeze()
 }
 
-/// Brings limits and settings into force, between two requests; nothing has changed when the limits
-/// are impossible (`EINVAL`).
+/// Applies limits and settings while no request is in flight. Fails with `EINVAL` if the limits
+/// contradict each other; then limits and settings stay. May sleep.
 fn apply_settings(
     disk: &GenDisk<LoopDevice>,
     binding: &mut Binding,
@@ -285,7 +292,7 @@ fn apply_settings(
     new: Settings,
 ) -> Result {
     let mut frozen = freeze(disk, binding, &new);
-    // A device that is bound has a target.
+    // Cannot fail, because a bound device has a target.
     let target = frozen.backend().ok_or(ENXIO)?;
     if let Some(mut limits) = limits {
         target.holes.restrict(&mut limits);

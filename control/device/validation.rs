@@ -35,12 +35,13 @@ impl LoopDevice {
     /// Checks that `file` may be the backing file of this device: `loop_validate_file()`.
     ///
     /// Fails with `EBADF` if `file` is this device, or a loop device on top of it, with any number
-    /// of loop devices in between. Fails with `EINVAL` if one in between is not bound or belongs to
-    /// another loop driver, and if `file` is neither a regular file nor a block device.
+    /// of loop devices in between. Fails with `EINVAL` if `file`, or one in between, is a loop
+    /// device that is not bound, if `file` is a device of another loop driver, and if it is neither
+    /// a regular file nor a block device.
     ///
-    /// A cycle needs a device that is bound to this one. While this device is unbound there is none:
-    /// a backing file keeps its loop device open, and thus bound. So LOOP_CONFIGURE calls this
-    /// without a lock. LOOP_CHANGE_FD to a loop device holds
+    /// A cycle needs a device that is bound to this one. While this device is unbound there is
+    /// none: a backing file keeps its loop device open, and thus bound. So LOOP_CONFIGURE calls
+    /// this without a lock. LOOP_CHANGE_FD to a loop device holds
     /// [`lock_validation`](Self::lock_validation) from this call until it has published the new
     /// file. Each file in between comes from the snapshot of its device.
     pub(super) fn validate(&self, file: &ARef<File>) -> Result {
@@ -52,8 +53,8 @@ impl LoopDevice {
             lower = other.backing_file().ok_or(EINVAL)?;
         }
         match file.kind() {
-            // A device of another loop driver, beside which this one is `standalone`, may stand on
-            // this device, and neither driver could see the cycle.
+            // A device of another loop driver (beside `standalone`) may have this device as its
+            // lower device, and neither driver would detect the cycle.
             Kind::Block(bdev) if as_loop(file).is_none() && bdev.disk_major() == LOOP_MAJOR => {
                 Err(EINVAL)
             }
@@ -62,11 +63,11 @@ impl LoopDevice {
         }
     }
 
-    /// Excludes other devices from getting a loop device as their backing file, if `file` is one.
+    /// Excludes LOOP_CHANGE_FD of other devices to a loop device, if `file` is one. May sleep.
     /// Fails with `EINTR` on a fatal signal. Caller holds `state`.
     ///
     /// No file system of a backing file is called under this lock. But the device that changes
-    /// drains its requests, and a file system mounted on it is told of the change.
+    /// drains its requests, and a file system mounted on it is notified of the change.
     pub(super) fn lock_validation(&self, file: &File) -> Result<Option<MutexGuard<'_, ()>>> {
         match as_loop(file) {
             Some(_) => Ok(Some(self.validation.lock_killable()?)),
