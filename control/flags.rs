@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `LO_FLAGS_*`, and which of them user space may set or clear how.
+//! The flags of a device, `LO_FLAGS_*`, and the ioctls that set and clear them.
 //!
 //! C header: [`include/uapi/linux/loop.h`](srctree/include/uapi/linux/loop.h)
 
@@ -11,23 +11,23 @@ use kernel::prelude::*;
 pub(crate) struct Flags(u32);
 
 impl Flags {
-    /// No write reaches the file.
+    /// Writes to the device fail: `LO_FLAGS_READ_ONLY`.
     pub(crate) const READ_ONLY: Self = Self(1);
-    /// The device is detached when it is closed.
+    /// The last close detaches the device: `LO_FLAGS_AUTOCLEAR`.
     pub(crate) const AUTOCLEAR: Self = Self(4);
-    /// The kernel looks for partitions.
+    /// The kernel scans the device for partitions: `LO_FLAGS_PARTSCAN`.
     pub(crate) const PARTSCAN: Self = Self(8);
-    /// I/O goes past the page cache of the file.
+    /// I/O bypasses the page cache of the backing file: `LO_FLAGS_DIRECT_IO`.
     pub(crate) const DIRECT_IO: Self = Self(16);
 
-    /// What LOOP_CONFIGURE may set.
+    /// The flags that LOOP_CONFIGURE may set: `LOOP_CONFIGURE_SETTABLE_FLAGS`.
     const CONFIGURE_SETTABLE: Self = Self(1 | 4 | 8 | 16);
-    /// What LOOP_SET_STATUS may set.
+    /// The flags that LOOP_SET_STATUS may set: `LOOP_SET_STATUS_SETTABLE_FLAGS`.
     const SET_STATUS_SETTABLE: Self = Self(4 | 8);
-    /// What LOOP_SET_STATUS may clear.
+    /// The flags that LOOP_SET_STATUS may clear: `LOOP_SET_STATUS_CLEARABLE_FLAGS`.
     const SET_STATUS_CLEARABLE: Self = Self(4);
 
-    /// The flags that LOOP_CONFIGURE asks for; `EINVAL` when it may not.
+    /// Returns the flags of LOOP_CONFIGURE. Fails with `EINVAL` if it may not set all of them.
     pub(crate) fn from_configure(raw: u32) -> Result<Self> {
         if raw & !Self::CONFIGURE_SETTABLE.0 != 0 {
             return Err(EINVAL);
@@ -35,17 +35,17 @@ impl Flags {
         Ok(Self(raw))
     }
 
-    /// These flags after LOOP_SET_STATUS with `raw`, of which it heeds what it may change.
+    /// Returns these flags after LOOP_SET_STATUS with `raw`; ignores flags that it may not change.
     pub(crate) fn updated(self, raw: u32) -> Self {
         Self((self.0 & !Self::SET_STATUS_CLEARABLE.0) | (raw & Self::SET_STATUS_SETTABLE.0))
     }
 
-    /// The flags as user space knows them.
+    /// Returns the flags as `LO_FLAGS_*`.
     pub(crate) fn as_raw(self) -> u32 {
         self.0
     }
 
-    /// Whether all of `flags` are set.
+    /// Returns whether all of `flags` are set.
     pub(crate) fn contains(self, flags: Self) -> bool {
         self.0 & flags.0 == flags.0
     }
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn configure_takes_known_flags_alone() {
+    fn configure_accepts_known_flags_only() {
         assert_eq!(Flags::from_configure(0).map(Flags::as_raw).ok(), Some(0));
         assert_eq!(Flags::from_configure(29).map(Flags::as_raw).ok(), Some(29));
         for raw in [2, 32, 64, 1 << 31, u32::MAX] {

@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Sizes, alignments and numbers of a loop device: arithmetic alone, without a kernel.
+//! The arithmetic of sizes, alignments and numbers of devices. Calls no kernel function.
 
 use kernel::prelude::*;
 
 /// The unit of disk sizes, in bytes.
 pub(crate) const SECTOR_SIZE: u32 = 512;
 
-/// The most minors a disk can have: `DISK_MAX_PARTS`.
+/// The maximum number of minors of a disk: `DISK_MAX_PARTS`.
 const DISK_MAX_PARTS: u32 = 256;
 
-/// How many bits of a device number are its minor: `MINORBITS`.
+/// The number of bits of the minor in a device number: `MINORBITS`.
 const MINORBITS: u32 = 20;
 
-/// The size of the device, in sectors of 512 bytes: what a file of `file_size` bytes has from
-/// `offset` on, but at most `sizelimit` bytes unless that is 0. Mirrors `lo_calculate_size()`.
+/// Returns the size of a device, in sectors of 512 bytes: the bytes from `offset` to the end of a
+/// file of `file_size` bytes, but at most `sizelimit`, unless that is 0. Mirrors
+/// `lo_calculate_size()`.
 pub(crate) fn capacity(file_size: u64, offset: u64, sizelimit: u64) -> u64 {
     let available = file_size.saturating_sub(offset);
     let bytes = if sizelimit == 0 {
@@ -25,21 +26,20 @@ pub(crate) fn capacity(file_size: u64, offset: u64, sizelimit: u64) -> u64 {
     bytes / u64::from(SECTOR_SIZE)
 }
 
-/// How many bytes that many sectors of 512 bytes are.
+/// Returns the length of `sectors` sectors of 512 bytes, in bytes.
 pub(crate) fn bytes(sectors: u64) -> u64 {
     sectors.saturating_mul(u64::from(SECTOR_SIZE))
 }
 
-/// Returns whether requests of a device that begins at `offset` bytes can go past the page cache of
-/// a file whose direct I/O is in blocks of `direct_block` bytes. Mirrors `lo_can_use_dio()`, but
-/// does not ask for as large blocks of the device: single requests that are not in whole blocks go
-/// through the page cache.
+/// Returns whether a device at `offset` bytes of a file can use direct I/O in blocks of
+/// `direct_block` bytes. Mirrors `lo_can_use_dio()`, but the blocks of the device may be smaller,
+/// because requests that are not in whole direct blocks use the page cache.
 pub(crate) fn fits_direct(offset: u64, direct_block: u32) -> bool {
     direct_block != 0 && offset % u64::from(direct_block) == 0
 }
 
-/// How many bits of a minor number count the partitions when there may be `max_part` of them, and
-/// `EINVAL` when that are more than a disk can have.
+/// Returns the number of bits of a minor number that number up to `max_part` partitions. Fails with
+/// `EINVAL` for more partitions than a disk can have.
 pub(crate) fn part_shift(max_part: i32) -> Result<u32> {
     let shift = match u32::try_from(max_part) {
         Ok(max_part) => u32::BITS - max_part.leading_zeros(),
@@ -51,12 +51,14 @@ pub(crate) fn part_shift(max_part: i32) -> Result<u32> {
     Ok(shift)
 }
 
-/// How many partitions a device has minors for when `part_shift` bits count them.
+/// Returns the maximum number of partitions of a device whose minors number them in `part_shift`
+/// bits.
 pub(crate) fn max_partitions(part_shift: u32) -> i32 {
     1_i32.checked_shl(part_shift).map_or(0, |minors| minors - 1)
 }
 
-/// The number of devices `max_loop`, and `EINVAL` when they do not have minors to themselves.
+/// Returns `max_loop` as a number of devices. Fails with `EINVAL` if it is negative, or if there
+/// are not enough minors for so many devices.
 pub(crate) fn max_loop(max_loop: i32, part_shift: u32) -> Result<u32> {
     let limit = (1_u32 << MINORBITS).checked_shr(part_shift).unwrap_or(0);
     u32::try_from(max_loop)
@@ -87,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn direct_needs_an_offset_that_fits() {
+    fn direct_needs_an_aligned_offset() {
         assert!(fits_direct(0, 512));
         assert!(fits_direct(0, 4096));
         assert!(fits_direct(8192, 4096));
@@ -96,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn partitions_take_bits() {
+    fn part_shift_has_room_for_max_part() {
         assert_eq!(part_shift(0).ok(), Some(0));
         assert_eq!(part_shift(-1).ok(), Some(0));
         assert_eq!(part_shift(1).ok(), Some(1));

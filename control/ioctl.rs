@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `LOOP_*` ioctls: what user space passes is decoded here, and done by the device.
+//! The `LOOP_*` ioctls: decodes the arguments from user space, and calls the device.
 
 use super::{
     device::LoopDevice,
@@ -59,7 +59,7 @@ impl DiskOperations for LoopDevice {
         let device = disk.device();
         match cmd {
             ffi::LOOP_SET_FD => {
-                // As LOOP_CONFIGURE with nothing asked for.
+                // As LOOP_CONFIGURE with zeroes in all other fields.
                 let mut config = LoopConfig::default();
                 config.fd = arg as u32;
                 device.configure(disk, bdev, mode, &config)?;
@@ -87,7 +87,7 @@ impl DiskOperations for LoopDevice {
             }
             ffi::LOOP_SET_BLOCK_SIZE => {
                 may_change(mode)?;
-                // Callers pass an `int`, whose other half of the register may hold anything.
+                // User space passes an `int`, so the upper half of the register is undefined.
                 device.set_block_size(disk, bdev, mode, arg as u32)?;
             }
             _ => return Err(EINVAL),
@@ -102,12 +102,12 @@ impl DiskOperations for LoopDevice {
         cmd: u32,
         arg: usize,
     ) -> Result<c_int> {
-        // `compat_ptr()`; numbers have no more bits either.
+        // `compat_ptr()`. Arguments that are numbers have 32 bits, too.
         let arg = arg & u32::MAX as usize;
         match cmd {
             ffi::LOOP_GET_STATUS => get_status::<CompatLoopInfo>(disk.device(), arg)?,
             ffi::LOOP_SET_STATUS => set_status::<CompatLoopInfo>(disk, mode, arg)?,
-            // Their structures are the same for 32-bit programs.
+            // The structures of these ioctls are the same for 32-bit programs.
             ffi::LOOP_SET_FD
             | ffi::LOOP_CONFIGURE
             | ffi::LOOP_CHANGE_FD
@@ -127,13 +127,13 @@ impl DiskOperations for LoopDevice {
     }
 }
 
-/// LOOP_GET_STATUS, in one of its forms.
+/// Serves LOOP_GET_STATUS with a `struct loop_info` of type `T`.
 fn get_status<T: LegacyInfo + AsBytes>(device: &LoopDevice, arg: usize) -> Result {
     check_address(arg)?;
     write(arg, &T::from_info64(&device.status()?)?)
 }
 
-/// LOOP_SET_STATUS, in one of its forms.
+/// Serves LOOP_SET_STATUS with a `struct loop_info` of type `T`.
 fn set_status<T: LegacyInfo + FromBytes>(
     disk: &GenDisk<LoopDevice>,
     mode: Mode,
@@ -144,7 +144,8 @@ fn set_status<T: LegacyInfo + FromBytes>(
     disk.device().set_status(disk, &info)
 }
 
-/// What asks for the status without an address has an error of its own, before all others.
+/// Checks the address for the status of a device. Fails with `EINVAL` for a null pointer, before
+/// any other error of the ioctl, as in C.
 fn check_address(arg: usize) -> Result {
     if arg == 0 {
         Err(EINVAL)
@@ -153,7 +154,8 @@ fn check_address(arg: usize) -> Result {
     }
 }
 
-/// Checks that the caller may change what others see: by how it opened the device, or by right.
+/// Checks that the caller may change settings of the device: it has opened the device for writing,
+/// or has `CAP_SYS_ADMIN`. Fails with `EPERM`.
 fn may_change(mode: Mode) -> Result {
     if mode.is_write() || task::is_admin() {
         Ok(())
@@ -162,12 +164,14 @@ fn may_change(mode: Mode) -> Result {
     }
 }
 
+/// Reads a value from user space. May sleep. Fails with `EFAULT`.
 fn read<T: FromBytes>(arg: usize) -> Result<T> {
     UserSlice::new(UserPtr::from_addr(arg), size_of::<T>())
         .reader()
         .read()
 }
 
+/// Writes a value to user space. May sleep. Fails with `EFAULT`.
 fn write<T: AsBytes>(arg: usize, value: &T) -> Result {
     UserSlice::new(UserPtr::from_addr(arg), size_of::<T>())
         .writer()

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The old forms of `struct loop_info64`: fewer fields, and narrower ones.
+//! `struct loop_info`, the predecessor of `struct loop_info64`, of 64-bit and of 32-bit programs.
 //!
-//! They know neither a limit of the size nor, by now, encryption; what they say of that is ignored.
+//! Its fields are fewer and narrower. It has no size limit. Its fields for encryption are ignored,
+//! because loop devices no longer support encryption.
 
 use crate::kern::uapi::{
     CompatLoopInfo,
@@ -11,13 +12,13 @@ use crate::kern::uapi::{
 };
 use kernel::prelude::*;
 
-/// `struct loop_info`, of whatever width.
+/// A `struct loop_info`, native or compat.
 pub(crate) trait LegacyInfo: Sized {
-    /// What LOOP_SET_STATUS is asked for: `loop_info64_from_old()`.
+    /// Converts the argument of LOOP_SET_STATUS: `loop_info64_from_old()`.
     fn to_info64(&self) -> LoopInfo64;
 
-    /// What LOOP_GET_STATUS tells: `loop_info64_to_old()`. `EOVERFLOW` when something of it does
-    /// not fit.
+    /// Makes the result of LOOP_GET_STATUS: `loop_info64_to_old()`. Fails with `EOVERFLOW` if a
+    /// value does not fit.
     fn from_info64(info: &LoopInfo64) -> Result<Self>;
 }
 
@@ -26,7 +27,7 @@ macro_rules! legacy_info {
         impl LegacyInfo for $name {
             fn to_info64(&self) -> LoopInfo64 {
                 let mut info = LoopInfo64::default();
-                // A negative offset becomes one that no file has.
+                // A negative offset becomes one beyond `LLONG_MAX`, which is refused.
                 info.lo_offset = i64::from(self.lo_offset) as u64;
                 info.lo_flags = self.lo_flags as u32;
                 info.lo_file_name = self.lo_name;
@@ -50,6 +51,7 @@ macro_rules! legacy_info {
 
 legacy_info! { LoopInfo CompatLoopInfo }
 
+/// Narrows a value. Fails with `EOVERFLOW` if it does not fit.
 fn fit<T: TryFrom<u64>>(value: u64) -> Result<T> {
     T::try_from(value).map_err(|_| EOVERFLOW)
 }
@@ -60,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_asked_for_arrives() {
+    fn to_info64_ignores_encryption() {
         let mut old = LoopInfo::default();
         old.lo_offset = 512;
         old.lo_flags = 4;
@@ -77,14 +79,14 @@ mod tests {
     }
 
     #[test]
-    fn a_negative_offset_is_beyond_every_file() {
+    fn a_negative_offset_is_beyond_llong_max() {
         let mut old = CompatLoopInfo::default();
         old.lo_offset = -1;
         assert_eq!(old.to_info64().lo_offset, u64::MAX);
     }
 
     #[test]
-    fn what_fits_is_told() {
+    fn from_info64_keeps_values_that_fit() {
         let mut info = LoopInfo64::default();
         info.lo_number = 7;
         info.lo_device = 0xffff;
@@ -104,7 +106,7 @@ mod tests {
         assert_eq!(old.lo_flags, 28);
     }
 
-    /// Whether both forms, or the 32-bit one alone, have room for a change of nothing.
+    /// Returns whether the native and the compat structure have room for zeroes after `change`.
     fn fits(change: fn(&mut LoopInfo64)) -> (bool, bool) {
         let mut info = LoopInfo64::default();
         change(&mut info);
@@ -115,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused() {
+    fn from_info64_fails_for_values_that_do_not_fit() {
         assert_eq!(fits(|info| info.lo_offset = 1 << 31), (false, false));
         assert_eq!(fits(|info| info.lo_inode = 1 << 32), (true, false));
         #[cfg(target_arch = "x86_64")]

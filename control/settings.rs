@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What user space says of a device and can ask for again: the fields of `struct loop_info64`.
+//! The settings of a device: the fields of `struct loop_info64` that user space sets and reads.
 
 use super::flags::Flags;
 use crate::kern::{
@@ -13,26 +13,27 @@ use crate::kern::{
 };
 use kernel::prelude::*;
 
-/// What a device is set to.
+/// The settings of a device.
 #[derive(Clone)]
 pub(crate) struct Settings {
-    /// Where the device begins in the file, in bytes.
+    /// The position of the device in the backing file, in bytes.
     pub(crate) offset: u64,
-    /// How long it is at most, in bytes; 0 is no limit.
+    /// The maximum size of the device, in bytes; 0 for no limit.
     pub(crate) sizelimit: u64,
-    /// The flags, as they are in force.
+    /// The flags in force.
     pub(crate) flags: Flags,
-    /// A name that means nothing to the kernel, NUL-terminated.
+    /// A name that only user space interprets, NUL-terminated.
     pub(crate) name: [u8; NAME_SIZE],
 }
 
 impl Settings {
-    /// What LOOP_CONFIGURE asks for; see [`new`](Self::new). `EINVAL` for flags that it may not set.
+    /// Makes the settings of LOOP_CONFIGURE. Fails as [`new`](Self::new), and with `EINVAL` for
+    /// flags that LOOP_CONFIGURE may not set.
     pub(crate) fn from_configure(info: &loop_info64) -> Result<Self> {
         Self::new(info, Flags::from_configure(info.lo_flags)?)
     }
 
-    /// What `info` asks for, with `flags` instead of its own.
+    /// Makes the settings of `info`, with `flags` instead of its own flags.
     ///
     /// Fails with `EINVAL` for encryption, and with `EOVERFLOW` for an offset or a limit that no
     /// file can have. Mirrors `loop_set_status_from_info()`.
@@ -55,7 +56,7 @@ impl Settings {
         })
     }
 
-    /// What user space is told of device `number`, but for what identifies the file.
+    /// Returns the status of device `number` for user space, without the identity of the file.
     pub(crate) fn info(&self, number: u32) -> LoopInfo64 {
         let mut info = LoopInfo64::default();
         info.lo_number = number;
@@ -77,24 +78,24 @@ mod tests {
     }
 
     #[test]
-    fn settings_come_back() {
+    fn info_reports_the_settings() {
         let mut asked = info();
         asked.lo_offset = i64::MAX as u64;
         asked.lo_sizelimit = 512;
         asked.lo_file_name = [b'x'; NAME_SIZE];
-        let told = Settings::new(&asked, Flags::AUTOCLEAR).map(|settings| settings.info(7));
-        assert!(told.is_ok());
-        let Ok(told) = told else { return };
-        assert_eq!(told.lo_number, 7);
-        assert_eq!(told.lo_offset, i64::MAX as u64);
-        assert_eq!(told.lo_sizelimit, 512);
-        assert_eq!(told.lo_flags, 4);
-        assert_eq!(told.lo_file_name[NAME_SIZE - 2], b'x');
-        assert_eq!(told.lo_file_name[NAME_SIZE - 1], 0);
+        let reported = Settings::new(&asked, Flags::AUTOCLEAR).map(|settings| settings.info(7));
+        assert!(reported.is_ok());
+        let Ok(reported) = reported else { return };
+        assert_eq!(reported.lo_number, 7);
+        assert_eq!(reported.lo_offset, i64::MAX as u64);
+        assert_eq!(reported.lo_sizelimit, 512);
+        assert_eq!(reported.lo_flags, 4);
+        assert_eq!(reported.lo_file_name[NAME_SIZE - 2], b'x');
+        assert_eq!(reported.lo_file_name[NAME_SIZE - 1], 0);
     }
 
     #[test]
-    fn what_does_not_fit_is_refused() {
+    fn offsets_beyond_llong_max_overflow() {
         let mut asked = info();
         asked.lo_offset = 1 << 63;
         assert!(matches!(Settings::new(&asked, Flags::default()), Err(e) if e == EOVERFLOW));
@@ -104,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn encryption_is_refused_first() {
+    fn encryption_is_invalid_before_overflow() {
         let mut asked = info();
         asked.lo_offset = u64::MAX;
         asked.lo_encrypt_type = 1;

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `/sys/block/loopN/loop/*`: what a device is bound to; and `/sys/block/loopN/rnull_loop/*`, which is
-//! this driver's own: its [`tunables`](crate::datapath::tunables).
+//! The attributes of a device in sysfs.
 //!
-//! Documentation: `Documentation/ABI/testing/sysfs-block-loop`
+//! - `/sys/block/loopN/loop/*` - the binding of the device, see
+//!   `Documentation/ABI/testing/sysfs-block-loop`;
+//! - `/sys/block/loopN/rnull_loop/*` - its [`tunables`](crate::datapath::tunables), which only this
+//!   driver has.
 
 use super::{
     device::{
@@ -24,7 +26,7 @@ use crate::{
 use core::fmt::Write;
 use kernel::prelude::*;
 
-/// The files of the directory `loop`.
+/// The attributes in the directory `loop`.
 pub(crate) const ATTRIBUTES: &[DeviceAttribute<LoopDevice>] = &[
     DeviceAttribute::new::<BackingFile>(),
     DeviceAttribute::new::<Offset>(),
@@ -34,7 +36,7 @@ pub(crate) const ATTRIBUTES: &[DeviceAttribute<LoopDevice>] = &[
     DeviceAttribute::new::<Dio>(),
 ];
 
-/// The files of the directory `rnull_loop`.
+/// The attributes in the directory `rnull_loop`.
 pub(crate) const TUNABLES: &[DeviceAttribute<LoopDevice>] = &[
     DeviceAttribute::new_mutable::<Inline>(),
     DeviceAttribute::new_mutable::<Remap>(),
@@ -58,20 +60,20 @@ macro_rules! attributes {
 }
 
 attributes! {
-    /// The absolute path of the file.
+    /// The absolute path of the backing file.
     BackingFile, c"backing_file": |snapshot, page| {
         page.write_path(&snapshot.file)?;
         line(page, "")
     };
-    /// Where the device begins in the file, in bytes.
+    /// The position of the device in the backing file, in bytes.
     Offset, c"offset": |snapshot, page| line(page, snapshot.settings.offset);
-    /// How long the device is at most, in bytes; 0 is no limit.
+    /// The maximum size of the device, in bytes; 0 for no limit.
     SizeLimit, c"sizelimit": |snapshot, page| line(page, snapshot.settings.sizelimit);
-    /// Whether it is detached when it is closed.
+    /// The autoclear flag: 1 if the last close detaches the device.
     Autoclear, c"autoclear": |snapshot, page| flag(snapshot, page, Flags::AUTOCLEAR);
-    /// Whether the kernel looks for partitions.
+    /// The partition scan flag: 1 if the kernel scans the device for partitions.
     PartScan, c"partscan": |snapshot, page| flag(snapshot, page, Flags::PARTSCAN);
-    /// Whether I/O goes past the page cache of the file.
+    /// The direct I/O flag: 1 if I/O bypasses the page cache of the backing file.
     Dio, c"dio": |snapshot, page| flag(snapshot, page, Flags::DIRECT_IO);
 }
 
@@ -98,20 +100,20 @@ macro_rules! tunables {
 }
 
 tunables! {
-    /// Whether requests may be submitted in the context of their submitters.
+    /// The permission to serve requests in the context of their submitters.
     Inline, c"inline": inline;
-    /// Whether requests for a block device may be passed on as they are.
+    /// The permission to remap requests to a backing block device.
     Remap, c"remap": remap;
-    /// Whether files may be asked for what they can do without waiting.
+    /// The permission to use non-blocking I/O to the backing file.
     Nowait, c"nowait": nowait;
 }
 
-/// Shows whether a flag is set.
+/// Writes 1 if `flag` is set, and 0 otherwise.
 fn flag(snapshot: &Snapshot, page: &mut Page<'_>, flag: Flags) -> Result {
     line(page, u8::from(snapshot.settings.flags.contains(flag)))
 }
 
-/// Ends a line with `value`.
+/// Writes `value` and a newline. Fails with `ENAMETOOLONG` if the page is full.
 fn line(page: &mut Page<'_>, value: impl core::fmt::Display) -> Result {
     writeln!(page, "{value}").map_err(|_| ENAMETOOLONG)
 }
