@@ -2,15 +2,15 @@
 
 //! The multi-queue block layer, as a driver of request-based disks sees it.
 //!
-//! A driver implements [`Operations`] for the type that its requests are for, and
-//! [`DiskOperations`] for the type that a disk stands for. It makes a [`TagSet`] and a [`Disk`],
-//! sets the disk up, and [adds](Disk::add) it.
+//! A driver implements [`Operations`] for the type of the device that its requests are for, and
+//! [`DiskOperations`] for the type of the device that a disk stands for. It makes a [`TagSet`] and
+//! a [`Disk`], sets the disk up, and [adds](Disk::add) it.
 //!
 //! Three rules are kept by types instead of comments:
 //!
 //! - **The type of a request is its state.** [`IdleRequest`] → [`StartedRequest`] ⇄ two
-//!   [`InFlight`]. Each step consumes the one before, so that a request is neither ended twice nor
-//!   used after it was given away. A request that is dropped ends with an I/O error.
+//!   [`InFlight`]. Each step consumes the one before, so a request is neither ended twice nor used
+//!   by a former owner. A request that is dropped ends with an I/O error.
 //! - **A disk is visible only when it is complete.** A [`Disk`] is not registered, and a
 //!   [`RegisteredDisk`] is.
 //! - **The backend of a queue changes only while no request uses it.** [`Operations::Backend`] is
@@ -21,7 +21,7 @@
 //!
 //! ```text
 //! bio  submitter  major  backend      a bio, the submitting task, a major number, the cell
-//! queue                               what lies behind `queuedata`
+//! queue                               the `queuedata` of a queue
 //! request                             requests, their states, and the trait of their driver
 //! list  cgroup  tag_set               lists of requests, their cgroup, their tags
 //! disk                                disks, and the trait of their driver

@@ -3,9 +3,9 @@
 //! Requests of the block layer that are served from files.
 //!
 //! A driver whose requests carry a [`FileIoPdu`] passes a started request to [`submit`], for
-//! asynchronous I/O to a file, or to [`remap`], which sends it to another block device as a bio.
-//! When that is over, [`Operations::operation_done`] gets the request back, with the number of bytes
-//! done or an error.
+//! asynchronous I/O to a file, or to [`remap`], which submits it to a lower device as a bio. When
+//! the operation is over, [`Operations::operation_done`] gets the request back, with the number of
+//! bytes done or an error.
 
 use super::{
     Caching,
@@ -44,7 +44,7 @@ use kernel::{
 };
 
 /// The number of bio_vecs of a merged request that a PDU has room for. A larger array is allocated
-/// or, if there is no memory, the request is served in parts.
+/// or, if there is no memory for it, the request is served in parts.
 const INLINE: usize = 8;
 
 /// The operation of a request: a `struct kiocb` or a `struct bio`, each at the beginning.
@@ -67,10 +67,11 @@ pub(crate) struct FileIoPdu<D> {
     driver: D,
 }
 
-// SAFETY: The operation in flight may be on any CPU, and so may the owner of the bio_vecs; each is
-// used by the owner of the request alone, or by the operation that it submitted.
+// SAFETY: `driver` is `Send`. The operation and the bio_vecs are bound to no CPU and no task: the
+// owner of the request uses them, or the operation that it submitted, which may end in any context.
 unsafe impl<D: Send> Send for FileIoPdu<D> {}
-// SAFETY: Through a shared reference `driver` can be used, which is `Sync`, and `bio_bytes` read.
+// SAFETY: A shared reference gives access to `driver`, which is `Sync`, and to `bio_bytes`, which
+// is only read.
 unsafe impl<D: Sync> Sync for FileIoPdu<D> {}
 
 impl<D> FileIoPdu<D> {
@@ -96,7 +97,8 @@ impl<D> FileIoPdu<D> {
     }
 
     fn fields(self: Pin<&mut Self>) -> &mut Self {
-        // SAFETY: The callers move neither `operation` nor `inline`, the fields that are pinned.
+        // SAFETY: `driver_mut` gives access to `driver` alone, and the functions of this file move
+        // neither `operation` nor `inline`, the fields that must stay in place.
         unsafe { self.get_unchecked_mut() }
     }
 }
@@ -122,8 +124,8 @@ struct RequestCompletion<T>(PhantomData<T>);
 
 impl<T: FileBacked> Completion for RequestCompletion<T> {
     unsafe fn complete(iocb: *mut Iocb, result: isize) {
-        // SAFETY: `start` submitted the `Iocb` of a PDU, which is its first field, and left an owner
-        // of the request for this function, which is called once.
+        // SAFETY: `start` submitted the `Iocb` of a PDU, which is its first field, and turned an
+        // owner of the request into that pointer. This is called once for it.
         let rq = unsafe { InFlight::<T>::from_data(iocb.cast::<FileIoPdu<T::Data>>()) };
         rq.complete(bytes_or_error(result));
     }
@@ -131,15 +133,15 @@ impl<T: FileBacked> Completion for RequestCompletion<T> {
 
 impl<T: FileBacked> BioCompletion for RequestCompletion<T> {
     unsafe fn complete(bio: *mut Bio, result: Result) {
-        // SAFETY: `remap` submitted the `Bio` of a PDU, which is its first field, and left an owner
-        // of the request for this function, which is called once.
+        // SAFETY: `remap` submitted the `Bio` of a PDU, which is its first field, and turned an
+        // owner of the request into that pointer. This is called once for it.
         let rq = unsafe { InFlight::<T>::from_data(bio.cast::<FileIoPdu<T::Data>>()) };
         let bytes = rq.data().bio_bytes;
         rq.complete(result.map(|()| bytes));
     }
 }
 
-/// Returns the number of bytes done, or the error, that the return value of a file operation means.
+/// Returns the number of bytes done, or the error, for the return value of a file operation.
 fn bytes_or_error(result: isize) -> Result<u32> {
     match u32::try_from(result) {
         Ok(bytes) => Ok(bytes),
@@ -149,9 +151,9 @@ fn bytes_or_error(result: isize) -> Result<u32> {
 
 /// Reads or writes the data of `rq` at `position` bytes in the file.
 ///
-/// [`Operations::operation_done`] is called once, before or after this returns. The file may do less
-/// than all of the request, and so may this function, if there is no memory. May sleep; with
-/// [`Wait::Forbidden`] as little as the file allows.
+/// [`Operations::operation_done`] is called once, before or after this returns. The file may do
+/// less than all of the request, and so may this function, if there is no memory for the array of
+/// its bio_vecs. May sleep; with [`Wait::Forbidden`], the operation itself is non-blocking.
 pub(crate) fn submit<T: FileBacked>(
     rq: StartedRequest<T>,
     position: u64,
@@ -164,13 +166,14 @@ pub(crate) fn submit<T: FileBacked>(
 }
 
 /// Reads or writes the data of `rq` at `position` bytes in the file through its page cache, and
-/// returns the request with the number of bytes done or an error. May sleep.
+/// returns the request with the number of bytes done or an error; `None` if a broken file completes
+/// the request asynchronously. May sleep.
 pub(crate) fn transfer_buffered<T: FileBacked>(
     rq: StartedRequest<T>,
     position: u64,
 ) -> Option<(StartedRequest<T>, Result<u32>)> {
     match start(rq, position, Caching::Buffered, Wait::Allowed) {
-        // A file that returns `-EIOCBQUEUED` for a kiocb without `ki_complete` is broken.
+        // The kiocb has no `ki_complete`, so the file must not return `-EIOCBQUEUED`.
         Start::InFlight => None,
         Start::Done(rq, result) => Some((rq, result)),
     }
@@ -178,9 +181,9 @@ pub(crate) fn transfer_buffered<T: FileBacked>(
 
 /// The state of an operation after [`start`].
 enum Start<T: FileBacked> {
-    /// It is in flight, or over: `operation_done` is called at its end.
+    /// It is in flight, or over: `operation_done` is called with its result.
     InFlight,
-    /// It is over, or was not started, with this result.
+    /// It is over, or was not started; `operation_done` is not called.
     Done(StartedRequest<T>, Result<u32>),
 }
 
@@ -211,26 +214,27 @@ fn start<T: FileBacked>(
         position,
         ioprio: rq.ioprio(),
     };
-    // One owner for this function, one for `RequestCompletion`: the file may use the bio_vecs until
+    // This function and `RequestCompletion` each have an owner: the file may use the bio_vecs until
     // `Iocb::submit` returns, even if the operation is over before that.
     let (submitter, completer) = rq.into_in_flight();
     let data = completer.into_data();
     let iocb = data.cast_mut().cast::<Iocb>();
     let file = T::file(submitter.backend());
-    // SAFETY:
-    // - The `Iocb` is in the PDU, which is pinned and outlives the request's time in flight; the
-    //   request had one owner, so no other operation uses it.
-    // - The file is part of the backend, which stays while the request is in flight; a file without
-    //   the operation fails the request.
-    // - The bio_vecs are those of the request's bios or in its PDU, and describe memory of its
-    //   submitter. All of it stays until the request is over, for which both owners must be gone.
+    // SAFETY: The request stays in flight until both owners are gone: `submitter` after
+    // `Iocb::submit` has returned, and the other one when `complete` is called.
+    // - The `Iocb` is in the PDU, which is pinned and outlives the time in flight. `rq` was the
+    //   only owner, so no other operation is in flight.
+    // - The file is part of the backend, which stays while the request is in flight.
+    // - The bio_vecs are those of the request's bios, or in its PDU. They describe memory of the
+    //   request, and all of it stays while the request is in flight.
     let submitted = unsafe { Iocb::submit::<RequestCompletion<T>>(iocb, file, transfer, &span) };
     let Submitted::Done(result) = submitted else {
         return Start::InFlight;
     };
-    // SAFETY: `RequestCompletion` was not called and will not be, so this takes its owner back.
+    // SAFETY: `data` comes from `into_data` above. The operation is `Done`, so `RequestCompletion`
+    // is not called, and the owner is taken back once.
     let completer = unsafe { InFlight::<T>::from_data(data) };
-    // SAFETY: Both come from the call of `into_in_flight` above.
+    // SAFETY: Both owners come from the call of `into_in_flight` above.
     let rq = unsafe { StartedRequest::rejoin(submitter, completer) };
     Start::Done(rq, bytes_or_error(result))
 }
@@ -239,7 +243,7 @@ fn start<T: FileBacked>(
 /// backend, at `sector` (of 512 bytes).
 ///
 /// [`Operations::operation_done`] is called once, before or after this returns. May sleep; with
-/// [`Wait::Forbidden`] not for tags or a frozen queue.
+/// [`Wait::Forbidden`], neither for tags nor until a frozen queue thaws.
 pub(crate) fn remap<T: FileBacked>(mut rq: StartedRequest<T>, sector: u64, wait: Wait) {
     let bdev = T::block_device(rq.backend()).map(BlockDevice::raw);
     let (Some(bdev), Op::Read | Op::Write) = (bdev, rq.op()) else {
@@ -253,17 +257,18 @@ pub(crate) fn remap<T: FileBacked>(mut rq: StartedRequest<T>, sector: u64, wait:
     rq.data_mut().fields().bio_bytes = span.count as u32;
     let nowait = wait == Wait::Forbidden;
     let raw = rq.as_ptr();
-    // One owner for this function, one for `RequestCompletion`: the block layer still uses the block
-    // device when the bio may be over, and the backend be replaced and its file closed.
+    // This function and `RequestCompletion` each have an owner: the block layer uses the block
+    // device until `Bio::submit` returns. If the bio were the only owner and ended before that, the
+    // backend could be replaced and its file closed: use after free.
     let (submitter, completer) = rq.into_in_flight();
     let bio = completer.into_data().cast_mut().cast::<Bio>();
-    // SAFETY:
-    // - The `Bio` is in the PDU, which is pinned and outlives the request's time in flight; the
-    //   request had one owner, so no other operation uses it.
-    // - The request is a valid read or write that ends after `RequestCompletion` was called; `span`
-    //   describes memory of its submitter, which stays as long.
-    // - `bdev` is part of the backend, which stays while the request is in flight: at least until
-    //   `submitter` is dropped.
+    // SAFETY: The request stays in flight until both owners are gone: `submitter` below, and the
+    // other one when `complete` is called.
+    // - The `Bio` is in the PDU, which is pinned and outlives the time in flight. `rq` was the only
+    //   owner, so no other operation is in flight.
+    // - The request is a read or a write, and `span` describes memory of it.
+    // - The file of the backend keeps `bdev` open, and the backend stays while the request is in
+    //   flight.
     unsafe { Bio::submit::<RequestCompletion<T>>(bio, raw, bdev, sector, &span, nowait) };
     drop(submitter);
 }
@@ -279,20 +284,22 @@ pub(crate) fn free_bvecs<T: FileBacked>(rq: &mut StartedRequest<T>) {
 /// Returns the memory of a request: all of it, or a part at its beginning if there is no memory for
 /// an array of its bio_vecs.
 ///
-/// Fails with `ENOMEM` if there is no memory for even a part, and with `EIO` for a request without a
-/// bio.
+/// Fails with `ENOMEM` if there is no memory for even a part, and with `EIO` for a request without
+/// a bio.
 fn map_bvecs<T: FileBacked>(rq: &mut StartedRequest<T>) -> Result<BvecSpan> {
     let count = rq.len() as usize;
-    // SAFETY: The request is valid and ours; reads and writes have bios.
-    let (bio, biotail) = unsafe { ((*rq.as_ptr()).bio, (*rq.as_ptr()).biotail) };
+    // SAFETY: The request is valid, and `rq` owns it.
+    let bio = unsafe { (*rq.as_ptr()).bio };
+    // SAFETY: As above.
+    let biotail = unsafe { (*rq.as_ptr()).biotail };
     if bio == biotail {
-        // SAFETY: The one bio of the request is valid until the request ends.
+        // SAFETY: `bio` is null or the one bio of the request, which stays until the request ends.
         let bio = unsafe { bio.as_ref() }.ok_or(EIO)?;
-        // A bio that was split off another may begin anywhere, even inside a bio_vec.
-        // SAFETY: `bi_idx` is an index into the bio's array.
+        // A bio that was split off another one may begin at any byte of any bio_vec.
+        // SAFETY: A read or a write has data, so `bi_idx` is an index into the bio's array.
         let bvecs = unsafe { bio.bi_io_vec.add(bio.bi_iter.bi_idx as usize) };
         let offset = bio.bi_iter.bi_offset as usize;
-        // SAFETY: As above; a read or a write has data, so there is a first bio_vec.
+        // SAFETY: As above, so `bvecs` points at a bio_vec.
         let first = unsafe { (*bvecs).bv_len } as usize;
         return Ok(BvecSpan {
             bvecs,
@@ -307,13 +314,13 @@ fn map_bvecs<T: FileBacked>(rq: &mut StartedRequest<T>) -> Result<BvecSpan> {
     }
     let segments = segments(rq);
     let (bvecs, room) = bvec_array(rq, segments);
-    // SAFETY: There is room for `room` bio_vecs, and the request is ours.
+    // SAFETY: `bvecs` has room for `room` bio_vecs, which `rq` owns, as it does the request.
     let copied = unsafe { ffi::rnull_loop_rq_copy_bvecs(rq.as_ptr(), bvecs, room as c_uint) };
     let copied = copied as usize;
     let count = if copied == segments {
         count
     } else {
-        // SAFETY: The helper filled in `copied` of them.
+        // SAFETY: The helper has initialized the first `copied` bio_vecs.
         whole_blocks(rq, unsafe { core::slice::from_raw_parts(bvecs, copied) }).ok_or(ENOMEM)?
     };
     Ok(BvecSpan {
@@ -324,9 +331,9 @@ fn map_bvecs<T: FileBacked>(rq: &mut StartedRequest<T>) -> Result<BvecSpan> {
     })
 }
 
-/// Returns the number of bio_vecs that the memory of a request is in.
+/// Returns the number of bio_vecs of a request.
 fn segments<T: FileBacked>(rq: &Request<T>) -> usize {
-    // SAFETY: The request is valid and ours.
+    // SAFETY: A `Request` is valid, and so are its bios.
     unsafe { ffi::rnull_loop_rq_nr_bvec(rq.as_ptr()) as usize }
 }
 
@@ -337,8 +344,9 @@ fn bvec_array<T: FileBacked>(
 ) -> (*mut bindings::bio_vec, usize) {
     let pdu = rq.data_mut().fields();
     if wanted > INLINE {
-        // The submitter allocates without I/O (`IoWorkerScope`, `Submitter::save_io_context`). Without
-        // memory the request is served in parts, so there is no need for a warning.
+        // The allocation does no I/O, because the caller is in an `IoWorkerScope` or has called
+        // `Submitter::save_io_context`. If it fails, the request is served in parts, so a warning
+        // would be misleading.
         if let Ok(vec) = KVec::with_capacity(wanted, GFP_KERNEL | __GFP_NOWARN) {
             pdu.overflow = vec;
             return (pdu.overflow.as_mut_ptr(), wanted);

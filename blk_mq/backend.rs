@@ -28,7 +28,7 @@ use kernel::{
 ///
 /// - `value` is written by the holder of `writer` alone, and only while the queue is frozen, or
 ///   while `present` is false and the queue has been seen without requests since it became false.
-///   `writer` is held from where `present` becomes false until that write.
+///   The writer holds `writer` from the time `present` becomes false until that write.
 /// - While `present` is true, `value` is `Some`.
 #[pin_data]
 pub(super) struct BackendCell<V> {
@@ -65,8 +65,9 @@ impl<V> BackendCell<V> {
         if !self.present.load(Acquire) {
             return None;
         }
-        // SAFETY: `present` is true. By the type invariant nobody writes before the queue is frozen
-        // or seen without tags, and the request of the caller has one.
+        // SAFETY: `present` is true. By the type invariant `value` is written only after the queue
+        // is frozen or seen without requests, which is not before the request of the caller has
+        // ended.
         unsafe { &*self.value.get() }.as_ref()
     }
 
@@ -77,9 +78,11 @@ impl<V> BackendCell<V> {
     /// As of [`get`](Self::get); and `get` must have returned a value for the same request since it
     /// was dispatched.
     pub(super) unsafe fn get_present(&self) -> &V {
-        // SAFETY: By the function's requirements `present` was true, and nobody has written since,
-        // as in `get`. So `value` is `Some`.
-        unsafe { (*self.value.get()).as_ref().unwrap_unchecked() }
+        // SAFETY: By the function's requirements `get` has returned a value for the same request.
+        // As in `get`, `value` is not written before that request has ended.
+        let value = unsafe { &*self.value.get() };
+        // SAFETY: `get` has returned the value, and `value` was not written since, so it is `Some`.
+        unsafe { value.as_ref().unwrap_unchecked() }
     }
 
     /// Locks out other writers. May sleep.
@@ -119,7 +122,7 @@ impl<V> BackendCell<V> {
         unsafe { &mut *self.value.get() }
     }
 
-    /// Lets requests find a value that was replaced. `value` must be `Some`.
+    /// Lets requests find the value again, which must be `Some`.
     pub(super) fn show(&self, _writer: &MutexGuard<'_, ()>) {
         self.present.store(true, Release);
     }

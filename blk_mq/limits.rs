@@ -1,11 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Queue limits, frozen queues, and what may change only while a queue is frozen.
+//! Queue limits, frozen queues, and the changes that need a frozen queue.
 //!
-//! Lock order: limits ([`GenDisk::update_limits`]), then the backend's writer, which
-//! [`GenDisk::publish`] takes alone, then frozen ([`GenDisk::freeze`]). While a queue is frozen, its
-//! owner must not call a file system, send a uevent or wait for I/O of that queue. Its allocations
-//! do no I/O (`memalloc_noio_save()` is in force).
+//! Lock order: limits ([`GenDisk::update_limits`]), then the backend's `writer`, which
+//! [`GenDisk::publish`] takes alone, then frozen ([`GenDisk::freeze`]). While a task has a queue
+//! frozen, it must not call a file system, send a uevent or wait for I/O of that queue: deadlock.
+//! Its allocations do no I/O (`memalloc_noio_save()` is in force).
+//!
+//! User space changes limits, too (`/sys/block/*/queue/`). Like an update of the driver, such a
+//! change copies the limits, freezes the queue, and then replaces all limits. A request that finds
+//! discards or writes of zeroes unsupported disables them without a lock
+//! ([`disable_discard`](super::Request::disable_discard)). If it does so between the copy and the
+//! replacement, the replacement enables the operation again. Later changes enable discards again as
+//! well, because each change computes their maximum length anew. In both cases the next request
+//! fails, and disables the operation again.
 //!
 //! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
@@ -34,38 +42,38 @@ use kernel::{
 type Backend<T> = <<T as DiskOperations>::Queue as Operations>::Backend;
 
 impl<T: DiskOperations> GenDisk<T> {
-    /// Gives requests a backend; returns `backend` if they have one. May sleep.
+    /// Publishes the backend of requests; returns `backend` if they have one. May sleep.
     ///
-    /// Needs no frozen queue, because no request uses a backend that is not there.
+    /// Needs no frozen queue, because no request uses the backend before it is published.
     pub(crate) fn publish(&self, backend: Backend<T>) -> Result<(), Backend<T>> {
         self.queue_context().backend.fill(backend)
     }
 
-    /// Takes the backend of requests away, and returns it. May sleep.
+    /// Removes the backend of requests, and returns it. May sleep.
     ///
-    /// For a disk without openers. Such a disk has no requests, which costs less to check than to
-    /// freeze the queue. If there are requests all the same, the queue is frozen.
+    /// For a disk without openers. Such a disk usually has no requests; to check that costs less
+    /// than to freeze the queue. If there may be requests, the queue is frozen.
     pub(crate) fn unpublish(&self) -> Option<Backend<T>> {
         let cell = &self.queue_context().backend;
         let writer = cell.lock();
         cell.hide(&writer);
-        // SAFETY: The queue of a `GenDisk` is valid.
+        // SAFETY: By the invariants of `GenDisk` the queue is valid.
         if unsafe { ffi::rnull_loop_queue_has_requests(self.queue()) } {
             return self.freeze_as(writer).take();
         }
-        // SAFETY: `writer` is held, and the value is hidden. The queue has been seen without
+        // SAFETY: `writer` is held, the value is hidden, and the queue has been seen without
         // requests since.
         unsafe { cell.value_mut() }.take()
     }
 
-    /// Waits until no request is left and keeps new ones out until the guard is dropped:
+    /// Freezes the queue until the guard is dropped, which waits for all requests:
     /// `blk_mq_freeze_queue()`. May sleep.
     pub(crate) fn freeze(&self) -> FrozenQueue<'_, T> {
         self.freeze_as(self.queue_context().backend.lock())
     }
 
     fn freeze_as<'a>(&'a self, writer: MutexGuard<'a, ()>) -> FrozenQueue<'a, T> {
-        // SAFETY: The queue of a `GenDisk` is valid.
+        // SAFETY: By the invariants of `GenDisk` the queue is valid.
         let memflags = unsafe { ffi::rnull_loop_freeze_queue(self.queue()) };
         // INVARIANT: The queue is frozen now, and `writer` is held.
         FrozenQueue {
@@ -75,11 +83,12 @@ impl<T: DiskOperations> GenDisk<T> {
         }
     }
 
-    /// Begins a change of the queue's limits. May sleep.
+    /// Begins a change of the queue's limits: `queue_limits_start_update()`. May sleep.
     pub(crate) fn update_limits(&self) -> LimitsUpdate<'_> {
-        // SAFETY: The queue of a `GenDisk` is valid.
+        // SAFETY: By the invariants of `GenDisk` the queue is valid.
         let limits = unsafe { ffi::rnull_loop_limits_start_update(self.queue()) };
-        // INVARIANT: The call above took the lock.
+        // INVARIANT: The call above has taken `limits_lock` and returned a copy of the limits. The
+        // disk is valid for the lifetime of `self`.
         LimitsUpdate {
             disk: NonNull::from(self).cast(),
             limits,
@@ -89,11 +98,12 @@ impl<T: DiskOperations> GenDisk<T> {
     }
 }
 
-/// A queue that has no requests and gets none until this is dropped.
+/// A frozen queue: it has no requests until this is dropped.
 ///
 /// # Invariants
 ///
-/// The queue is frozen by this thread, which holds the `writer` of its backend.
+/// This thread has frozen the queue, and `rnull_loop_freeze_queue()` has returned `memflags`. It
+/// holds the `writer` of the queue's backend.
 pub(crate) struct FrozenQueue<'a, T: DiskOperations> {
     disk: &'a GenDisk<T>,
     memflags: c_uint,
@@ -101,19 +111,20 @@ pub(crate) struct FrozenQueue<'a, T: DiskOperations> {
 }
 
 impl<T: DiskOperations> FrozenQueue<'_, T> {
-    /// Returns the backend of requests.
+    /// Returns the backend of requests, to change it.
     pub(crate) fn backend(&mut self) -> Option<&mut Backend<T>> {
         self.slot().as_mut()
     }
 
-    /// Gives requests another backend, and returns the one that they had.
+    /// Replaces the backend of requests, and returns the old one.
     pub(crate) fn replace(&mut self, backend: Backend<T>) -> Option<Backend<T>> {
         let old = self.slot().replace(backend);
         self.disk.queue_context().backend.show(&self.writer);
         old
     }
 
-    /// Takes the backend, which is [hidden](super::backend::BackendCell::hide) already.
+    /// Removes the backend, which is [hidden](super::backend::BackendCell::hide) already, and
+    /// returns it.
     fn take(&mut self) -> Option<Backend<T>> {
         self.slot().take()
     }
@@ -127,7 +138,8 @@ impl<T: DiskOperations> FrozenQueue<'_, T> {
 
 impl<T: DiskOperations> Drop for FrozenQueue<'_, T> {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant this undoes what `freeze` did, on the same thread.
+        // SAFETY: By the type invariant the queue is frozen, with these `memflags`. `writer` is not
+        // `Send`, so this is the thread that has frozen it.
         unsafe { ffi::rnull_loop_unfreeze_queue(self.disk.queue(), self.memflags) };
     }
 }
@@ -136,8 +148,9 @@ impl<T: DiskOperations> Drop for FrozenQueue<'_, T> {
 ///
 /// # Invariants
 ///
-/// `disk` is valid for `'a`, and this thread holds the `limits_lock` of its queue.
-#[must_use = "a change of limits comes into force by `commit`"]
+/// `disk` is valid for `'a`, this thread holds the `limits_lock` of its queue, and `limits` is a
+/// copy of its limits, changed by the methods below.
+#[must_use = "`commit` brings the change into force"]
 pub(crate) struct LimitsUpdate<'a> {
     disk: NonNull<bindings::gendisk>,
     limits: bindings::queue_limits,
@@ -146,41 +159,43 @@ pub(crate) struct LimitsUpdate<'a> {
 }
 
 impl LimitsUpdate<'_> {
-    /// Sets the logical and physical block size and the least I/O, in bytes.
+    /// Sets the logical block size, the physical block size and the minimum I/O size, in bytes.
     pub(crate) fn set_block_size(&mut self, bytes: u32) {
         self.limits.logical_block_size = bytes;
         self.limits.physical_block_size = bytes;
         self.limits.io_min = bytes;
     }
 
-    /// Sets the block size that is written without reading first, and the least I/O, in bytes.
+    /// Sets the physical block size, which is written without a read of old data, and the minimum
+    /// I/O size, in bytes.
     pub(crate) fn set_physical_block_size(&mut self, bytes: u32) {
         self.limits.physical_block_size = bytes;
         self.limits.io_min = bytes;
     }
 
-    /// Sets the alignment that memory must have, as a mask.
+    /// Sets the alignment of memory, as a mask.
     pub(crate) fn set_dma_alignment(&mut self, mask: u32) {
         self.limits.dma_alignment = mask;
     }
 
-    /// Says whether written data needs a flush to be durable.
+    /// Sets whether a write needs a flush to be durable: `BLK_FEAT_WRITE_CACHE`.
     pub(crate) fn set_write_cache(&mut self, on: bool) {
         self.set_feature(ffi::BLK_FEAT_WRITE_CACHE, on);
     }
 
-    /// Says whether a write itself can be durable (`REQ_FUA`), without a flush. Means nothing without
-    /// a write cache.
+    /// Sets whether a write with `REQ_FUA` is durable without a flush: `BLK_FEAT_FUA`. Has no
+    /// effect without a write cache.
     pub(crate) fn set_fua(&mut self, on: bool) {
         self.set_feature(ffi::BLK_FEAT_FUA, on);
     }
 
-    /// Says whether memory must not change while it is written. A file system asks when it is mounted.
+    /// Sets whether memory must not change while it is written: `BLK_FEAT_STABLE_WRITES`. A file
+    /// system reads this when it is mounted.
     pub(crate) fn set_stable_writes(&mut self, on: bool) {
         self.set_feature(ffi::BLK_FEAT_STABLE_WRITES, on);
     }
 
-    /// Says whether seeks are slow.
+    /// Sets whether seeks are slow: `BLK_FEAT_ROTATIONAL`.
     pub(crate) fn set_rotational(&mut self, on: bool) {
         self.set_feature(ffi::BLK_FEAT_ROTATIONAL, on);
     }
@@ -193,28 +208,37 @@ impl LimitsUpdate<'_> {
         }
     }
 
-    /// Sets the longest discard in sectors of 512 bytes (0: none), and its granularity in bytes.
+    /// Sets the maximum length of a discard, in sectors of 512 bytes (0: no discards), and the
+    /// granularity, in bytes.
     pub(crate) fn set_discard(&mut self, max_sectors: u32, granularity: u32) {
         self.limits.max_hw_discard_sectors = max_sectors;
         self.limits.discard_granularity = if max_sectors == 0 { 0 } else { granularity };
     }
 
-    /// Sets the longest write of zeroes, in sectors of 512 bytes (0: none).
+    /// Sets the maximum length of a write of zeroes, in sectors of 512 bytes (0: none).
     pub(crate) fn set_write_zeroes(&mut self, max_sectors: u32) {
         self.limits.max_write_zeroes_sectors = max_sectors;
     }
 
-    /// Brings the change into force. The queue should have no requests: it is frozen, or its
-    /// requests have nothing to be served from.
+    /// Brings the change into force: `queue_limits_commit_update()`.
     ///
-    /// Fails with `EINVAL` when the limits contradict each other; then nothing has changed.
+    /// The caller sees to it that no request depends on the limits: the queue is frozen, or
+    /// requests have no backend. Enables discards that a request has disabled, unless
+    /// [`set_discard`](Self::set_discard) has set their length to 0.
+    ///
+    /// Fails with `EINVAL` if the limits contradict each other; then nothing has changed.
     pub(crate) fn commit(self) -> Result {
         let mut this = ManuallyDrop::new(self);
         let queue = this.queue();
-        // SAFETY: The queue is valid. By the type invariant its lock is held, which this releases;
-        // `this` is not dropped.
+        // SAFETY:
+        // - By the type invariant the queue is valid, and `limits` is a changed copy of its limits.
+        // - By the type invariant this thread holds `limits_lock`, which the call releases even if
+        //   it fails. `this` is not dropped, so the lock is released once.
+        // - The caller keeps requests away. The block layer would split or refuse a request by old
+        //   or new limits, which are plain integers, and by which no memory is sized.
         to_result(unsafe { bindings::queue_limits_commit_update(queue, &mut this.limits) })?;
-        // SAFETY: By the type invariant the disk is valid.
+        // SAFETY: By the type invariant the disk is valid, and so is the mapping of its `part0`,
+        // whose flag is changed atomically.
         unsafe { ffi::rnull_loop_inherit_stable_writes(this.disk.as_ptr()) };
         Ok(())
     }
@@ -227,7 +251,8 @@ impl LimitsUpdate<'_> {
 
 impl Drop for LimitsUpdate<'_> {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the lock is held; this releases it.
+        // SAFETY: By the type invariant the queue is valid, and this thread holds its
+        // `limits_lock`, which the call releases.
         unsafe { ffi::rnull_loop_limits_cancel_update(self.queue()) };
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a request queue carries for its driver.
+//! The driver's part of a request queue: its `queuedata`.
 
 use super::backend::BackendCell;
 use core::ptr::NonNull;
@@ -34,12 +34,12 @@ pub(super) struct QueueContext<D, B, H> {
     pub(super) hw: KVec<H>,
 }
 
-/// Work that revalidates a disk: a request cannot change limits itself, because that waits until
-/// the queue is frozen.
+/// Work that revalidates a disk. A request cannot change limits itself, because it would wait until
+/// the queue is frozen, and that would wait for the request: deadlock.
 ///
 /// # Invariants
 ///
-/// `work` is initialized, and runs only while `disk` is a valid disk.
+/// `work` is initialized. While it runs, `disk` is null or a valid disk.
 #[pin_data]
 pub(super) struct Revalidation {
     #[pin]
@@ -56,11 +56,11 @@ unsafe impl Sync for Revalidation {}
 impl Revalidation {
     /// Makes work that calls `run` with the disk.
     pub(super) fn new(run: unsafe fn(NonNull<bindings::gendisk>)) -> impl PinInit<Self> {
-        // INVARIANT: The work is initialized. There is no disk, and no request that queues it.
+        // INVARIANT: The work is initialized, and `disk` is null.
         pin_init!(Self {
             work <- Opaque::ffi_init(|slot: *mut bindings::work_struct| {
-                // SAFETY: `slot` is valid for writes and pinned, the name and the lock class are
-                // static, and `work_fn` expects the work of a `Revalidation`.
+                // SAFETY: `slot` is valid for writes and pinned, and is the `work` of a
+                // `Revalidation`, which `work_fn` expects. The name and the lock class are static.
                 unsafe {
                     bindings::init_work_with_key(
                         slot,
@@ -76,13 +76,17 @@ impl Revalidation {
         })
     }
 
+    /// Revalidates the disk: the function of the work.
+    ///
     /// # Safety
     ///
     /// Called by the workqueue alone, for the work of a `Revalidation`.
     unsafe extern "C" fn work_fn(work: *mut bindings::work_struct) {
-        // SAFETY: By the function's requirements `work` is the field of a `Revalidation`, which
-        // `cancel` keeps until this returns.
-        let this = unsafe { &*kernel::container_of!(Opaque::cast_from(work), Self, work) };
+        // SAFETY: By the function's requirements `work` is the field of a `Revalidation`.
+        let this = unsafe { kernel::container_of!(Opaque::cast_from(work), Self, work) };
+        // SAFETY: The `Revalidation` is valid until this returns, because its owner calls `cancel`,
+        // which waits for this, before it drops it.
+        let this = unsafe { &*this };
         // ORDERING: Pairs with the release store of `set_disk`.
         if let Some(disk) = NonNull::new(this.disk.load(Acquire)) {
             // SAFETY: By the type invariant the disk is valid while the work runs.
@@ -97,14 +101,16 @@ impl Revalidation {
     /// No request has been made on `disk` yet. The disk must stay valid for `run` until
     /// [`cancel`](Self::cancel) is called, when no request can be made any more.
     pub(super) unsafe fn set_disk(&self, disk: NonNull<bindings::gendisk>) {
-        // INVARIANT: By the function's requirements.
+        // INVARIANT: By the function's requirements the disk is valid until `cancel`, after which
+        // the work does not run.
+        // ORDERING: Pairs with the acquire load of `work_fn`.
         self.disk.store(disk.as_ptr(), Release);
     }
 
     /// Queues the work, unless it is queued already. Any context, including hard IRQ.
     pub(super) fn queue(&self) {
-        // SAFETY: By the type invariant the work is initialized. The workqueue is the kernel's, and
-        // is never destroyed.
+        // SAFETY: By the type invariant the work is initialized. The kernel never destroys the
+        // workqueue.
         unsafe {
             bindings::queue_work_on(
                 bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,

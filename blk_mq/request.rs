@@ -59,8 +59,8 @@ impl Status {
 }
 
 impl From<Error> for Status {
-    /// Returns the status that submitters can tell from others (`ENOSPC`, `EOPNOTSUPP`, ...), or
-    /// else an I/O error, as `errno_to_blk_status()` does.
+    /// Returns the status of an error that submitters can distinguish (`ENOSPC`, `EOPNOTSUPP`,
+    /// ...), or else an I/O error, as `errno_to_blk_status()` does.
     ///
     /// A status by which the block layer, device-mapper or zoned devices mean something else than
     /// a failed request becomes an I/O error, too.
@@ -327,8 +327,8 @@ impl<T: Operations> Request<T> {
     /// Returns the position of the request on the device, in bytes: `blk_rq_pos()`. Meaningless for
     /// [`Op::Flush`].
     pub(crate) fn position(&self) -> u64 {
-        // SAFETY: By the type invariant the request is valid. While a driver has it, its position is
-        // changed only by `blk_update_request()`, whose caller owns the request.
+        // SAFETY: By the type invariant the request is valid. While a driver has it, its position
+        // is changed only by `blk_update_request()`, whose caller owns the request.
         let sector: u64 = unsafe { (*self.raw()).__sector };
         sector << kernel::block::SECTOR_SHIFT
     }
@@ -371,9 +371,12 @@ impl<T: Operations> Request<T> {
         &self.pdu().data
     }
 
-    /// Disables discards of the queue until its limits change next: `blk_queue_disable_discard()`.
+    /// Disables discards of the queue until the next change of its limits:
+    /// `blk_queue_disable_discard()`.
     ///
-    /// To be called before the failed request ends, so that its submitter finds the reason. Any
+    /// Called before the failed request ends, so that its submitter finds the reason. Takes no
+    /// lock, so user space may be changing the limits at the same time; then that change already
+    /// enables discards again. The next discard fails, and the driver disables them again. Any
     /// context.
     pub(crate) fn disable_discard(&self) {
         // SAFETY: By the type invariant the queue is valid.
@@ -381,7 +384,8 @@ impl<T: Operations> Request<T> {
     }
 
     /// Disables writes of zeroes, as [`disable_discard`](Self::disable_discard) does for discards:
-    /// `blk_queue_disable_write_zeroes()`.
+    /// `blk_queue_disable_write_zeroes()`. A change of the limits that begins later keeps them
+    /// disabled, unless it sets their length.
     pub(crate) fn disable_write_zeroes(&self) {
         // SAFETY: By the type invariant the queue is valid.
         unsafe { ffi::rnull_loop_disable_write_zeroes(self.queue()) };
@@ -563,7 +567,7 @@ impl<T: Operations> StartedRequest<T> {
         unsafe { complete_raw(&rq, status) };
     }
 
-    /// Says that the operation of the request is over: calls [`Operations::operation_done`].
+    /// Reports that the operation of the request is over: calls [`Operations::operation_done`].
     ///
     /// `result` is the number of bytes done, or an error.
     pub(crate) fn operation_done(self, result: Result<u32>) {
@@ -575,7 +579,7 @@ impl<T: Operations> StartedRequest<T> {
     pub(crate) fn requeue_later(self, delay: Delta) {
         let queue = self.get_queue();
         let rq = ManuallyDrop::new(self);
-        // SAFETY: By the type invariant the request is ours, and `self` was consumed.
+        // SAFETY: By the type invariant the request is started, and its only owner was consumed.
         unsafe { bindings::blk_mq_requeue_request(rq.raw(), false) };
         let milliseconds = delay.as_millis_ceil().max(0) as c_ulong;
         // SAFETY: `queue` keeps the queue, even if the request has ended. Before the queue goes, it
@@ -612,21 +616,23 @@ impl<T: Operations> StartedRequest<T> {
     /// else nothing is done.
     pub(crate) fn advance(&mut self, bytes: u32) {
         if bytes < self.len() && bytes == self.whole_blocks(bytes) {
-            // SAFETY: By the type invariant the request is ours. It is longer than `bytes`, so that
-            // something is left of it.
+            // SAFETY: By the type invariant the request is started, and `self` is its only owner.
+            // It is longer than `bytes`, so a part of it is left, and it does not end.
             unsafe { bindings::blk_update_request(self.raw(), ffi::BLK_STS_OK, bytes) };
         }
     }
 
     /// Keeps the block layer from logging that the request fails: `RQF_QUIET`.
     pub(crate) fn set_quiet(&mut self) {
-        // SAFETY: By the type invariant the request is ours, and so are its flags.
+        // SAFETY: By the type invariant the request is started, and `self` is its only owner, so it
+        // may change the flags.
         unsafe { (*self.raw()).rq_flags |= ffi::RQF_QUIET };
     }
 
     /// Fills the memory of a read with zeroes: `zero_fill_bio()`. Any context.
     pub(crate) fn zero_fill(&mut self) {
-        // SAFETY: By the type invariant the request and its bios are ours.
+        // SAFETY: By the type invariant the request is started, and `self` is its only owner, so it
+        // may write the memory of the bios.
         unsafe { ffi::rnull_loop_rq_zero_fill(self.raw()) };
     }
 }
@@ -686,7 +692,8 @@ pub(super) unsafe fn end_completed<T: Operations>(rq: NonNull<bindings::request>
 #[must_use = "the operation is over when both owners are gone"]
 pub(crate) struct InFlight<T: Operations>(NonNull<Request<T>>);
 
-// SAFETY: The block layer lets any thread complete a request, and `T::RequestData` is `Send + Sync`.
+// SAFETY: The block layer lets any thread complete a request, and `T::RequestData` is `Send +
+// Sync`.
 unsafe impl<T: Operations> Send for InFlight<T> {}
 
 impl<T: Operations> InFlight<T> {
@@ -727,7 +734,8 @@ impl<T: Operations> Drop for InFlight<T> {
         // ORDERING: What this owner did to the request happens before what the last one does.
         if self.pdu().owners.fetch_sub(1, Full) == 1 {
             let result = self.pdu().result();
-            // INVARIANT: By the type invariant the request is started, and its last owner ends here.
+            // INVARIANT: By the type invariant the request is started, and its last owner ends
+            // here.
             T::operation_done(StartedRequest(self.0), result);
         }
     }

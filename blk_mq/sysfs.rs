@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Groups of attributes of a disk.
+//! Groups of sysfs attributes of a disk.
 //!
 //! C header: [`include/linux/sysfs.h`](srctree/include/linux/sysfs.h)
 
@@ -27,16 +27,16 @@ use kernel::{
     sync::aref::ARef, //
 };
 
-/// What an attribute file shows.
+/// The content of an attribute file.
 pub(crate) struct Page<'a> {
     buf: &'a mut [u8],
     len: usize,
 }
 
 impl Page<'_> {
-    /// Adds the absolute path of `file`, as the current task sees it.
+    /// Adds the absolute path of `file` below the root directory of the current task.
     ///
-    /// Fails with `ENAMETOOLONG` when it does not fit.
+    /// Fails with `ENAMETOOLONG` if there is no room for it.
     pub(crate) fn write_path(&mut self, file: &File) -> Result {
         let free = self.buf.get_mut(self.len..).ok_or(ENAMETOOLONG)?;
         self.len = self.len.saturating_add(file::path(file, free)?);
@@ -54,22 +54,22 @@ impl fmt::Write for Page<'_> {
     }
 }
 
-/// One attribute of the disks of driver `T`.
+/// An attribute of the disks of driver `T`.
 pub(crate) trait Attribute<T: DiskOperations>: 'static {
     /// The name of the file.
     const NAME: &'static CStr;
 
-    /// Writes what the file shows. May sleep.
+    /// Writes the content of the file to `page`. May sleep.
     ///
-    /// Must not wait for anybody who waits for the group's removal.
+    /// Must not wait for a task that removes the group, because that task waits for this: deadlock.
     fn show(device: &T, page: &mut Page<'_>) -> Result;
 }
 
-/// One that root can change.
+/// An attribute that root can change.
 pub(crate) trait MutableAttribute<T: DiskOperations>: Attribute<T> {
-    /// Takes what was written to the file, without the line's end. May sleep.
+    /// Stores a value that was written to the file, without a newline at its end. May sleep.
     ///
-    /// Must not wait for anybody who waits for the group's removal.
+    /// Must not wait for a task that removes the group, because that task waits for this: deadlock.
     fn store(device: &T, value: &[u8]) -> Result;
 }
 
@@ -78,12 +78,12 @@ pub(crate) trait MutableAttribute<T: DiskOperations>: Attribute<T> {
 pub(crate) struct DeviceAttribute<T>(bindings::device_attribute, PhantomData<fn(T)>);
 
 impl<T: DiskOperations> DeviceAttribute<T> {
-    /// The attribute `A`, readable by everybody.
+    /// Makes attribute `A`, readable by all users.
     pub(crate) const fn new<A: Attribute<T>>() -> Self {
         Self(Self::raw::<A>(0o444), PhantomData)
     }
 
-    /// The attribute `A`, readable by everybody, and writable by its owner, root.
+    /// Makes attribute `A`, readable by all users, and writable by its owner, root.
     pub(crate) const fn new_mutable<A: MutableAttribute<T>>() -> Self {
         let mut raw = Self::raw::<A>(0o644);
         raw.__bindgen_anon_2.store = Some(store::<T, A>);
@@ -106,20 +106,25 @@ impl<T: DiskOperations> DeviceAttribute<T> {
     }
 }
 
+/// Calls [`Attribute::show`]: `->show`.
+///
 /// # Safety
 ///
-/// Called by sysfs alone, for an attribute of a group that [`Group::create`] put on a disk of `T`;
-/// `buf` has room for a page.
+/// Called by sysfs alone, for an attribute of a group that [`Group::create`] added to a disk of
+/// `T`; `buf` has room for a page.
 unsafe extern "C" fn show<T: DiskOperations, A: Attribute<T>>(
     dev: *mut bindings::device,
     _attr: *mut bindings::device_attribute,
     buf: *mut c_char,
 ) -> isize {
-    // SAFETY: By the function's requirements `dev` is the device of a disk of `T`, which lives at
-    // least as long as its attributes are in use.
-    let disk = unsafe { GenDisk::<T>::from_raw(ffi::rnull_loop_dev_to_disk(dev)) };
-    // SAFETY: By the function's requirements.
-    // A byte is left: sysfs takes a whole page for a sign that too much was written.
+    // SAFETY: By the function's requirements `dev` is the device of a disk.
+    let disk = unsafe { ffi::rnull_loop_dev_to_disk(dev) };
+    // SAFETY: By the function's requirements it is a disk of `T`. Before it is freed,
+    // `del_gendisk()` removes its attributes, and waits for this call.
+    let disk = unsafe { GenDisk::<T>::from_raw(disk) };
+    // One byte is left, because sysfs warns of attributes that fill the page.
+    // SAFETY: By the function's requirements `buf` has room for a page, which sysfs has zeroed, and
+    // which this call alone uses.
     let buf = unsafe { core::slice::from_raw_parts_mut(buf.cast::<u8>(), PAGE_SIZE - 1) };
     let mut page = Page { buf, len: 0 };
     from_result(|| {
@@ -128,18 +133,24 @@ unsafe extern "C" fn show<T: DiskOperations, A: Attribute<T>>(
     })
 }
 
+/// Calls [`MutableAttribute::store`]: `->store`.
+///
 /// # Safety
 ///
-/// As of [`show`]; `buf` holds `count` bytes.
+/// Called by sysfs alone, for an attribute of a group that [`Group::create`] added to a disk of
+/// `T`; `buf` has `count` bytes.
 unsafe extern "C" fn store<T: DiskOperations, A: MutableAttribute<T>>(
     dev: *mut bindings::device,
     _attr: *mut bindings::device_attribute,
     buf: *const c_char,
     count: usize,
 ) -> isize {
-    // SAFETY: As in `show`.
-    let disk = unsafe { GenDisk::<T>::from_raw(ffi::rnull_loop_dev_to_disk(dev)) };
-    // SAFETY: By the function's requirements.
+    // SAFETY: By the function's requirements `dev` is the device of a disk.
+    let disk = unsafe { ffi::rnull_loop_dev_to_disk(dev) };
+    // SAFETY: By the function's requirements it is a disk of `T`. Before it is freed,
+    // `del_gendisk()` removes its attributes, and waits for this call.
+    let disk = unsafe { GenDisk::<T>::from_raw(disk) };
+    // SAFETY: By the function's requirements `buf` has `count` bytes, which do not change.
     let value = unsafe { core::slice::from_raw_parts(buf.cast::<u8>(), count) };
     from_result(|| {
         A::store(disk.device(), value.strip_suffix(b"\n").unwrap_or(value))?;
@@ -147,25 +158,27 @@ unsafe extern "C" fn store<T: DiskOperations, A: MutableAttribute<T>>(
     })
 }
 
-/// A directory of attributes of a disk. Dropping it takes it away, and waits for its readers.
+/// A directory of attributes of a disk. Dropping it removes the directory, and waits for calls of
+/// [`Attribute::show`] and [`MutableAttribute::store`].
 ///
 /// # Invariants
 ///
-/// `raw` was given to `sysfs_create_group()` for `dev` and not to `sysfs_remove_group()`; it names
-/// the list in `_list`.
+/// `sysfs_create_group()` has added `raw` to `dev`, and it is not removed yet. Its attributes are
+/// those of `_list`.
 pub(crate) struct Group {
     dev: ARef<Device>,
     raw: KBox<bindings::attribute_group>,
     _list: KVec<*mut bindings::attribute>,
 }
 
-// SAFETY: Any thread may remove the group; the list it points to is owned.
+// SAFETY: Any thread may remove the group. It owns `raw` and the list, and the name and the
+// attributes are static.
 unsafe impl Send for Group {}
 
 impl Group {
     /// Adds the directory `name` with `attributes` to `disk`, which must be registered.
     ///
-    /// May sleep. Fails with `EEXIST` when it is there already, and with `ENOMEM`.
+    /// May sleep. Fails with `EEXIST` if the directory exists, and with `ENOMEM`.
     pub(crate) fn create<T: DiskOperations>(
         disk: &GenDisk<T>,
         name: &'static CStr,
@@ -173,7 +186,7 @@ impl Group {
     ) -> Result<Self> {
         let mut list = KVec::with_capacity(attributes.len().saturating_add(1), GFP_KERNEL)?;
         for attribute in attributes {
-            // CAST: sysfs takes them as mutable, but changes nothing.
+            // CAST: sysfs takes a mutable pointer, but does not change the attribute.
             let attr = (&raw const attribute.0.attr).cast_mut();
             list.push(attr, GFP_KERNEL)?;
         }
@@ -189,10 +202,11 @@ impl Group {
             GFP_KERNEL,
         )?;
         let dev = disk.dev();
-        // SAFETY: The kobject of a device that `dev` keeps; the group is valid, its list is
-        // terminated, and its attributes are static and shown by `show::<T, _>`, on a disk of `T`.
+        // SAFETY: `dev` keeps the device and its kobject. The group is valid, its list ends with
+        // null, and its attributes are static, and call `show::<T, _>` and `store::<T, _>` on a
+        // disk of `T`.
         to_result(unsafe { bindings::sysfs_create_group(kobj(&dev), &*raw) })?;
-        // INVARIANT: Created above.
+        // INVARIANT: The call above has added it.
         Ok(Self {
             dev,
             raw,
@@ -201,19 +215,19 @@ impl Group {
     }
 }
 
-/// The kobject of a device.
+/// Returns the kobject of a device.
 fn kobj(dev: &Device) -> *mut bindings::kobject {
     // CAST: `Device` is a transparent `Opaque<bindings::device>`.
     let raw = core::ptr::from_ref(dev)
         .cast_mut()
         .cast::<bindings::device>();
-    // SAFETY: The device of a reference is valid; this only computes an address inside it.
+    // SAFETY: A `Device` is valid; this only computes an address inside it.
     unsafe { &raw mut (*raw).kobj }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant.
+        // SAFETY: By the type invariant the group was added to `dev`, and is not removed yet.
         unsafe { bindings::sysfs_remove_group(kobj(&self.dev), &*self.raw) };
     }
 }
