@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the `kernel` crate lacks: one file per C subsystem, each written as if it were to move to
-//! `rust/kernel/`.
+//! Abstractions that the `kernel` crate lacks: one file per C subsystem, each written as if it were
+//! to move to `rust/kernel/`.
 
 pub(crate) mod bdev;
 pub(crate) mod bvec;

@@ -1,31 +1,33 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! When not to try what keeps failing.
+//! Backoff from an optional operation that keeps failing.
 
 use kernel::sync::atomic::{
     ordering::Relaxed,
     Atomic, //
 };
 
-/// Whether to try something that costs little when it works and is in vain when it does not.
+/// The record of an operation that is an optimization if it succeeds, and wasted time if it fails.
 ///
-/// As long as it works four times out of five it is always tried, and else once in a while, until it
-/// works again. Users on several CPUs may lose each other's counts, which changes nothing but the
-/// number of tries.
+/// As long as at least four of five tries succeed, every chance is tried. Otherwise one of 33
+/// chances is tried, until tries succeed again. An update is a load and a store, so concurrent
+/// updates may be lost; that only changes the number of tries.
 pub(crate) struct Backoff {
+    /// The number of successes in store, which pay for failures.
     credit: Atomic<u32>,
+    /// The number of chances to skip before the next try.
     skip: Atomic<u32>,
 }
 
 impl Backoff {
-    /// The most credit there can be: failures that come all at once are forgiven.
+    /// The maximum credit. It pays for a burst of failures.
     const MAX_CREDIT: u32 = 64;
-    /// What a failure costs; a success earns 1.
+    /// The price of a failure in credit. A success earns 1.
     const COST: u32 = 4;
-    /// How many chances are left out when there is no credit left.
+    /// The number of chances that are skipped after a failure that leaves no credit.
     const SKIPPED: u32 = 32;
 
-    /// Nothing has failed yet.
+    /// Makes a record without failures.
     pub(crate) fn new() -> Self {
         Self {
             credit: Atomic::new(Self::MAX_CREDIT),
@@ -33,7 +35,7 @@ impl Backoff {
         }
     }
 
-    /// Whether to try now. Any context.
+    /// Returns whether to try now. Each call counts as a chance. Any context.
     pub(crate) fn should_try(&self) -> bool {
         match self.skip.load(Relaxed).checked_sub(1) {
             None => true,
@@ -44,7 +46,7 @@ impl Backoff {
         }
     }
 
-    /// It worked. Any context.
+    /// Records a try that succeeded. Any context.
     pub(crate) fn succeeded(&self) {
         let credit = self.credit.load(Relaxed);
         if credit < Self::MAX_CREDIT {
@@ -52,7 +54,7 @@ impl Backoff {
         }
     }
 
-    /// It was in vain. Any context.
+    /// Records a try that failed. Any context.
     pub(crate) fn failed(&self) {
         let credit = self.credit.load(Relaxed).saturating_sub(Self::COST);
         self.credit.store(credit, Relaxed);
@@ -67,7 +69,7 @@ impl Backoff {
 mod tests {
     use super::*;
 
-    /// How many chances are left out before the next try.
+    /// Returns the number of chances that are skipped before the next try.
     fn skip(backoff: &Backoff) -> u32 {
         let mut count = 0;
         while !backoff.should_try() {
@@ -77,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn what_always_fails_is_hardly_tried() {
+    fn constant_failures_skip_most_chances() {
         let backoff = Backoff::new();
         for _ in 1..Backoff::MAX_CREDIT / Backoff::COST {
             backoff.failed();
@@ -90,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn what_mostly_works_is_always_tried() {
+    fn rare_failures_skip_no_chance() {
         let backoff = Backoff::new();
         for _ in 0..100 {
             backoff.failed();
@@ -102,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn success_makes_up_for_failures() {
+    fn successes_pay_for_failures() {
         let backoff = Backoff::new();
         for _ in 0..100 {
             backoff.failed();

@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Retries of operations that failed for a transient reason: their delays, and their end.
+//! Retries of operations that failed for a transient reason: their delays and their number.
 
 use kernel::prelude::*;
 
-/// A reason for which an operation that was allowed to sleep fails and may succeed later.
+/// The reason of a failure of a blocking operation that may succeed later.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Transient {
     /// There was no memory: `ENOMEM`.
     Memory,
-    /// The file was busy, or a signal interrupted its server: `EAGAIN`, `EINTR`.
+    /// The file was busy, or a signal interrupted the task that served the request: `EAGAIN`,
+    /// `EINTR` and the codes that restart a system call.
     Busy,
 }
 
 impl Transient {
-    /// The reason that `error` stands for, if it is one.
+    /// Returns the transient reason of `error`, if it has one.
     pub(crate) fn of(error: Error) -> Option<Self> {
         const INTERRUPTED: [Error; 5] = [
             EINTR,
@@ -36,7 +37,8 @@ impl Transient {
 /// The retries of one request since it last made progress.
 pub(crate) struct Retries {
     count: u32,
-    /// The time of the first retry, in milliseconds of a clock that may wrap.
+    /// The time of the first retry, in milliseconds of a clock that may wrap. Meaningless while
+    /// `count` is 0.
     since: u32,
 }
 
@@ -45,21 +47,22 @@ impl Retries {
     const FIRST_DELAY: u32 = 10;
     /// The number of times that the delay doubles: up to 640 ms.
     const DOUBLINGS: u32 = 6;
-    /// The number of retries at least. A retry may itself take long, as where it waits for a thaw.
+    /// The minimum number of retries. One retry may take longer than the times below, as when it
+    /// waits for a thaw.
     const MIN_COUNT: u32 = 16;
-    /// The time for which there are retries while the file is busy, in milliseconds. Their number
-    /// follows from the delays; it is larger where retries of other requests of the queue make them
-    /// come sooner.
+    /// The time during which a request is retried while the file is busy, in milliseconds. The
+    /// delays limit the number of retries in that time; it is larger if retries of other requests
+    /// of the queue end the delays early.
     const MAX_BUSY: u32 = 7_000;
-    /// The time for which there are retries for want of memory, in milliseconds.
+    /// The time during which a request is retried while there is no memory, in milliseconds.
     pub(crate) const MAX_MEMORY: u32 = 120_000;
 
-    /// No retry yet.
+    /// Makes a record without retries.
     pub(crate) fn new() -> Self {
         Self { count: 0, since: 0 }
     }
 
-    /// Forgets the retries so far, as the request has made progress or ends. Any context.
+    /// Forgets all retries, because the request has made progress. Any context.
     pub(crate) fn reset(&mut self) {
         self.count = 0;
     }
@@ -71,11 +74,11 @@ impl Retries {
             self.since = now;
         }
         let elapsed = now.wrapping_sub(self.since);
-        let most = match reason {
+        let max = match reason {
             Transient::Memory => Self::MAX_MEMORY,
             Transient::Busy => Self::MAX_BUSY,
         };
-        if elapsed >= most && self.count >= Self::MIN_COUNT {
+        if elapsed >= max && self.count >= Self::MIN_COUNT {
             return None;
         }
         let delay = Self::FIRST_DELAY << self.count.min(Self::DOUBLINGS);
@@ -90,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn transient_errors_are_known() {
+    fn transient_errors_have_a_reason() {
         assert_eq!(Transient::of(ENOMEM), Some(Transient::Memory));
         assert_eq!(Transient::of(EAGAIN), Some(Transient::Busy));
         assert_eq!(Transient::of(EINTR), Some(Transient::Busy));
@@ -101,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_file_is_tried_a_bounded_number_of_times() {
+    fn retries_of_a_busy_file_are_limited() {
         let mut retries = Retries::new();
         let (mut now, mut count) = (0, 0);
         while let Some(delay) = retries.next(Transient::Busy, now) {
@@ -109,7 +112,7 @@ mod tests {
             count += 1;
         }
         assert_eq!((now, count), (10 + 20 + 40 + 80 + 160 + 320 + 10 * 640, 16));
-        // Not fewer where each takes long, and not for ever.
+        // Retries that take long are as many, and end.
         assert_eq!(retries.next(Transient::Busy, now), None);
         retries.reset();
         for _ in 0..Retries::MIN_COUNT {
@@ -122,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_waited_for_until_the_time_is_over() {
+    fn retries_without_memory_end_after_their_time() {
         let mut retries = Retries::new();
         let start = u32::MAX - 50;
         for tick in 0..1000 {
@@ -135,7 +138,7 @@ mod tests {
             Some(640)
         );
         assert_eq!(retries.next(Transient::Memory, last), None);
-        // Not after one retry that took long.
+        // One retry that takes long does not end them.
         retries.reset();
         assert_eq!(retries.next(Transient::Memory, 0), Some(10));
         assert_eq!(

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which ways requests may take, for those who measure them, test them, or do without one.
+//! The optional routes of requests, which user space can forbid in
+//! `/sys/block/loopN/rnull_loop/*`: to measure or to test a route, or to avoid it.
 //!
-//! All are right; the ones switched off here are shorter. They may be changed at any time, and are on
-//! again whenever the device is attached.
+//! These routes only make requests faster. User space may forbid and allow them at any time. All
+//! are allowed again when the device is attached.
 
 use kernel::{
     prelude::*,
@@ -13,20 +14,21 @@ use kernel::{
     },
 };
 
-/// One of them.
+/// A tunable that is on or off.
 pub(crate) struct Switch(Atomic<bool>);
 
 impl Switch {
+    /// Makes a switch that is on.
     fn new() -> Self {
         Self(Atomic::new(true))
     }
 
-    /// Whether it is on. Any context.
+    /// Returns whether the switch is on. Any context.
     pub(crate) fn is_on(&self) -> bool {
         self.0.load(Relaxed)
     }
 
-    /// Tunables it. Requests that are under way go on as they are.
+    /// Turns the switch on or off. Requests in flight keep their route. Any context.
     pub(crate) fn set(&self, on: bool) {
         self.0.store(on, Relaxed);
     }
@@ -34,16 +36,16 @@ impl Switch {
 
 /// The tunables of a device.
 pub(crate) struct Tunables {
-    /// Whether requests may be submitted in the context of their submitters.
+    /// Whether the submitter of a request may serve it.
     pub(crate) inline: Switch,
-    /// Whether requests for a block device may be passed on as they are.
+    /// Whether requests may be remapped to the block device that the backing file is.
     pub(crate) remap: Switch,
-    /// Whether files may be asked for what they can do without waiting.
+    /// Whether non-blocking I/O to the backing file may be tried.
     pub(crate) nowait: Switch,
 }
 
 impl Tunables {
-    /// All on.
+    /// Makes tunables that are all on.
     pub(crate) fn new() -> Self {
         Self {
             inline: Switch::new(),
@@ -52,14 +54,15 @@ impl Tunables {
         }
     }
 
-    /// Tunables all on.
+    /// Turns all tunables on.
     pub(crate) fn reset(&self) {
         for switch in [&self.inline, &self.remap, &self.nowait] {
             switch.set(true);
         }
     }
 
-    /// What user space says; `EINVAL` for anything but 0 and 1.
+    /// Parses a value that user space has written: `0` or `1`. Fails with `EINVAL` for any other
+    /// value.
     pub(crate) fn parse(value: &[u8]) -> Result<bool> {
         match value {
             b"0" => Ok(false),
@@ -69,13 +72,13 @@ impl Tunables {
     }
 }
 
-#[cfg_attr(not(test), kernel::macros::kunit_tests(rnull_loop_switches))]
+#[cfg_attr(not(test), kernel::macros::kunit_tests(rnull_loop_tunables))]
 #[cfg_attr(test, cfg(test))]
 mod tests {
     use super::*;
 
     #[test]
-    fn switches_are_on_after_a_reset() {
+    fn reset_turns_all_tunables_on() {
         let tunables = Tunables::new();
         tunables.remap.set(false);
         assert!(tunables.inline.is_on() && !tunables.remap.is_on());
@@ -84,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_switch_is_zero_or_one() {
+    fn only_zero_and_one_are_values() {
         assert_eq!(Tunables::parse(b"1").ok(), Some(true));
         assert_eq!(Tunables::parse(b"0").ok(), Some(false));
         for value in [&b""[..], b"2", b"01", b"on", b"1 "] {

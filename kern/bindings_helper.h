@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 
-/* Input of bindgen alone; C code includes helpers.h. */
+/* The input of bindgen. C code includes helpers.h instead. */
 
 #include "helpers.h"
 
@@ -12,7 +12,10 @@
 #define CONFIG_BLK_DEV_LOOP_MIN_COUNT 8
 #endif
 
-/* Macros with casts, or from headers whose other names are not wanted. */
+/*
+ * Constants that bindgen cannot read, because they are macros with casts, and
+ * constants of headers from which bindgen should read nothing else.
+ */
 const blk_status_t RUST_CONST_HELPER_BLK_STS_OK = BLK_STS_OK;
 const blk_status_t RUST_CONST_HELPER_BLK_STS_IOERR = BLK_STS_IOERR;
 const blk_status_t RUST_CONST_HELPER_BLK_STS_RESOURCE = BLK_STS_RESOURCE;

@@ -10,8 +10,8 @@ use kernel::{
     types::Opaque, //
 };
 
-/// Memory of an I/O: `count` bytes, which begin `offset` bytes into the first of `segments`
-/// bio_vecs.
+/// The memory of an I/O operation: `count` bytes, which begin `offset` bytes into the first of
+/// `segments` bio_vecs.
 pub(crate) struct BvecSpan {
     pub(crate) bvecs: *const bindings::bio_vec,
     pub(crate) segments: usize,
@@ -20,14 +20,16 @@ pub(crate) struct BvecSpan {
 }
 
 impl BvecSpan {
-    /// Makes a `struct iov_iter` of the memory, for `ITER_SOURCE` or `ITER_DEST`.
+    /// Makes a `struct iov_iter` of the memory, for `ITER_SOURCE` or `ITER_DEST`. It is valid as
+    /// long as the bio_vecs are.
     pub(crate) fn iter(&self, direction: c_uint) -> Opaque<bindings::iov_iter> {
         let iter = Opaque::<bindings::iov_iter>::uninit();
-        // SAFETY: `iter` is valid for writes; the bio_vecs are only noted here.
+        // SAFETY: `iter` is valid for writes. The call stores the pointer to the bio_vecs, but does
+        // not follow it.
         unsafe {
             bindings::iov_iter_bvec(iter.get(), direction, self.bvecs, self.segments, self.count)
         };
-        // SAFETY: Initialized by the call above.
+        // SAFETY: `iter` was initialized by the call above, and has no other user yet.
         unsafe { (*iter.get()).iov_offset = self.offset };
         iter
     }

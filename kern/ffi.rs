@@ -25,7 +25,7 @@ mod raw {
 
 pub(crate) use raw::*;
 
-/// The major numbers and minor numbers of loop devices and of their control device.
+/// The major number of loop devices, and the minor numbers of misc devices.
 pub(crate) use kernel::bindings::{
     LOOP_CTRL_MINOR,
     LOOP_MAJOR,

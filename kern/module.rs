@@ -9,19 +9,19 @@ use kernel::{
     ModuleMetadata, //
 };
 
-/// Keeps this module from being unloaded.
+/// A reference to this module, which keeps the module from being unloaded.
 ///
 /// # Invariants
 ///
-/// Holds one reference to this module.
+/// The value owns one reference to this module.
 pub(crate) struct ModuleRef(());
 
 impl ModuleRef {
-    /// Takes a reference. To be called by code that some reference protects already, as that of an
-    /// open device does.
+    /// Takes a reference. The caller runs under another one, as under that of an open device. Any
+    /// context.
     pub(crate) fn get() -> Self {
-        // SAFETY: This code runs, so the module is there.
-        // INVARIANT: The call takes the reference.
+        // SAFETY: This code is part of the module, so the module is loaded while it runs.
+        // INVARIANT: The call takes the reference that the value owns.
         unsafe { bindings::__module_get(crate::LocalModule::THIS_MODULE.as_ptr()) };
         Self(())
     }
@@ -29,7 +29,7 @@ impl ModuleRef {
 
 impl Drop for ModuleRef {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant this reference is ours.
+        // SAFETY: By the type invariant the value owns a reference, which this releases.
         unsafe { bindings::module_put(crate::LocalModule::THIS_MODULE.as_ptr()) };
     }
 }
