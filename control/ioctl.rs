@@ -123,7 +123,7 @@ impl DiskOperations for LoopDevice {
     }
 
     fn revalidate(disk: &GenDisk<Self>) {
-        disk.device().revalidate_dio(disk);
+        disk.device().revalidate(disk);
     }
 }
 

@@ -7,7 +7,7 @@
 //!
 //! # The submitter
 //!
-//! Serving a request in the context of its submitter saves two context tunables. A variant without
+//! Serving a request in the context of its submitter saves two context switches. A variant without
 //! the rules below was merged into the C driver in 2025 and reverted: it overflowed stacks, and
 //! re-entered file systems. The rules about the submitter, which may be any task, are in
 //! [`Submitter`]. The rules about the request:

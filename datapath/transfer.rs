@@ -215,22 +215,23 @@ fn free_or_zero(rq: &StartedRequest<LoopQueue>) -> Result {
 
 /// Calls `fallocate()` for the range of a request, unless the file is known not to support `mode`.
 ///
-/// Then the limits of the queue say so before the request ends, because its submitter looks at them
-/// for the reason of the failure. User space may have changed the limits since `mode` failed first.
+/// The limits of the queue say so before the request ends, because its submitter looks at them for
+/// the reason of the failure. They say so for good after a revalidation, which waits until no
+/// request is in flight.
 fn fallocate(rq: &StartedRequest<LoopQueue>, mode: Fallocate) -> Result {
     let target = rq.backend();
-    let result = if target.holes.supports(mode) {
-        let position = target.position_of(rq);
-        target.file.fallocate(mode, position, u64::from(rq.len()))
-    } else {
-        Err(EOPNOTSUPP)
-    };
+    if !target.holes.supports(mode) {
+        return Err(EOPNOTSUPP);
+    }
+    let position = target.position_of(rq);
+    let result = target.file.fallocate(mode, position, u64::from(rq.len()));
     if result == Err(EOPNOTSUPP) {
         target.holes.remove(mode);
         match mode {
             Fallocate::PunchHole => rq.disable_discard(),
             Fallocate::ZeroRange => rq.disable_write_zeroes(),
         }
+        rq.queue_revalidation();
     }
     result
 }

@@ -194,12 +194,26 @@ impl LoopDevice {
         Ok(())
     }
 
-    /// Asks the file again for the alignment of direct I/O if it has refused requests, because the
-    /// lower device of its file system may have been replaced by one with larger blocks (pvmove).
-    /// Switches direct I/O off if the file refuses an alignment that it reports as sufficient.
+    /// Adapts the limits of the device to what requests have found out about the file.
     ///
     /// Called from a workqueue of the block layer, without locks. May sleep.
-    pub(crate) fn revalidate_dio(&self, disk: &GenDisk<Self>) {
+    pub(crate) fn revalidate(&self, disk: &GenDisk<Self>) {
+        self.revalidate_dio(disk);
+        let mut limits = disk.update_limits();
+        let mut frozen = disk.freeze();
+        // The device may be unbound, or bound to another file, since the request.
+        if let Some(target) = frozen.backend() {
+            target.holes.restrict(&mut limits);
+            // A limit of 0 contradicts no other limit.
+            let _ = limits.commit();
+        }
+    }
+
+    /// Asks the file again for the alignment of direct I/O if it has refused requests, because the
+    /// lower device of its file system may have been replaced by one with larger blocks (pvmove).
+    /// Switches direct I/O off if the file refuses an alignment that it reports as sufficient. May
+    /// sleep.
+    fn revalidate_dio(&self, disk: &GenDisk<Self>) {
         let refused = self.queue.take_refusals();
         let Some(file) = self.backing_file().filter(|_| refused != 0) else {
             return;
