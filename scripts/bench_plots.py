@@ -37,7 +37,8 @@ def draw(results, directory, names_of_2014):
 
 
 def bars(rows, series, title, label, line=None):
-    """Draws horizontal bars. Rows are (name, {key: (value, least, most) or None}), series {key: (name, color)}."""
+    """Draws horizontal bars. Rows are (name, {key: (value, least, most) or None}), and series
+    {key: (name, color)}."""
     height = 0.8 / len(series)
     figure, axes = plt.subplots(figsize=(8, 1.2 + len(rows) * max(0.36, 0.13 * len(series))))
     for number, (key, (name, color)) in enumerate(series.items()):

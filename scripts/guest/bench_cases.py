@@ -152,7 +152,7 @@ def full():
     - a sparse file under ext4 on the loop device: ext4 allocates blocks where it likes;
     - ext4 on a loop device with a buffered image, and psync or two jobs: the layers below and the
       device itself show the difference;
-    - the raw backing beside ext4 on the loop device: there is no equivalent without a loop device."""
+    - the raw backing beside ext4 on the loop device: it has no equivalent without a loop device."""
     cases = {case.name: case for case in quick()}
     for disk, work, jobs in product(("ram", "virtio"), ("randread", "randwrite", "read", "write"), (1, 4)):
         case = case_of_2014(disk, work, jobs)

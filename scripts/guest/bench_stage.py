@@ -36,8 +36,8 @@ def wait_for(condition, what, seconds=20):
 
 
 def no_udev():
-    """Stops udev, because it opens every device that was open for writing, at any time, and would be
-    measured, too."""
+    """Stops udev, because it opens each device after it was open for writing, and would be measured,
+    too."""
     for process in Path("/proc").glob("[0-9]*/comm"):
         if process.read_text().strip() in ("systemd-udevd", "(udev-worker)"):
             run("udevadm", "control", "--exit")
@@ -109,7 +109,7 @@ def mounted(device, where, *options):
 
 
 def attach_and_detach(control, file, mode, times):
-    """Does the ioctls of losetup's `-f` and `-d`, without its processes; returns the seconds they took."""
+    """Does the ioctls of losetup's `-f` and `-d`, without its processes; returns the seconds of it."""
     name = re.sub("-control$", "", control)
     flags = LO_FLAGS_DIRECT_IO if mode == "direct" else 0
     backing = os.open(file, os.O_RDWR)
