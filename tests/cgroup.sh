@@ -1,9 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# What a task does through a loop device is done in its name: the I/O to the disk below counts for
-# its control group, so do the pages of the image's cache, and direct I/O goes on with its priority. What a
-# group has to wait for, others do not.
-# A driver whose workers did it in their own name would let every task escape its limits.
+# I/O through a loop device is charged to the cgroup of the submitter: the I/O to the disk below,
+# and the pages of the image's page cache. Direct I/O keeps the submitter's priority. A throttled
+# cgroup delays no other. If the driver's workers did the I/O in their own cgroup, every task could
+# escape its limits.
 # needs: a scratch disk at /dev/vda
 . "$(dirname "$0")/lib.sh"
 
@@ -11,8 +11,8 @@ disk=/dev/vda groups=/sys/fs/cgroup
 [[ -b $disk ]] || skip_all "needs a scratch disk at $disk: scripts/vm --disk FILE"
 group=$groups/rnull_loop_test
 
-# An image on a file system on the disk, whose blocks are there. Mounted anew, as an inode is written
-# back in the name of the group that dirtied it first.
+# Makes an image on a file system on the disk, with all blocks allocated. The file system is mounted
+# again, because the writeback of an inode is charged to the cgroup that dirtied it first.
 image_on_disk() {
 	local outer=$mnt/outer
 	mkdir -p "$outer"
@@ -25,7 +25,7 @@ image_on_disk() {
 	echo "$outer/image"
 }
 
-# The group, with what is in it, lasts as long as the case.
+# The cgroup and its processes last as long as the case.
 make_group() {
 	echo "+io +memory" >"$groups/cgroup.subtree_control"
 	mkdir "$group"
@@ -38,7 +38,7 @@ in_group() {
 	bash -c 'echo $$ >"$1/cgroup.procs"; shift; exec "$@"' - "$group" "$@"
 }
 
-# moved rbytes|wbytes DISK: how much the group has read from or written to a disk.
+# moved rbytes|wbytes DISK: prints how much the cgroup has read from or written to a disk.
 moved() {
 	local number
 	number=$(<"/sys/block/${2#/dev/}/dev")
@@ -51,7 +51,7 @@ memory() { awk -v key="$1" '$1 == key { print $2 }' "$group/memory.stat"; }
 
 at_least() { (($2 >= $3)) || fail "$1: $2, wanted $3 at least"; }
 
-# reading on|off: leaves the device in `device`.
+# reading on|off: reads, and leaves the device in `device`.
 reading() {
 	device=$(attach --direct-io="$1" "$(image_on_disk)")
 	make_group
@@ -69,8 +69,8 @@ direct() {
 	detach "$device"
 }
 
-# What is written is not looked at here: the file system has it written back in the name of whoever
-# changed the inode's times first, which is the worker.
+# Writes are not checked here: the file system charges their writeback to the cgroup that changed
+# the inode's times first, which is that of the worker.
 buffered() {
 	local device
 	reading off
@@ -91,7 +91,7 @@ cache() {
 	detach "$device"
 }
 
-# A file system on the device: its writeback is in the name of the one who wrote, too.
+# The writeback of a file system on the device is charged to the writer, too.
 file_system() {
 	local device
 	device=$(attach --direct-io=on "$(image_on_disk)")
@@ -105,7 +105,7 @@ file_system() {
 	detach "$device"
 }
 
-# priority CLASS LEVEL SHOWN: of direct I/O, as the disk's requests carry it.
+# priority CLASS LEVEL SHOWN: direct I/O keeps its priority in the disk's requests.
 priority() {
 	local device traced
 	device=$(attach --direct-io=on "$(image_on_disk)")
@@ -120,7 +120,7 @@ priority() {
 	detach "$device"
 }
 
-# throttled on|off: who may read but little from the disk is in nobody else's way.
+# throttled on|off: a cgroup with a limit on its reads from the disk delays no other.
 throttled() {
 	local device job number
 	number=$(<"/sys/block/${disk#/dev/}/dev")
@@ -132,27 +132,27 @@ throttled() {
 	job=$!
 	wait_for 10 asked_for_much
 	timeout 20 dd if="$device" of=/dev/null iflag=direct bs=64k skip=256 count=256 status=none ||
-		fail 'held up by a throttled group'
-	(($(moved rbytes "$disk") <= 32 << 16)) || fail "the group is not throttled: $(moved rbytes "$disk")"
+		fail 'delayed by a throttled cgroup'
+	(($(moved rbytes "$disk") <= 32 << 16)) || fail "the cgroup is not throttled: $(moved rbytes "$disk")"
 	echo "$number rbps=max" >"$group/io.max"
 	wait "$job"
 	detach "$device"
 }
 
-# read_all [COMMAND...]: 64 MiB, by two jobs.
+# read_all [COMMAND...]: reads 64 MiB, by two jobs.
 read_all() {
 	"$@" fio --name=reads --filename="$device" --ioengine=libaio --direct=1 --iodepth=32 --iodepth_batch=8 \
 		--rw=randread --bs=4k --size=32m --numjobs=2 --group_reporting --output-format=terse >/dev/null
 }
 
-# With a scheduler, a task hands over what others have asked for: that is not done in its name.
+# With an I/O scheduler, a task dispatches requests of other tasks, too: they are not charged to it.
 scheduled() {
 	local device job below
 	device=$(attach --direct-io=on "$(image_on_disk)")
 	udevadm settle
 	echo mq-deadline >"/sys/block/${device#/dev/}/queue/scheduler"
 	echo 8 >"/sys/block/${device#/dev/}/queue/nr_requests"
-	# Where the file's blocks are is known from here on.
+	# From here on, the mapping of the file's blocks is cached.
 	read_all
 	make_group
 	read_all &
@@ -167,14 +167,14 @@ scheduled() {
 
 asked_for_much() { (($(moved rbytes "$device") >= 16 << 16)); }
 
-check "direct I/O counts for its control group" direct
-check "what fills the image's cache counts for its control group" buffered
-check "the image's cache is charged to the group that fills it" cache
-check "writeback of a file system on the device counts for its control group" file_system
+check "direct I/O is charged to its cgroup" direct
+check "I/O that fills the image's page cache is charged to its cgroup" buffered
+check "the image's page cache is charged to the cgroup that fills it" cache
+check "writeback of a file system on the device is charged to its cgroup" file_system
 for direct in on off; do
-	check "a throttled group holds up nobody else, direct I/O $direct" throttled $direct
+	check "a throttled cgroup delays no other, direct I/O $direct" throttled $direct
 done
-check "what a scheduler hands over by another's task counts for its control group" scheduled
+check "requests that another task dispatches for an I/O scheduler are charged to their cgroup" scheduled
 check "direct I/O keeps a priority of the real-time class" priority 1 3 rt,0,3
 check "direct I/O keeps a priority of the best-effort class" priority 2 7 be,0,7
 run_checks

@@ -1,9 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# A durable write (FUA) to the device is one below: on a disk that knows FUA it arrives as such a write,
-# on one that does not, a flush of the disk follows before the write is over. What asks for nothing gets
-# nothing. Tracing shows the requests that the disk below, a null_blk with a write cache, is given:
-# "WFS" is a durable write, "FF" a flush.
+# A durable write (FUA) to the device is durable below: a disk with FUA gets such a write, and a
+# disk without FUA gets a flush before the write completes. Other writes cause neither. Tracing
+# shows the requests to the disk below, a null_blk with a write cache: "WFS" is a durable write,
+# "FF" a flush.
 . "$(dirname "$0")/lib.sh"
 
 [[ $driver == rnull_loop ]] || skip_all "the C driver has no FUA"
@@ -12,13 +12,14 @@ writes=8
 mount_tracing
 modprobe null_blk nr_devices=0 || skip_all "there is no null_blk"
 
-# make_disk FUA: in memory, with a cache; gone with the case.
+# make_disk FUA: makes a disk in memory, with a write cache, which is removed at the end of the
+# case.
 make_disk() {
 	local item=$configfs/nullb_test
 	mountpoint -q /sys/kernel/config || mount -t configfs configfs /sys/kernel/config
 	mkdir "$item"
 	trap 'remove_disk' EXIT
-	# XFS takes 300 MiB at least; only what is written takes memory.
+	# XFS needs at least 300 MiB; only written blocks take memory.
 	echo 320 >"$item/size"
 	echo 1 >"$item/memory_backed"
 	echo 16 >"$item/cache_size"
@@ -38,7 +39,8 @@ remove_disk() {
 	rmdir "$configfs/nullb_test"
 }
 
-# bound block|FILE-SYSTEM on|off FUA: sets `device`, on the disk or on a file on it.
+# bound block|FILE-SYSTEM on|off FUA: sets `device`, which is attached to the disk or to a file on
+# it.
 bound() {
 	local file=$disk
 	make_disk "$3"
@@ -55,8 +57,8 @@ bound() {
 	udevadm settle
 }
 
-# issued COMMAND...: what the disk is given meanwhile: `data`, writes of 4 KiB; `durable`, those of them
-# with FUA; `flushes`; `last`, what came last.
+# issued COMMAND...: runs COMMAND and counts the requests to the disk: `data`, writes of 4 KiB;
+# `durable`, those with FUA; `flushes`; `last` is the operation of the last request.
 issued() {
 	local event=$tracing/events/block/block_rq_issue
 	udevadm settle
@@ -81,7 +83,7 @@ issued() {
 # write_each [FLAG]
 write_each() { dd if=/dev/urandom of="$device" bs=4k count="$writes" seek=64 oflag="direct$1" conv=notrunc status=none; }
 
-nothing_asked() {
+plain_writes() {
 	issued write_each ''
 	((data >= writes)) || fail "only $data writes arrived"
 	equal 'durable writes and flushes' "$durable $flushes" '0 0'
@@ -91,20 +93,22 @@ nothing_asked() {
 to_block() {
 	bound block on "$2"
 	echo "$1" >"/sys/block/${device#/dev/}/rnull_loop/remap"
-	nothing_asked
+	plain_writes
 	issued write_each ,dsync
 	equal 'writes' "$data" "$writes"
 	if (($2)); then
 		equal 'durable writes' "$durable" "$writes"
 	else
-		# The block layer splits them up; O_DSYNC of a block device has a flush of its own.
+		# The block layer splits a durable write in two; O_DSYNC of a block device adds a
+		# flush.
 		equal 'durable writes' "$durable" 0
 		((flushes >= 2 * writes)) || fail "$flushes flushes for $writes writes"
-		equal 'what came last' "${last:0:2}" FF
+		equal 'last request' "${last:0:2}" FF
 	fi
 }
 
-# to_file FILE-SYSTEM on|off FUA: the file system has the choice, and as above there is a flush besides.
+# to_file FILE-SYSTEM on|off FUA: the file system chooses FUA or a flush; O_DSYNC adds a flush, as
+# above.
 to_file() {
 	[[ $1 != btrfs ]] || modprobe btrfs || skip 'there is no btrfs'
 	bound "$1" "$2" "$3"
@@ -114,7 +118,7 @@ to_file() {
 	(($3)) || equal 'durable writes' "$durable" 0
 }
 
-# A file system on the device ends its transactions with a durable write.
+# A file system on the device commits its transactions with a durable write.
 inner_file_system() {
 	bound block on 1
 	mkfs.ext4 -q -b 4096 -E lazy_itable_init=0,nodiscard "$device"
@@ -126,21 +130,21 @@ inner_file_system() {
 	umount "$mnt/inner"
 }
 
-# A flush asks for the data, and for no more than it takes to find them.
+# A flush calls fdatasync(): it syncs the data, and only the metadata that is needed to read it.
 data_alone() {
 	local event=$tracing/events/kprobes/durable_sync calls
 	bound ext4 on 1
-	# shellcheck disable=SC2016  # the kernel expands that
+	# shellcheck disable=SC2016  # expanded by the kernel
 	echo 'p:durable_sync ext4_sync_file datasync=$arg4:s32' >>"$tracing/kprobe_events"
 	udevadm settle
 	: >"$tracing/trace"
 	echo 1 >"$event/enable"
 	dd if=/dev/urandom of="$device" bs=4k count=1 oflag=direct conv=fsync,notrunc status=none
 	echo 0 >"$event/enable"
-	# With the probe goes what it has seen.
+	# Removing the probe discards its records.
 	calls=$(sed -n 's/.*durable_sync: .*datasync=//p' "$tracing/trace")
 	echo -:durable_sync >>"$tracing/kprobe_events"
-	equal 'the calls, and whether they are for data alone' "$calls" 1
+	equal 'calls, 1: with datasync' "$calls" 1
 }
 
 for remap in 1 0; do
@@ -155,6 +159,6 @@ for direct in on off; do
 		done
 	done
 done
-check "what a file system on the device commits is durable below" inner_file_system
+check "commits of a file system on the device are durable below" inner_file_system
 check "a flush is an fdatasync of the file" data_alone
 run_checks

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""What the tests that need raw ioctls share: the ABI, and KTAP.
+"""Shared by the Python tests, which need raw ioctls: the ABI, and KTAP.
 
 As a program: lib.py COMMAND NUMBER sends a command, such as LOOP_CTL_REMOVE, to /dev/loop-control,
 or to the control node that the environment names as CONTROL.
@@ -27,8 +27,8 @@ SET_BLOCK_SIZE, CONFIGURE = 0x4C09, 0x4C0A
 CTL_ADD, CTL_REMOVE, CTL_GET_FREE = 0x4C80, 0x4C81, 0x4C82
 READ_ONLY, AUTOCLEAR, PARTSCAN, DIRECT_IO = 1, 4, 8, 16
 
-# How fio reads again what it wrote, and fails at the first difference. Overlapping writes that are in flight at
-# the same time take effect in any order (docs/differences.md): fio submits none.
+# The options by which fio verifies its writes, and fails at the first difference. Overlapping
+# writes in flight take effect in any order (docs/differences.md), so fio must not submit any.
 VERIFIED = ["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--serialize_overlap=1"]
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -89,7 +89,7 @@ assert ctypes.sizeof(Info) == 232 and ctypes.sizeof(Config) == 304
 
 
 class Fd:
-    """An open file, closed at the end of a `with`."""
+    """An open file, which is closed at the end of a `with`."""
 
     def __init__(self, path, flags=os.O_RDWR):
         self.fd = os.open(path, flags | os.O_CLOEXEC)
@@ -109,7 +109,7 @@ class Fd:
             self.fd = -1
 
     def ioctl(self, command, argument=0):
-        """What the ioctl returns, or minus the name of its error, such as -EBUSY."""
+        """Returns the result of the ioctl, or minus the name of its error, such as -EBUSY."""
         if isinstance(argument, ctypes.Structure):
             value = ctypes.byref(argument)
         else:
@@ -125,19 +125,19 @@ def control(command, number=0):
 
 
 def free_device():
-    """The path of a device that is not bound."""
+    """Returns the path of a device that is not bound."""
     path = f"/dev/loop{control(CTL_GET_FREE)}"
     wait_for(lambda: os.path.exists(path))
     return path
 
 
 def sysfs(device, name):
-    """A file of the device's directory in sysfs, or None."""
+    """Returns an attribute of the device in sysfs, or None."""
     try:
         with Fd(f"/sys/block/{os.path.basename(device)}/{name}", os.O_RDONLY) as file:
             return os.read(file.fd, 4096).decode().rstrip("\n")
     except OSError as error:
-        # The file is not there, or is about to go.
+        # The attribute does not exist, or is being removed.
         if error.errno in (errno.ENOENT, errno.ENODEV):
             return None
         raise
@@ -148,7 +148,7 @@ def is_bound(device):
 
 
 def attach(path, mode=os.O_RDWR, device_mode=os.O_RDWR, block_size=0, **info):
-    """Attaches a file to a free device, which is returned open, with its name as `path`."""
+    """Attaches a file to a free device, and returns the open device, with its name as `path`."""
     device = free_device()
     fd = Fd(device, device_mode)
     fd.path = device
@@ -159,8 +159,8 @@ def attach(path, mode=os.O_RDWR, device_mode=os.O_RDWR, block_size=0, **info):
 
 
 def attach_partitioned(path, *partitions, **arguments):
-    """Gives an image a DOS table of partitions, each a start and a size in sectors, and attaches it; as
-    attach(), once the partitions are there."""
+    """Writes a DOS table of partitions to an image, each by its start and size in sectors, attaches
+    it like attach(), and returns when the partitions exist."""
     table = "".join(f"start={start},size={size}\n" for start, size in partitions)
     run("sfdisk", "-q", path, input=f"label: dos\n{table}")
     fd = attach(path, flags=PARTSCAN, **arguments)
@@ -170,14 +170,14 @@ def attach_partitioned(path, *partitions, **arguments):
 
 
 def detach(device):
-    """LOOP_CLR_FD, and waits until the device is unbound."""
+    """Sends LOOP_CLR_FD, and waits until the device is unbound."""
     with Fd(device) as fd:
         equal("CLR_FD", fd.ioctl(CLR_FD), 0)
     wait_for(lambda: not is_bound(device))
 
 
 def wait_for(condition, seconds=10):
-    """Longer where everything is slow."""
+    """Waits until the condition is true. The time limit is longer on slow kernels."""
     seconds *= 4 if SLOW else 1
     deadline = time.monotonic() + seconds
     while not condition():
@@ -191,7 +191,7 @@ def equal(what, got, wanted):
 
 
 def image(mib=1, name="image"):
-    """A new image file of zeroes in the scratch directory."""
+    """Makes an image file of zeroes in the scratch directory, and returns its path."""
     path = f"{SCRATCH}/{name}"
     with open(path, "wb") as file:
         file.truncate(mib << 20)
@@ -199,7 +199,7 @@ def image(mib=1, name="image"):
 
 
 def numbered_image(mib=1, name="image", first=0):
-    """An image whose every sector begins with its number, counted from `first`."""
+    """Makes an image whose every sector begins with its number, counted from `first`."""
     path = image(mib, name)
     with open(path, "r+b") as file:
         file.write(b"".join((first + n).to_bytes(512, "little") for n in range(mib << 11)))
@@ -207,7 +207,7 @@ def numbered_image(mib=1, name="image", first=0):
 
 
 def number_at(fd, sector):
-    """The number at the beginning of a sector, see numbered_image()."""
+    """Returns the number at the beginning of a sector, see numbered_image()."""
     return int.from_bytes(os.pread(fd.fd, 512, sector * 512)[:8], "little")
 
 
@@ -218,34 +218,35 @@ def status(fd):
 
 
 def run(*command, **arguments):
-    """Runs a program that must succeed; what it prints."""
+    """Runs a program that must succeed, and returns its output."""
     result = subprocess.run(command, capture_output=True, text=True, check=False, **arguments)
     assert result.returncode == 0, f"{command}: {result.returncode}: {result.stdout}{result.stderr}"
     return result.stdout.strip()
 
 
 def settle():
-    """Until udev has looked at everything: then nobody but the test has devices open."""
+    """Waits until udev has no event left, so that only the test has devices open."""
     run("udevadm", "settle")
 
 
 def udev_runs():
-    """It, or one of its workers, which may stay for a moment."""
+    """Returns whether udev runs, or one of its workers, which may live on for a moment."""
     pgrep = ["pgrep", "-x", r"systemd-udevd|\(udev-worker\)"]
     return subprocess.run(pgrep, check=False, stdout=subprocess.DEVNULL).returncode == 0
 
 
 def stop_udev():
-    """For a test that makes and changes more devices than udev should look at. It runs again afterwards."""
+    """Stops udev, because it would open each of many devices. It is started again after the
+    test."""
     settle()
     run("udevadm", "control", "--exit")
     wait_for(lambda: not udev_runs(), 30)
-    # dmsetup would wait for it.
+    # dmsetup would wait for udev.
     os.environ["DM_DISABLE_UDEV"] = "1"
 
 
 def mounted(source, name, *options):
-    """Mounts a file system in the scratch directory; where."""
+    """Mounts a file system in the scratch directory, and returns the mount point."""
     place = f"{SCRATCH}/{name}"
     os.makedirs(place, exist_ok=True)
     run("mount", *options, source, place)
@@ -253,7 +254,7 @@ def mounted(source, name, *options):
 
 
 def as_nobody(function):
-    """What a function returns in a process without any right."""
+    """Returns the result of a function in a process without privileges."""
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
@@ -272,10 +273,10 @@ def as_nobody(function):
 
 
 def in_own_namespace(function):
-    """As as_nobody(), but as root and with all rights in a user namespace of its own."""
+    """Works like as_nobody(), but as root with all capabilities in a user namespace of its own."""
 
     def inside():
-        # CLONE_NEWUSER; PR_SET_DUMPABLE, without which the maps are not its own to write
+        # CLONE_NEWUSER; PR_SET_DUMPABLE, because otherwise the process may not write its own maps
         uid = os.getuid()
         LIBC.prctl(4, 1)
         equal("unshare", LIBC.unshare(0x10000000), 0)
@@ -293,7 +294,7 @@ def in_own_namespace(function):
 
 
 def program(name, *flags):
-    """Builds tests/programs/NAME.c; where it is."""
+    """Builds tests/programs/NAME.c, and returns the path of the program."""
     path = f"{SCRATCH}/{name}"
     source = f"{os.path.dirname(os.path.abspath(__file__))}/programs/{name}.c"
     run("gcc-14", "-O2", "-Wall", "-Wextra", "-Werror", "-static", *flags, "-o", path, source)
@@ -301,7 +302,7 @@ def program(name, *flags):
 
 
 class Events:
-    """The kernel's events of block devices since it was made."""
+    """The kernel's events of block devices since the object was made."""
 
     def __init__(self):
         # 15: NETLINK_KOBJECT_UEVENT, group 1: from the kernel
@@ -316,7 +317,7 @@ class Events:
         self.socket.close()
 
     def all(self):
-        """Those that came since the last call: their variables."""
+        """Returns the variables of the events since the last call."""
         found = []
         while True:
             try:
@@ -326,17 +327,17 @@ class Events:
             found.append(dict(line.split("=", 1) for line in lines if "=" in line))
 
     def of(self, device):
-        """As `all`, of one device."""
+        """Returns the events of one device since the last call."""
         name = os.path.basename(device)
         return [event for event in self.all() if event.get("DEVNAME") == name]
 
 
-# What a test does at random it takes from the seed, which it shows in its cases' descriptions; how
-# often it does it, in multiples of what fits a run of all tests.
+# The seed of everything random in a test, which shows it in the descriptions of its cases; and the
+# number of repetitions, as a multiple of the number that suits a run of all tests.
 SEED = int(os.environ.get("SEED", random.getrandbits(30)))
 ROUNDS = int(os.environ.get("ROUNDS", 1))
 
-# On the lab's kernels that watch themselves everything takes several times as long.
+# Set on the lab's own kernels, whose checks make everything several times slower.
 SLOW = os.uname().release.endswith(("-debug", "-kcsan"))
 
 SCRATCH = f"/tmp/{os.path.basename(sys.argv[0])}.scratch"
@@ -345,12 +346,14 @@ _counts = collections.Counter()
 
 
 def count(what, number):
-    """Notes what a case exercised (operations, faults, bytes, ...), for the summary of scripts/soak."""
+    """Adds to a count of the case (operations, faults, bytes, ...), for the summary of
+    scripts/soak."""
     _counts[what] += number
 
 
 def check(description, better=None):
-    """Makes a function a case; `better` says why the C driver is known to fail it."""
+    """Declares a function as a case; `better` is the reason why the C driver is known to fail
+    it."""
 
     def add(function):
         _checks.append((description, function, better))
@@ -367,7 +370,8 @@ def _state(command, *arguments, **options):
 
 
 def _clean():
-    """Takes down what a case has left, and puts back what it has set. What it could not put back."""
+    """Removes what a case has left, restores its settings, and returns a report of what it could
+    not restore."""
     subprocess.run(["losetup", "-D"], check=False)
     with open("/proc/self/mounts", encoding="utf-8") as mounts:
         for directory in [line.split()[1] for line in mounts][::-1]:
@@ -378,7 +382,7 @@ def _clean():
 
 
 def _chosen():
-    """The cases, or $SOME of them, by the seed."""
+    """Returns the cases, or $SOME of them, chosen by the seed."""
     numbers = range(len(_checks))
     if "SOME" in os.environ:
         numbers = random.Random(SEED).sample(numbers, min(int(os.environ["SOME"]), len(numbers)))
@@ -408,7 +412,7 @@ def run_checks():
         finally:
             left = _clean()
         if left:
-            good, note = False, "left something behind, see above"
+            good, note = False, "state not restored, see above"
             print("# " + left.rstrip().replace("\n", "\n# "))
         failed += not good
         print(f"{'ok' if good else 'not ok'} {number} {description} # {note}", flush=True)

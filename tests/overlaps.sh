@@ -1,11 +1,11 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# A write that was acknowledged before an overlapping one was submitted does not overtake it: on each route to
-# the file, with each scheduler, and while the routes change. Overlapping writes that are in flight at the same
-# time may take effect in any order, so no other test verifies them. See programs/overlap.c.
+# A write that was acknowledged before an overlapping one was submitted does not overtake it: on
+# each route to the file, with each scheduler, and while the routes change. Overlapping writes in
+# flight may take effect in any order, so no other test verifies them. See programs/overlap.c.
 . "$(dirname "$0")/lib.sh"
 
-# switch NAME=VALUE...
+# switch NAME=VALUE...: sets tunables.
 switch() {
 	local setting
 	for setting; do
@@ -22,7 +22,7 @@ bound() {
 	udevadm settle
 }
 
-# overlap: with each scheduler that the kernel has.
+# overlap: runs the program with each scheduler of the kernel.
 overlap() {
 	local what number scheduler queue=/sys/block/${device#/dev/}/queue
 	for scheduler in $(tr -d '[]' <"$queue/scheduler"); do
@@ -38,21 +38,21 @@ overlap() {
 	cmp "$scratch/seen" <(head -c 128K "$file")
 }
 
-# route KIND on|off [SWITCH...]
+# route KIND on|off [NAME=VALUE...]
 route() {
 	bound "$1" "$2"
 	switch "${@:3}"
 	overlap
 }
 
-# changing KIND: requests that are in flight together take different routes.
+# changing KIND: concurrent requests take different routes.
 changing() {
 	bound "$1" on
 	rm -f "$scratch/stop"
 	while [[ ! -e $scratch/stop ]]; do
 		switch inline=$((RANDOM % 2)) remap=$((RANDOM % 2)) nowait=$((RANDOM % 2)) 2>/dev/null
 	done &
-	# Ends the other process when a write was overtaken, too.
+	# Ends the background job also when a write was overtaken.
 	trap 'touch "$scratch/stop"; wait || :' EXIT
 	overlap
 }
@@ -68,8 +68,8 @@ if [[ $driver == rnull_loop ]]; then
 	check "block, direct, not remapped, seed $seed" route block on remap=0
 	for kind in ext4 block; do
 		check "$kind, direct, by workers, seed $seed" route $kind on inline=0
-		check "$kind, direct, by workers that may block, seed $seed" route $kind on inline=0 remap=0 nowait=0
-		check "$kind, routes that change, seed $seed" changing $kind
+		check "$kind, direct, by blocking workers, seed $seed" route $kind on inline=0 remap=0 nowait=0
+		check "$kind, changing routes, seed $seed" changing $kind
 	done
 fi
 run_checks

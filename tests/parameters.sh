@@ -1,10 +1,10 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# Parameters of the module do what they say, and values that make no sense are refused with nothing
-# left behind.
+# Parameters of the module work as documented, and invalid values are refused with nothing left
+# behind.
 . "$(dirname "$0")/lib.sh"
 
-# with PARAMETER... -- COMMAND...: reloads the module for a case.
+# with PARAMETER... -- COMMAND...: loads the module with the parameters for a case.
 with() {
 	local parameters=()
 	while [[ $1 != -- ]]; do
@@ -18,7 +18,7 @@ with() {
 	"$@"
 }
 
-# The next case, and what cleans up after this one, find the module as it was.
+# Restores the module's defaults, for the next case and the clean-up.
 # shellcheck disable=SC2317  # called by the trap
 back_to_defaults() {
 	local status=$?
@@ -28,7 +28,7 @@ back_to_defaults() {
 	exit "$status"
 }
 
-# A few devices work.
+# A device with direct I/O works.
 works() {
 	local image device
 	image=$(backing tmpfs 8)
@@ -56,14 +56,14 @@ hardware_queues() {
 
 devices() { equal devices "$(find /sys/block -name 'loop*' | wc -l)" "$1"; }
 
-# shown NAME VALUE: what user space reads, and cannot write.
+# shown NAME VALUE: the parameter can be read, and not written.
 shown() {
 	local file=/sys/module/$driver/parameters/$1
 	equal "$1" "$(<"$file")" "$2"
 	equal "mode of $1" "$(stat -c %a "$file")" 444
 }
 
-# Whoever opens a node of a device that is not there yet gets it made, up to max_loop.
+# on_demand NUMBER ERROR: opening a node makes its device, unless max_loop forbids it.
 on_demand() {
 	mknod "$scratch/node" b 7 "$1"
 	if [[ -n $2 ]]; then
@@ -90,7 +90,8 @@ partition_minors() {
 	equal partscan "$(attribute "$device" loop/partscan)" 1
 }
 
-# With 16 minors a device, 65535 is the last number; that of the others in 32 bits is one of another device.
+# With 16 minors a device, 65535 is the last number. The minors of larger numbers, in 32 bits, are
+# those of other devices.
 huge_numbers() {
 	local number
 	for number in 65536 $((1 << 28)) $(((1 << 28) + 256)); do
@@ -104,12 +105,12 @@ refused() {
 	wait_for 10 unload_driver 2>/dev/null
 	refuse 'Invalid' load_driver "$1"
 	[[ ! -e /sys/module/$driver && ! -e /dev/loop-control && ! -e /sys/block/loop0 ]]
-	! grep -q ' loop$' /proc/devices || fail "major 7 is still taken"
+	! grep -q ' loop$' /proc/devices || fail "major 7 is still registered"
 	load_driver
 	works
 }
 
-# only_ours COMMAND...: of a parameter that the C driver does not have.
+# only_ours COMMAND...: runs cases of parameters that the C driver does not have.
 only_ours() {
 	[[ $driver == rnull_loop ]] || skip "the C driver has no such parameter"
 	"$@"
@@ -127,11 +128,11 @@ for loops in 0 3 40; do
 	check "max_loop=$loops" with max_loop=$loops -- devices $loops
 done
 for loops in '' max_loop=0; do
-	check "a node makes its device: ${loops:-no max_loop}" with $loops -- on_demand 40 ''
+	check "opening a node makes its device: ${loops:-no max_loop}" with $loops -- on_demand 40 ''
 done
-check "max_loop=4 limits what nodes make" with max_loop=4 -- on_demand 4 'No such device or address'
+check "max_loop=4 limits the devices made by opening nodes" with max_loop=4 -- on_demand 4 'No such device or address'
 check "max_part=10, rounded up to 15" with max_part=10 -- partition_minors
-check_better "it makes a device whose minor numbers are another one's" \
+check_better "the C driver makes a device with the minor numbers of another one" \
 	"LOOP_CTL_ADD of numbers without minors" with max_part=15 -- huge_numbers
 check "max_part=10 is shown as 15" with max_part=10 -- shown max_part 15
 check "max_part is shown" with -- shown max_part 0

@@ -1,9 +1,9 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""Everything that can be changed about a device is changed by several threads at once, while others
-read and write it and know what must be there; devices are attached, detached and their file systems
-taken apart as fast as it goes; the module goes while others open its devices. Nothing that was
-acknowledged is lost, nothing old is read, nothing hangs. See programs/race.c."""
+"""Several threads change everything about a device at once, while others read and write it and
+verify the data; devices are attached, detached and their file systems unmounted as fast as
+possible; the module is unloaded while others open its devices. No acknowledged write is lost, no
+stale data is read, nothing hangs. See programs/race.c."""
 import threading
 from lib import *
 
@@ -14,7 +14,7 @@ RAM = [f"/dev/ram{number}" for number in range(4)]
 
 
 def race(mode, device, *backings):
-    """Runs the program, and notes what it did."""
+    """Runs the program, and counts its operations."""
     output = run(PROGRAM, str(SEED), str(SECONDS), mode, device, *backings, timeout=10 * SECONDS + 120)
     for line in output.splitlines():
         what, number = line.split()
@@ -22,7 +22,7 @@ def race(mode, device, *backings):
 
 
 def place(kind, disk=RAM[0], size=IMAGE):
-    """An image in a file system of a kind, or a disk; without anything in it."""
+    """Makes an empty image in a file system of a kind, or clears a disk; returns its path."""
     if kind == "block":
         run("blkdiscard", RAM[1])
         return RAM[1]
@@ -38,7 +38,7 @@ def io_against_everything(kind, flags):
     with attach(path, flags=flags) as fd:
         device = fd.path
     race("io", device, path)
-    assert not is_bound(device), "it is still bound"
+    assert not is_bound(device), "the device is still bound"
 
 
 for where in "ext4", "xfs", "block":
@@ -59,7 +59,7 @@ def attach_and_detach():
 
 
 def change_and_read(flags):
-    # A disk that takes a while for a read, so that there are some under way.
+    # A disk with slow reads, so that some are in flight.
     with open(f"/sys/block/{os.path.basename(RAM[0])}/size", encoding="ascii") as size:
         run("dmsetup", "create", "--noudevsync", "slow", "--table", f"0 {size.read().strip()} delay {RAM[0]} 0 2")
     run("dmsetup", "mknodes")
@@ -74,7 +74,7 @@ def change_and_read(flags):
 
 for direct in DIRECT_IO, 0:
     check(
-        f"another file and another offset against readers and everything else, {'direct' if direct else 'buffered'}, seed {SEED}"
+        f"changes of file and offset against readers and everything else, {'direct' if direct else 'buffered'}, seed {SEED}"
     )(lambda direct=direct: change_and_read(direct))
 
 
@@ -87,7 +87,7 @@ def unmount(target):
     assert LIBC.umount(target.encode()) == 0, f"umount {target}: {os.strerror(ctypes.get_errno())}"
 
 
-@check("class 13: umount of a file system on an image, and at once of the one with the image")
+@check("class 13: umount of a file system on an image, and at once of the image's file system")
 def unmount_both():
     outer, inner = f"{SCRATCH}/outer", f"{SCRATCH}/inner"
     os.makedirs(outer)
@@ -147,16 +147,16 @@ def unload_and_load():
         over.set()
         for thread in threads:
             thread.join()
-    assert unloaded, "it could not be unloaded once"
+    assert unloaded, "the module could never be unloaded"
     count("cycles", unloaded)
 
 
 def main():
-    """Without udev, which would take most of the time."""
+    """Runs the cases without udev, which would take most of the time."""
     global PROGRAM
     os.makedirs(SCRATCH, exist_ok=True)
     run("modprobe", "brd", "rd_nr=4", f"rd_size={320 << 10}")
-    # What a case leaves in the scratch directory goes with it.
+    # The scratch directory is removed with each case.
     PROGRAM = program("race", "-pthread")
     os.rename(PROGRAM, "/tmp/race")
     PROGRAM = "/tmp/race"

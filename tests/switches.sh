@@ -1,15 +1,16 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# The switches of the ways to the file, in /sys/block/loopN/rnull_loop: on after each attach, changed by
-# root alone, to 0 or 1, and each by itself. What they do is seen in the test `ways`.
+# The tunables of the routes to the file, in /sys/block/loopN/rnull_loop: on after each attach,
+# changed only by root, to 0 or 1, and independent of each other. Their effect is tested in
+# routes.sh.
 . "$(dirname "$0")/lib.sh"
 
-[[ $driver == rnull_loop ]] || skip_all "the C driver has no such switches"
+[[ $driver == rnull_loop ]] || skip_all "the C driver has no such tunables"
 switches=(inline remap nowait)
 
 switch() { echo "/sys/block/${device#/dev/}/rnull_loop/$1"; }
 
-# shows VALUE...: what the switches are.
+# shows VALUE...: the values of the tunables.
 shows() {
 	local name
 	for name in "${switches[@]}"; do
@@ -41,13 +42,13 @@ independent() {
 	shows 1 0 1
 	echo 0 >"$(switch nowait)"
 	shows 1 0 0
-	# Without the line's end, too.
+	# Without a newline, too.
 	printf 1 >"$(switch remap)"
 	shows 1 1 0
 	detach "$device"
 }
 
-# write_to NAME VALUE: says what the system says.
+# write_to NAME VALUE: prints the error of the write.
 write_to() { printf %s "$2" | dd of="$(switch "$1")" conv=notrunc status=none; }
 
 refuses() {
@@ -72,7 +73,7 @@ reset_at_attach() {
 	before=$device
 	for name in "${switches[@]}"; do echo 0 >"$(switch "$name")"; done
 	shows 0 0 0
-	# They outlast what changes a bound device.
+	# Changes of a bound device keep the values.
 	losetup --direct-io=on "$device" 2>/dev/null || :
 	losetup -c "$device"
 	shows 0 0 0
@@ -83,7 +84,7 @@ reset_at_attach() {
 	detach "$device"
 }
 
-# Of two devices, each has its own.
+# Each device has its own tunables.
 each_device() {
 	local other
 	attached
@@ -107,10 +108,10 @@ unprivileged() {
 	detach "$device"
 }
 
-check "are there and on" there
-check "take 0 and 1, each by itself" independent
-check "refuse anything else" refuses
-check "are on again after the next attach" reset_at_attach
-check "of one device do not concern another" each_device
-check "can be read, but not changed, without privileges" unprivileged
+check "tunables exist, and are on" there
+check "tunables take 0 and 1, each by itself" independent
+check "tunables refuse other values" refuses
+check "tunables are on again after the next attach" reset_at_attach
+check "tunables of one device do not affect another" each_device
+check "tunables can be read, but not changed, without privilege" unprivileged
 run_checks

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Devices: what their states, frozen queues and limits rule out. See `run` for what the marks mean.
+//! Misuse of devices that their types reject: states, frozen queues, limits. See `run` for the
+//! marks.
 
 use crate::{
     blk_mq::{
@@ -17,7 +18,7 @@ use kernel::prelude::*;
 
 fn send<T: Send>(_: T) {}
 
-// A device is bound without a look at whether it is bound.
+// A device is bound without a check whether it is bound.
 fn bind_blindly(state: &mut State<u8>) -> Result {
     #[cfg(misuse)]
     state.bind(1); //~ E0599
@@ -35,7 +36,7 @@ fn bind_twice(state: &mut State<u8>) -> Result {
     Ok(())
 }
 
-// A device changes its state between the look and the binding.
+// A device changes its state between the check and the binding.
 fn delete_before_binding(state: &mut State<u8>) -> Result {
     let unbound = state.unbound()?;
     #[cfg(misuse)]
@@ -44,7 +45,7 @@ fn delete_before_binding(state: &mut State<u8>) -> Result {
     Ok(())
 }
 
-// What a device is bound to is used though it may be bound to nothing.
+// The binding of a device is used although the device may be unbound.
 fn use_unbound(state: &State<u8>) -> Option<&u8> {
     let binding = state.binding();
     #[cfg(misuse)]
@@ -55,7 +56,7 @@ fn use_unbound(state: &State<u8>) -> Option<&u8> {
     binding
 }
 
-// What a device is bound to is used after it was given up: bug class 4.
+// The binding of a device is used after it was dropped: bug class 4.
 fn use_after_unbinding(state: &mut State<u8>) -> Result {
     let binding = state.bound_mut()?;
     *binding = 1;
@@ -66,7 +67,7 @@ fn use_after_unbinding(state: &mut State<u8>) -> Result {
     Ok(())
 }
 
-// The target of requests changes while there may be some.
+// The target of requests changes while requests may be in flight.
 fn change_target_unfrozen(disk: &GenDisk<LoopDevice>, target: Target) {
     #[cfg(misuse)]
     disk.replace(target); //~ E0599
@@ -74,7 +75,7 @@ fn change_target_unfrozen(disk: &GenDisk<LoopDevice>, target: Target) {
     drop(disk.freeze().replace(target));
 }
 
-// The target of requests changes after they go on: bug class 15.
+// The target of requests is used after the queue was thawed: bug class 15.
 fn change_target_thawed(disk: &GenDisk<LoopDevice>) {
     let mut frozen = disk.freeze();
     let target = frozen.backend();
@@ -85,7 +86,7 @@ fn change_target_thawed(disk: &GenDisk<LoopDevice>) {
     let _ = target.is_some();
 }
 
-// A queue is frozen by one task and thawed by another, which has not saved its scope.
+// A queue is frozen by one task and thawed by another, without the saved context of the first.
 fn send_frozen(disk: &GenDisk<LoopDevice>) {
     let frozen = disk.freeze();
     #[cfg(misuse)]
@@ -94,7 +95,7 @@ fn send_frozen(disk: &GenDisk<LoopDevice>) {
     drop(frozen);
 }
 
-// A change of limits is committed twice, and its lock given back twice: bug class 20.
+// A change of limits is committed twice, and its lock released twice: bug class 20.
 fn commit_twice(disk: &GenDisk<LoopDevice>) -> Result {
     let limits = disk.update_limits();
     limits.commit()?;
@@ -113,7 +114,7 @@ fn change_committed(disk: &GenDisk<LoopDevice>) -> Result {
     Ok(())
 }
 
-// The lock of the limits is given back by another task: bug class 20.
+// The lock of the limits is released by another task: bug class 20.
 fn send_limits(disk: &GenDisk<LoopDevice>) {
     let limits = disk.update_limits();
     #[cfg(misuse)]
@@ -122,7 +123,7 @@ fn send_limits(disk: &GenDisk<LoopDevice>) {
     drop(limits);
 }
 
-// Partitions are read without the lock under which the disk is opened: bug class 31.
+// Partitions are scanned without the lock of opens: bug class 31.
 fn scan_unlocked(disk: &GenDisk<LoopDevice>) -> Result {
     #[cfg(misuse)]
     disk.reread_partitions()?; //~ E0599

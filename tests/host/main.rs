@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The files of the module that need no kernel, with the tests at their ends.
+//! The files of the module that need no kernel, and their tests.
 
 #![allow(dead_code)]
 
@@ -23,7 +23,7 @@ mod datapath {
 #[path = "../.."]
 mod kern {
     pub(crate) mod ffi {
-        //! What bindgen makes of `include/uapi/linux/loop.h`.
+        //! The bindings of `include/uapi/linux/loop.h`.
 
         mod raw {
             #![allow(non_camel_case_types, non_upper_case_globals, unused)]
@@ -37,7 +37,7 @@ mod kern {
             loop_info64, //
         };
 
-        /// The flags that `flags.rs` spells as numbers are those of the kernel's header.
+        /// Checks the flags, which `flags.rs` writes as numbers, against the kernel's header.
         #[test]
         fn flags_are_those_of_the_header() {
             use crate::control::flags::Flags;

@@ -1,24 +1,23 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# Which way requests take to the file is the one that is allowed: in the context of their submitter
-# where nobody could tell, by a worker everywhere else. Tracing shows who submitted to the disk below:
-# the event block_bio_queue names the task. Probes on the functions that read show what goes past
-# them.
+# Requests take the right route to the file: in the context of the submitter where that makes no
+# difference, by a worker everywhere else. Tracing shows the submitter of bios to the disk below:
+# the event block_bio_queue names the task. Probes on read functions show requests that bypass them.
 . "$(dirname "$0")/lib.sh"
 
-[[ $driver == rnull_loop ]] || skip_all "the C driver has one way alone, by its workers"
+[[ $driver == rnull_loop ]] || skip_all "the C driver has only one route, by its workers"
 mount_tracing
 count=16 writes=128 mib=16
 
-# bound FILE on|off: sets `device` once nobody else reads it.
+# bound FILE on|off: attaches FILE, sets `device`, and waits until udev has read it.
 bound() {
 	device=$(attach --direct-io="$2" "$1")
 	equal dio "$(attribute "$device" loop/dio)" "$([[ $2 == on ]] && echo 1 || echo 0)"
 	udevadm settle
 }
 
-# A file whose blocks are there, in a file system `KIND` on `lower`; its times are settled, so that
-# reading does not change them.
+# written KIND: makes a file with allocated blocks in a file system; its times are so old that reads
+# do not change them.
 written() {
 	local file
 	file=$(backing "$1" "$mib")
@@ -27,8 +26,8 @@ written() {
 	echo "$file"
 }
 
-# on_file KIND [on|off]: sets `lower`, `file` and `device`, which has been read: the file system has
-# found the blocks, and what could not be done at once has been tried again.
+# on_file KIND [on|off]: sets `lower`, `file` and `device`, and reads the device: the file system
+# has cached the mapping of the blocks, and requests that would have blocked were retried.
 on_file() {
 	file=$(written "$1")
 	declare -n disk=ram_$1
@@ -47,7 +46,7 @@ warm() { for _ in 1 2; do dd if="$1" of=/dev/null bs=4k count=128 iflag=direct s
 
 off() { echo 0 >"/sys/block/${device#/dev/}/rnull_loop/$1"; }
 
-# traced COMMAND...: what the enabled events show of it, in `trace`.
+# traced COMMAND...: runs COMMAND, and sets `trace` to the events.
 traced() {
 	udevadm settle
 	: >"$tracing/trace"
@@ -55,8 +54,8 @@ traced() {
 	trace=$(<"$tracing/trace")
 }
 
-# submitted R|W SECTORS COMMAND...: how many bios of that size went to `lower` by workers, in
-# `workers`, and by others, in `own`.
+# submitted R|W SECTORS COMMAND...: counts the bios of that size to `lower`: those by workers in
+# `workers`, and those by other tasks in `own`.
 submitted() {
 	local event=$tracing/events/block/block_bio_queue/enable
 	echo 1 >"$event"
@@ -70,7 +69,7 @@ submitted() {
 			if ($0 ~ /\[kworker\/[^]]*\]$/) workers++; else own++
 		}
 		END { print own + 0, workers + 0 }' <<<"$trace")
-	# What is left of it, for who wonders.
+	# The trace is not kept, so print the counts.
 	echo "$own by the task, $workers by workers: ${*:3}"
 }
 
@@ -79,14 +78,14 @@ reads() { dd if="$1" of=/dev/null bs=4k count="$count" skip="${2-64}" iflag=dire
 writes() { dd if="$scratch/data" of="$1" bs=4k count="$writes" seek=512 oflag=direct conv=notrunc status=none; }
 
 by_task() { equal 'bios by the task and by workers' "$own $workers" "$count 0"; }
-# A file system on the device may want to know more meanwhile.
+# A file system on the device may read other blocks as well.
 by_workers() { ((own == 0 && workers >= count)) || fail "bios by the task: $own, by workers: $workers"; }
 
-# A write that changes the time of the file, as one does every few milliseconds, is left to a worker, and
-# after it a few others. The disk of a file system is written to for other reasons as well.
+# A write that changes the time of the file, as happens every few milliseconds, is deferred to a
+# worker, and so are a few after it. The disk of a file system gets other writes as well.
 write_by_task() {
 	((own + workers >= writes)) || fail "bios by the task: $own, by workers: $workers"
-	((own >= 4)) || [[ -z $slow ]] || skip "each write takes as long as the time of a file lasts"
+	((own >= 4)) || [[ -z $slow ]] || skip "on this kernel every write changes the file's time"
 	((own >= 4)) || fail "bios by the task: $own, by workers: $workers"
 }
 # write_by_workers NUMBER
@@ -98,7 +97,7 @@ raw_reads() {
 	by_task
 }
 
-# without SWITCH KIND: the raw device, with one way closed.
+# without TUNABLE KIND: reads of the raw device with one tunable off.
 without() {
 	if [[ $2 == block ]]; then on_block; else on_file "$2"; fi
 	submitted R 8 reads "$device"
@@ -111,15 +110,15 @@ without() {
 	by_task
 }
 
-# batch SIZE [OP [ROUNDS]]: reads that are held back and handed over together, with gaps so that they
-# do not merge.
+# batch SIZE [OP [ROUNDS]]: submits requests in one plug, with gaps so that they do not merge.
 batch() {
 	fio --name=batch --filename="$device" --ioengine=libaio --direct=1 --iodepth="$count" --iodepth_batch="$count" \
 		--iodepth_low=1 --iodepth_batch_complete_min="$count" --rw="${2-read}:48k" --bs="$1" --offset=0 --io_size=$((${3-1} * count * ${1%k}))k --size=16m \
 		--output-format=terse >/dev/null
 }
 
-# The flush of a plug may be for a request that is on no list yet: no file system is entered from there.
+# The flush of a plug may be for a request that is on no list yet, so it must not enter a file
+# system.
 batches() {
 	on_file ext4
 	submitted R 8 batch 4k
@@ -133,7 +132,7 @@ batches() {
 	write_by_workers $((count * 8))
 }
 
-# Something else is held back as well, which is not to wait for what goes on here.
+# The plug also holds requests of another device, which must not wait for this one's.
 batches_for_two() {
 	local other
 	on_file ext4
@@ -155,12 +154,12 @@ batches_to_block_device() {
 	by_task
 }
 
-# Reads by a file on a file system on the device, whoever reads.
+# Makes a file system with a file on the device.
 inner() {
-	# Its blocks in the image stay.
+	# Keeps the blocks of the image allocated.
 	mkfs.ext4 -q -F -E nodiscard "$device"
 	mkdir -p "$mnt/inner"
-	# ext4lazyinit would read on its own account.
+	# Without the reads of ext4lazyinit.
 	mount -o noinit_itable,no_prefetch_block_bitmaps "$device" "$mnt/inner"
 	noise "$mnt/inner/file" 4
 }
@@ -171,7 +170,7 @@ mounted_on_file() {
 	warm "$mnt/inner/file"
 	submitted R 8 reads "$mnt/inner/file"
 	by_workers
-	# The device itself, as well: behind the tables of inodes, which may be holes.
+	# Reads of the device itself as well: behind the inode tables, which may be holes.
 	submitted R 8 reads "$device" 3000
 	by_workers
 	umount "$mnt/inner"
@@ -180,7 +179,7 @@ mounted_on_file() {
 	by_task
 }
 
-# As bios they enter no file system: by anybody.
+# Bios enter no file system, so any task may submit.
 mounted_on_block_device() {
 	on_block
 	inner
@@ -202,7 +201,7 @@ probes() {
 	trap "echo 0 >'$tracing/events/kprobes/$1/enable'; echo '-:$1' >>'$tracing/kprobe_events'" EXIT
 }
 
-# calls FUNCTION COMMAND...: how often it is called by workers, in `workers`, and by others, in `own`.
+# calls FUNCTION COMMAND...: counts the calls by workers in `workers`, and by the task in `own`.
 calls() {
 	local event=$tracing/events/kprobes/$1/enable
 	echo 1 >"$event"
@@ -213,8 +212,8 @@ calls() {
 	echo "$1: $own by the task, $workers by workers: ${*:2}"
 }
 
-# A read of the loop device is one of a block device as a file. So is one of what is below, but not
-# when it is passed on as it is.
+# A read of the loop device is itself a read of a block device as a file. A read of the backing
+# device is another one, unless the request is remapped to a bio.
 remapped() {
 	on_block
 	probes blkdev_read_iter
@@ -230,13 +229,13 @@ remapped() {
 	equal 'as a file, by workers' "$own $workers" "$count $count"
 }
 
-# What is in its page cache must be heeded.
+# A block device with pages in its page cache must be read through it.
 cached_block_device() {
 	on_block
 	probes blkdev_read_iter
 	dd if=/dev/zero of="$lower" bs=4k count=64 seek=64 conv=notrunc status=none
 	calls blkdev_read_iter reads "$device"
-	# Some twice: what is dirty is written back first, by who may wait.
+	# Some are read twice: dirty pages are written back first, by a worker that may block.
 	((own + workers >= 2 * count)) || fail "$own and $workers calls, wanted $((2 * count)) together"
 	dd if="$device" bs=4k skip=64 count=64 iflag=direct status=none | cmp -n $((64 << 12)) - /dev/zero
 }
@@ -257,7 +256,7 @@ buffered() {
 	equal 'reads of what is cached, by workers' "$own $workers" "0 $count"
 }
 
-# What is not cached is read by who may wait.
+# Uncached data is read by a worker that may block.
 buffered_from_disk() {
 	on_file ext4 off
 	sync
@@ -271,7 +270,7 @@ buffered_from_disk() {
 	grep -q "block_bio_queue: $(sed 's/:/,/' "/sys/block/${lower#/dev/}/dev") R.*\[kworker" <<<"$trace"
 }
 
-# hold NODE: opened exclusively until `holder` is told to let go.
+# hold NODE: opens NODE exclusively until release_holder.
 hold() {
 	coproc HOLDER {
 		python3 -c 'import os, sys
@@ -284,7 +283,7 @@ sys.stdin.read()' "$1"
 	equal holder "$line" held
 }
 
-let_go() {
+release_holder() {
 	local holder=$HOLDER_PID input=${HOLDER[1]}
 	exec {input}>&-
 	wait "$holder"
@@ -295,13 +294,13 @@ held() {
 	hold "$device"
 	submitted R 8 reads "$device"
 	by_workers
-	let_go
+	release_holder
 	warm "$device"
 	submitted R 8 reads "$device"
 	by_task
 }
 
-# Who holds a partition holds a part of the device.
+# The opener of a partition holds a part of the device.
 held_partition() {
 	file=$(written ext4)
 	lower=$ram_ext4
@@ -314,11 +313,11 @@ held_partition() {
 	hold "${device}p1"
 	submitted R 8 reads "$device"
 	by_workers
-	let_go
+	release_holder
 }
 
-# A device that its writer has written to itself: inodes learn with the first write that they have no
-# privileges to lose.
+# Writes the device by its submitter: after the first write an inode is known to have no privileges
+# to drop.
 written_by_task() {
 	on_file ext4
 	noise "$scratch/data" 1
@@ -338,14 +337,14 @@ writing() {
 
 arrived() {
 	detach "$device"
-	echo "What was written is in the image:"
+	echo "The written data in the image:"
 	dd if="$file" bs=4k skip=512 count="$writes" iflag=direct status=none | cmp -n $((writes << 12)) - "$scratch/data"
 }
 
 limited() { prlimit --fsize=1048576 dd if="$scratch/data" of="$1" bs=4k count="$writes" seek=512 oflag=direct conv=notrunc status=none; }
 
-# A limit on the size of files, which the device is not one of: beyond it the file system would refuse
-# the submitter, and send it a signal.
+# The limit on the size of files does not apply to the device. Beyond it the file system would fail
+# the write of the submitter, and send it a signal.
 limit() {
 	on_file "$1"
 	noise "$scratch/data" 1
@@ -359,7 +358,8 @@ limit() {
 	arrived
 }
 
-# A write takes privileges from a file, unless its writer is privileged itself, as workers are.
+# A write drops the privileges of a file (set-user-ID), unless its writer is privileged, as workers
+# are.
 privileged() {
 	written_by_task
 	chmod 4755 "$file"
@@ -370,7 +370,8 @@ privileged() {
 	arrived
 }
 
-# accounted KIND READ-OR-WRITE [SWITCH]: what is moved is counted once, whoever moves it.
+# accounted KIND READ-OR-WRITE [TUNABLE]: transferred bytes are counted once, in the submitter's
+# context or not.
 accounted() {
 	if [[ $1 == block ]]; then on_block; else on_file "$1"; fi
 	[[ -z ${3-} ]] || off "$3"
@@ -399,33 +400,33 @@ PYTHON
 
 mkdir -p "$scratch"
 for kind in ext4 xfs; do
-	check "direct reads of the raw device go on in the reader's context: $kind" raw_reads $kind
+	check "direct reads of the raw device are submitted by the reader: $kind" raw_reads $kind
 done
 for kind in ext4 block; do
-	check "inline=0: by a worker: $kind" without inline $kind
+	check "inline=0: reads are submitted by a worker: $kind" without inline $kind
 done
-check "nowait=0: by a worker: ext4" without nowait ext4
-check "a batch for a device on a file goes by workers" batches
-check "what is held back along with other things is left to workers" batches_for_two
-check "what is held back for a block device goes on at once" batches_to_block_device
-check "a file system on the device: by a worker" mounted_on_file
-check "a file system on the device, a block device below: as bios" mounted_on_block_device
-check "a block device is passed bios, with remap=0 it is read as a file" remapped
+check "nowait=0: reads are submitted by a worker: ext4" without nowait ext4
+check "a batch for a file is submitted by workers" batches
+check "a plug with other devices' requests defers them to workers" batches_for_two
+check "a batch for a block device is submitted at once" batches_to_block_device
+check "I/O of a file system on the device is submitted by a worker" mounted_on_file
+check "I/O of a file system on the device is remapped to a block device" mounted_on_block_device
+check "requests for a block device are remapped, with remap=0 it is read as a file" remapped
 check "a block device in the page cache is read as a file" cached_block_device
-check "buffered reads of what is cached go on in the reader's context" buffered
-check "buffered reads of what is not cached are left to a worker" buffered_from_disk
-check "who holds the device keeps others out of the file system" held
-check "who holds a partition does so, too" held_partition
-check "direct writes in place go on in the writer's context, with inline=0 they do not" writing inline
-check "likewise with nowait=0" writing nowait
+check "buffered reads of cached data are done by the reader" buffered
+check "buffered reads of uncached data are deferred to a worker" buffered_from_disk
+check "an exclusive opener of the device keeps submitters out of the file system" held
+check "an exclusive opener of a partition keeps submitters out of the file system" held_partition
+check "direct writes in place are submitted by the writer, with inline=0 by workers" writing inline
+check "direct writes in place are submitted by the writer, with nowait=0 by workers" writing nowait
 for kind in ext4 xfs; do
-	check "a limit on the size of files does not concern what is written to the device: $kind" limit $kind
+	check "a limit on the size of files does not apply to writes to the device: $kind" limit $kind
 done
-check "a file with privileges to lose keeps them, as a worker writes" privileged
+check "a set-user-ID file keeps its mode, because a worker writes it" privileged
 for what in read write; do
-	check "what a task moves counts once: $what, ext4" accounted ext4 $what
-	check "what a task moves counts once: $what, a block device" accounted block $what
-	check "what a task moves counts once: $what, a block device as a file" accounted block $what remap
-	check "what a task moves counts once: $what, ext4 by workers" accounted ext4 $what inline
+	check "transferred bytes are counted once: $what, ext4" accounted ext4 $what
+	check "transferred bytes are counted once: $what, a block device" accounted block $what
+	check "transferred bytes are counted once: $what, a block device as a file" accounted block $what remap
+	check "transferred bytes are counted once: $what, ext4 by workers" accounted ext4 $what inline
 done
 run_checks
