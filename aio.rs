@@ -64,7 +64,7 @@ pub(crate) struct Transfer {
     pub(crate) caching: Caching,
     /// The blocking mode.
     pub(crate) wait: Wait,
-    /// Whether a write must be durable when it is over: `IOCB_DSYNC`. Such a write also fails on an
+    /// True if a write must be durable when it is over: `IOCB_DSYNC`. Such a write also fails on an
     /// unrelated writeback error of the file, because the two cannot be distinguished.
     pub(crate) durable: bool,
     /// The position in the file, in bytes.

@@ -5,8 +5,8 @@
 //! 1. [`queue`] - the block layer dispatches the request;
 //! 2. [`route`] - the one decision: who serves it, by which I/O method;
 //! 3. [`worker`] - it waits for a worker, unless its submitter serves it;
-//! 4. [`transfer`] - it becomes an operation on the backing file, or a bio for the block device that
-//!    the backing file is;
+//! 4. [`transfer`] - it becomes an operation on the backing file, or a bio for the block device
+//!    that the backing file is;
 //! 5. [`completion`] - the operation is over: the request ends, or a worker goes on with it.
 //!
 //! What requests need of their device is in [`target`], and what user space can switch in

@@ -129,7 +129,7 @@ pub(crate) struct DiskOptions<'a> {
     pub(crate) minors: u32,
     /// The name, at most 31 bytes.
     pub(crate) name: fmt::Arguments<'a>,
-    /// Whether the kernel scans for partitions by itself.
+    /// True if the kernel scans for partitions by itself.
     pub(crate) scan_partitions: bool,
     /// The maximum length of a request, in sectors of 512 bytes, until user space sets another one.
     pub(crate) max_sectors: u32,
@@ -689,7 +689,7 @@ impl<T: DiskOperations> Drop for UeventsSuppressed<'_, T> {
 /// This thread holds the lock while the value lives.
 pub(crate) struct OpenMutex<'a, T: DiskOperations> {
     disk: &'a GenDisk<T>,
-    /// Whether dropping the value releases the lock.
+    /// True if dropping the value releases the lock.
     unlocks: bool,
     _not_send: NotThreadSafe,
 }

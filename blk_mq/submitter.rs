@@ -68,7 +68,7 @@ pub(crate) struct Submitter {
     task: *mut bindings::task_struct,
     /// The queue that the requests are on.
     queue: *mut bindings::request_queue,
-    /// Whether several requests are dispatched.
+    /// True if several requests are dispatched.
     batch: bool,
     saved: Cell<Option<Saved>>,
     plug: Opaque<bindings::blk_plug>,

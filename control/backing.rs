@@ -59,9 +59,9 @@ pub(super) struct BackingCaps {
     max_discard_sectors: u32,
     /// The granularity of holes, in bytes.
     discard_granularity: u32,
-    /// Whether seeks on the lower device are slow.
+    /// True if seeks on the lower device are slow.
     rotational: bool,
-    /// Whether the file can make a single write durable (`IOCB_DSYNC`). Otherwise the block layer
+    /// True if the file can make a single write durable (`IOCB_DSYNC`). Otherwise the block layer
     /// sends a write and a flush for each FUA write.
     honours_dsync: bool,
 }

@@ -87,7 +87,7 @@ impl Snapshot {
 pub(crate) struct LoopDevice {
     /// The data half.
     pub(crate) queue: Arc<LoopQueue>,
-    /// Whether all devices scan for partitions: `max_part`.
+    /// True if all devices scan for partitions: `max_part`.
     always_scans: bool,
     #[pin]
     state: Mutex<State<Binding>>,

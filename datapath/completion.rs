@@ -112,7 +112,8 @@ fn record_nowait(rq: &mut StartedRequest<LoopQueue>, outcome: &Outcome) {
 /// may go on.
 ///
 /// A blocking transfer of less than a block makes no progress, as at the end of a truncated file.
-/// Then the part of a read that was not found reads as zeroes, not as the old content of the memory.
+/// Then the part of a read that was not found reads as zeroes, not as the old content of the
+/// memory.
 fn go_on(mut rq: StartedRequest<LoopQueue>, bytes: u32) {
     let whole = rq.whole_blocks(bytes);
     if whole != 0 {

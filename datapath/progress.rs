@@ -84,18 +84,18 @@ impl Route {
 pub(crate) struct Progress {
     /// The route that was chosen when the request was dispatched.
     pub(super) route: Route,
-    /// Whether the operation in flight is non-blocking.
+    /// True if the operation in flight is non-blocking.
     pub(super) nowait: bool,
-    /// Whether the request must be served by a task that may block, because a non-blocking
+    /// True if the request must be served by a task that may block, because a non-blocking
     /// operation would have blocked or has failed.
     pub(super) must_block: bool,
-    /// Whether the last operation failed because there was no memory.
+    /// True if the last operation failed because there was no memory.
     pub(super) lacked_memory: bool,
-    /// Whether direct I/O of the request was refused, so that it uses the page cache.
+    /// True if direct I/O of the request was refused, so that it uses the page cache.
     pub(super) direct_refused: bool,
-    /// Whether the request holds freeze protection of the file.
+    /// True if the request holds freeze protection of the file.
     pub(super) holds_write: bool,
-    /// Whether the request is inside the gate of [direct writes](LoopQueue::direct_writes).
+    /// True if the request is inside the gate of [direct writes](LoopQueue::direct_writes).
     pub(super) in_gate: bool,
     /// The retries since the request last made progress.
     pub(super) retries: Retries,

@@ -13,22 +13,23 @@
 //! [`Submitter`]. The rules about the request:
 //!
 //! - **Remapped requests**: No file system code runs, so any task may submit. The lower device may
-//!   still throttle (`io.cost`); then the submitter sleeps. A non-blocking bio cannot be split, so a
-//!   worker serves long requests.
+//!   still throttle (`io.cost`); then the submitter sleeps. A non-blocking bio cannot be split, so
+//!   a worker serves long requests.
 //! - **Requests to a file, in a batch**: While the submitter has a plug, a worker serves them. The
-//!   flush of the plug may have been caused by a request that is on no list yet, and the file system
-//!   might wait for the queue of that request.
+//!   flush of the plug may have been caused by a request that is on no list yet, and the file
+//!   system might wait for the queue of that request.
 //! - **Reads of a file**: Only for user tasks, and only while the disk has no exclusive owner.
-//!   Otherwise we would re-enter a file system while the task holds the locks and the `journal_info`
-//!   of another one. (A file system may be mounted just after the check; the requests in flight were
-//!   then submitted by other tasks. A loop device on top of this one is no exclusive owner, but its
-//!   saved I/O context is detected.) The file system is told not to block.
+//!   Otherwise we would re-enter a file system while the task holds the locks and the
+//!   `journal_info` of another one. (A file system may be mounted just after the check; the
+//!   requests in flight were then submitted by other tasks. A loop device on top of this one is no
+//!   exclusive owner, but its saved I/O context is detected.) The file system is told not to block.
 //! - **Writes to a file**: The result of a write depends on the task: its limits, privileges and
-//!   signals. Only writes for which none of these matters, over allocated blocks, are submitted; file
-//!   systems refuse the rest when they are told not to block. FUA writes may block on the journal.
-//! - **cgroups**: I/O to a file is charged to the current task, so the cgroup of the request must be
-//!   that of the task. They differ where a scheduler, or a lack of tags, makes a task dispatch the
-//!   requests of others.
+//!   signals. Only writes for which none of these matters, over allocated blocks, are submitted;
+//!   file systems refuse the rest when they are told not to block. FUA writes may block on the
+//!   journal.
+//! - **cgroups**: I/O to a file is charged to the current task, so the cgroup of the request must
+//!   be that of the task. They differ where a scheduler, or a lack of tags, makes a task dispatch
+//!   the requests of others.
 //! - **Signals**: A fatal signal of the submitter must not fail the request, which may not be its
 //!   own: on `EINTR` the request is deferred to a worker.
 //! - **Buffered reads**: Page-cache hits start no I/O. The submitter of a read that fills the page

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What requests need of their device.
+//! The state that requests need of their device.
 //!
 //! - [`LoopQueue`] lives as long as the device;
 //! - [`Target`] is there while the device is bound, and changes only while no request is in flight.
@@ -66,7 +66,7 @@ pub(crate) struct LoopQueue {
     /// The workqueues of the workers: one for each [`Affinity`]. Made when the device is bound for
     /// the first time. They go with the device, because destroying a workqueue waits for its work.
     workqueues: SetOnce<(OwnedQueue, OwnedQueue)>,
-    /// What user space can switch.
+    /// The switches of user space.
     pub(crate) tunables: Tunables,
     /// Entered by direct writes; closed by transfers through the page cache of the backing file of
     /// a device with direct I/O.
@@ -127,9 +127,9 @@ impl LoopQueue {
 
     /// Returns whether a request ends beyond the device.
     ///
-    /// The block layer checks that before it waits for a frozen queue, and not afterwards. Meanwhile
-    /// the device may have moved in the backing file, and the request must not reach what was
-    /// never part of the device.
+    /// The block layer checks that before it waits for a frozen queue, and not afterwards.
+    /// Meanwhile the device may have moved in the backing file, and the request must not reach what
+    /// was never part of the device.
     pub(super) fn is_exceeded_by(&self, rq: &Request<Self>) -> bool {
         let end = rq.position().saturating_add(u64::from(rq.len()));
         rq.op() != Op::Flush && end > self.length.load(Relaxed)
@@ -160,21 +160,21 @@ pub(crate) struct Target {
     /// The writeback errors of the file that flushes have reported. The device has a cursor of its
     /// own, because other tasks and FUA writes sync the file through the same `struct file`.
     pub(crate) wb_err: ErrseqCursor,
-    /// How reads and writes use the file.
+    /// The way that reads and writes use the file.
     pub(crate) caching: Caching,
     /// The block size of direct I/O to the file, in bytes, if it is larger than that of the device.
     pub(crate) direct_block: Option<u32>,
-    /// Whether writes fail.
+    /// True if writes fail.
     pub(crate) read_only: bool,
     /// The `fallocate()` modes that the file supports.
     pub(crate) holes: HoleSupport,
-    /// Whether the file supports non-blocking I/O.
+    /// True if the file supports non-blocking I/O.
     pub(crate) nowait: bool,
-    /// Whether the log has a line about a request that failed because there was no memory.
+    /// True if the log has a line about a request that failed because there was no memory.
     pub(crate) warned: Atomic<bool>,
-    /// Whether non-blocking reads succeed.
+    /// True if non-blocking reads succeed.
     pub(crate) reads: Backoff,
-    /// Whether non-blocking writes succeed.
+    /// True if non-blocking writes succeed.
     pub(crate) writes: Backoff,
 }
 

@@ -87,8 +87,8 @@ fn acquire(rq: &mut StartedRequest<LoopQueue>, method: IoMethod, wait: Wait) -> 
 /// it changes neither the file nor, by direct I/O, its page cache.
 ///
 /// Freeze protection comes first, so that no request inside the gate waits for a thaw of the file's
-/// own file system. Buffered reads would wait for it, too. (A stacked file system may still wait for
-/// the one below it.)
+/// own file system. Buffered reads would wait for it, too. (A stacked file system may still wait
+/// for the one below it.)
 fn acquire_for_write(rq: &mut StartedRequest<LoopQueue>, method: IoMethod, wait: Wait) -> bool {
     if method != IoMethod::Remap {
         if !start_write(&rq.backend().file, wait) {
@@ -142,8 +142,8 @@ pub(super) fn release(rq: &mut StartedRequest<LoopQueue>) {
 /// refused. May sleep.
 ///
 /// While pages are in the cache, a direct write beside them could leave them stale (they are read
-/// before it, and not invalidated while they are dirty), or be overwritten by their writeback. So no
-/// direct write is in flight until the cache is clean and empty again.
+/// before it, and not invalidated while they are dirty), or be overwritten by their writeback. So
+/// no direct write is in flight until the cache is clean and empty again.
 fn submit_exclusive(rq: StartedRequest<LoopQueue>, position: u64) {
     let (write, len) = (rq.op().is_write(), u64::from(rq.len()));
     // The request may end before the gate is open again, so the queue is kept.
@@ -158,8 +158,8 @@ fn submit_exclusive(rq: StartedRequest<LoopQueue>, position: u64) {
     if write {
         let file = &rq.backend().file;
         let written = file.write_back(position, len);
-        // The page cache reports a writeback error once, and a sync of the file or a direct read may
-        // have taken the report for this write.
+        // The page cache reports a writeback error once, and a sync of the file or a direct read
+        // may have taken the report for this write.
         let written = written.and_then(|()| errors.check(file));
         result = result.and_then(|bytes| written.map(|()| bytes));
     }
@@ -194,8 +194,8 @@ fn free_or_zero(rq: &StartedRequest<LoopQueue>) -> Result {
     if target.is_misaligned_to_device(rq) {
         return Err(EOPNOTSUPP);
     }
-    // A page of a block device may hold other blocks than the zeroed ones, so direct writes must not
-    // be in flight. File systems take care of that themselves; and vfs_fallocate() takes freeze
+    // A page of a block device may hold other blocks than the zeroed ones, so direct writes must
+    // not be in flight. File systems take care of that themselves; and vfs_fallocate() takes freeze
     // protection, which would have to come before the gate.
     let shares_pages = target.block_device().and(target.direct_block).is_some();
     let gate = &rq.device().direct_writes;

@@ -36,11 +36,11 @@ impl Switch {
 
 /// The tunables of a device.
 pub(crate) struct Tunables {
-    /// Whether the submitter of a request may serve it.
+    /// True if the submitter of a request may serve it.
     pub(crate) inline: Switch,
-    /// Whether requests may be remapped to the block device that the backing file is.
+    /// True if requests may be remapped to the block device that the backing file is.
     pub(crate) remap: Switch,
-    /// Whether non-blocking I/O to the backing file may be tried.
+    /// True if non-blocking I/O to the backing file may be tried.
     pub(crate) nowait: Switch,
 }
 

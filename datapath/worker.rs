@@ -6,8 +6,8 @@
 //!
 //! - the **nowait worker** blocks only on the tags and the controllers of the lower device. It
 //!   serves requests of all cgroups;
-//! - a few **blocking workers**. All requests of a cgroup use the same one of a hardware context, so
-//!   that a throttled cgroup delays few others, and sequential I/O mostly stays in order;
+//! - a few **blocking workers**. All requests of a cgroup use the same one of a hardware context,
+//!   so that a throttled cgroup delays few others, and sequential I/O mostly stays in order;
 //! - the **slow worker** serves discards and writes of zeroes.
 //!
 //! The **flusher** of the device serves many flushes with one `fdatasync()`.
@@ -53,7 +53,7 @@ use kernel::{
     },
 };
 
-/// What a worker does with its requests.
+/// The task of a worker.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Task {
     /// Transfers data, by the route of each request.
@@ -98,8 +98,8 @@ impl Worker {
         Self::new(Task::Flush)
     }
 
-    /// Passes a request to the worker, and queues the worker unless it has requests already. `queue`
-    /// outlives the call. Any context, including hard IRQ.
+    /// Passes a request to the worker, and queues the worker unless it has requests already.
+    /// `queue` outlives the call. Any context, including hard IRQ.
     fn submit(self: &Arc<Self>, queue: &LoopQueue, rq: StartedRequest<LoopQueue>) {
         if self.requests.push(rq) {
             queue.enqueue(self.clone(), self.affinity());
@@ -109,8 +109,8 @@ impl Worker {
     /// Returns where the worker should run for the current submitter.
     ///
     /// A submitter that slept since it last queued the worker is synchronous: its CPU is about to
-    /// become idle, so the worker runs there, because waking another CPU takes longer. Otherwise the
-    /// worker runs on any CPU, and the submitter goes on.
+    /// become idle, so the worker runs there, because waking another CPU takes longer. Otherwise
+    /// the worker runs on any CPU, and the submitter goes on.
     ///
     /// The flusher always uses the same workqueue, which runs a work item on one CPU at a time.
     fn affinity(&self) -> Affinity {

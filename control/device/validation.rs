@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which files may be the backing file of a device.
+//! The check that a file may be the backing file of a device.
 
 use super::LoopDevice;
 use crate::{
