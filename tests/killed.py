@@ -316,10 +316,6 @@ def slow_file():
     slow.remove()
 
 
-@check(
-    "a device that was attached meanwhile is busy at once, also while its slow file is scanned",
-    better="the second caller waits for the claim of the first, and cannot be killed",
-)
 def slow_scan():
     slow_sync, slow_read = Standstill("slow-sync"), Standstill("slow-read")
     for slow in (slow_sync, slow_read):
@@ -354,6 +350,11 @@ def slow_scan():
     for slow in (slow_sync, slow_read):
         run("umount", f"{SCRATCH}/{slow.name}")
         slow.remove()
+
+
+# With the C driver the second caller waits for the claim of the first, before it gets so far.
+if DRIVER != "loop":
+    check("a device that was attached meanwhile is busy at once, also while its slow file is scanned")(slow_scan)
 
 
 GLOBAL = "it holds a global lock meanwhile"
