@@ -117,9 +117,9 @@ impl LoopDevice {
         let old = disk.capacity();
         self.resize(disk, capacity);
         if capacity != old {
-            // A reader that acts upon the event must not find pages that were read with the old end.
-            // That may take as long as a read of the file. Events are not suppressed for as long, as
-            // those of other senders would be lost.
+            // A reader that acts upon the event must not find pages that were read with the old
+            // end. That may take as long as a read of the file. Events are not suppressed for as
+            // long, as those of other senders would be lost.
             disk.drop_cached();
         }
         // As `set_capacity_and_notify()` has it: a device that was or becomes empty is not resized.
@@ -265,8 +265,8 @@ impl LoopDevice {
     }
 }
 
-/// Writes back and drops what is in the page cache of the file when direct I/O begins or ends. Pages
-/// may come again while requests go on, see [`freeze`].
+/// Writes back and drops what is in the page cache of the file when direct I/O begins or ends.
+/// Pages may come again while requests go on, see [`freeze`].
 fn settle_cache(binding: &Binding, new: &Settings) {
     let file = &binding.backing.file;
     if backing::caching(binding.settings.flags) != backing::caching(new.flags) {
@@ -280,8 +280,8 @@ fn settle_cache(binding: &Binding, new: &Settings) {
 ///
 /// Direct writes to a block device do not invalidate pages that others have read beside them. When
 /// direct I/O ends, such pages count from then on, so the page cache must be empty while the queue
-/// is frozen. It is not emptied there: the owner of a page may wait for memory, and swapping out for
-/// this queue. Gives up when others fill the cache again and again.
+/// is frozen. It is not emptied there: the owner of a page may wait for memory, and swapping out
+/// for this queue. Gives up when others fill the cache again and again.
 fn freeze<'a>(
     disk: &'a GenDisk<LoopDevice>,
     binding: &Binding,
