@@ -2,11 +2,10 @@
 
 //! Asynchronous I/O to files from inside the kernel.
 //!
-//! [`Iocb::submit`] starts a [`Transfer`] between an open file and memory that bio_vecs describe.
-//! The file carries it out before the call returns, or calls [`Completion::complete`] when it is
-//! over, in any context. Nothing is copied or allocated: the file's `read_iter` or `write_iter`
-//! gets the memory as an `iov_iter`, and the caller provides the [`Iocb`], the state of the
-//! operation.
+//! [`submit`] starts a [`Transfer`] between an open file and memory that bio_vecs describe. The file
+//! carries it out before the call returns, or calls [`Completion::complete`] when it is over, in any
+//! context. Nothing is copied or allocated: the file's `read_iter` or `write_iter` gets the memory
+//! as an `iov_iter`, and the caller provides the [`Iocb`], the state of the operation.
 //!
 //! This file knows neither requests nor loop devices. [`request`] binds it to the block layer.
 //!
@@ -92,80 +91,97 @@ impl Transfer {
     }
 }
 
-/// The callback of operations.
-pub(crate) trait Completion {
-    /// Takes back `iocb`, whose operation is over; `result` is the number of bytes done or a
-    /// negative errno.
-    ///
-    /// Called once for each submission that is [`Submitted::Queued`], before or after
-    /// [`Iocb::submit`] returns. Any context, including hard IRQ.
-    ///
-    /// # Safety
-    ///
-    /// `iocb` must have been submitted with this `Completion`, and its operation must be over.
-    unsafe fn complete(iocb: *mut Iocb, result: isize);
-}
-
-/// The state of an operation after its submission.
-pub(crate) enum Submitted {
-    /// It is in flight, or over: [`Completion::complete`] is called with its result.
-    Queued,
-    /// It is over, with this result; [`Completion::complete`] is not called.
-    Done(isize),
-}
-
 /// The state of one operation: `struct kiocb`.
 #[repr(transparent)]
 pub(crate) struct Iocb(Opaque<bindings::kiocb>);
 
-impl Iocb {
-    /// Starts the transfer between `file` and the memory of `span`.
-    ///
-    /// May sleep, see [`Wait`]. For a write, the caller holds freeze protection of the file
-    /// ([`start_write`](crate::kern::file::BackingFile::start_write)) until the operation is over.
+/// The owner of an [`Iocb`], which goes with the operation and gets its result.
+///
+/// # Safety
+///
+/// [`into_iocb`](Self::into_iocb) returns an `Iocb` that is pinned and has no operation in flight.
+/// It stays valid until [`from_iocb`](Self::from_iocb) is called.
+pub(crate) unsafe trait Completion: Send + Sized {
+    /// Turns the owner into its `Iocb`.
+    fn into_iocb(self) -> *mut Iocb;
+
+    /// Takes the owner of an `Iocb` back.
     ///
     /// # Safety
     ///
-    /// - `this` is pinned, and has no other operation in flight. It is valid until this function
-    ///   returns and, if the submission is [`Submitted::Queued`], until `C::complete` is called.
-    /// - `file` stays open for as long.
-    /// - `span` describes valid memory. That memory and the bio_vecs stay valid for as long.
-    pub(crate) unsafe fn submit<C: Completion>(
-        this: *mut Self,
-        file: &File,
-        transfer: Transfer,
-        span: &BvecSpan,
-    ) -> Submitted {
-        let kiocb = this.cast::<bindings::kiocb>();
-        let wb_err = transfer.durable.then(|| ErrseqCursor::from_now(file));
-        // SAFETY: By the function's requirements `this` is valid and has no operation in flight; an
-        // `Iocb` is a `struct kiocb`.
-        unsafe {
-            kiocb.write(bindings::kiocb {
-                ki_filp: file.as_ptr(),
-                ki_pos: transfer.position,
-                ki_complete: (transfer.caching == Caching::Direct).then_some(callback::<C>),
-                ki_flags: transfer.flags(),
-                ki_ioprio: transfer.ioprio,
-                ..pin_init::zeroed()
-            })
-        };
-        let ret = match transfer.direction {
-            // SAFETY: `kiocb` was set up above; the rest is required of this function, too.
-            Direction::Read => unsafe { read(file, kiocb, span) },
-            // SAFETY: As above.
-            Direction::Write => unsafe { write(file, kiocb, span) },
-        };
-        if ret == -(bindings::EIOCBQUEUED as isize) {
-            return Submitted::Queued;
-        }
-        // A page whose writeback failed is clean, and a `struct file` reports the error once: to
-        // this write, or to another sync that used the `struct file` since the write began. So the
-        // write has a cursor of its own.
-        match wb_err.map(|wb_err| wb_err.advance(file)) {
-            Some(Err(error)) if ret >= 0 => Submitted::Done(error.to_errno() as isize),
-            _ => Submitted::Done(ret),
-        }
+    /// `iocb` must come from [`into_iocb`](Self::into_iocb), and is taken back once.
+    unsafe fn from_iocb(iocb: *mut Iocb) -> Self;
+
+    /// Takes the result of the operation, which is over: the number of bytes done, or a negative
+    /// errno.
+    ///
+    /// Called once for each submission that is [`Submitted::Queued`], before or after [`submit`]
+    /// returns. Any context, including hard IRQ.
+    fn complete(self, result: isize);
+}
+
+/// The state of an operation after its submission.
+pub(crate) enum Submitted<C> {
+    /// It is in flight, or over: [`Completion::complete`] is called with its result.
+    Queued,
+    /// It is over, with this result; [`Completion::complete`] is not called.
+    Done(C, isize),
+}
+
+/// Starts the transfer between `file` and the memory of `span`.
+///
+/// May sleep, see [`Wait`]. For a write, the caller holds freeze protection of the file
+/// ([`start_write`](crate::kern::file::BackingFile::start_write)) until the operation is over.
+///
+/// # Safety
+///
+/// Until this function returns and, if the submission is [`Submitted::Queued`], until
+/// [`Completion::complete`] is called:
+///
+/// - `file` stays open;
+/// - `span` describes memory that stays valid, and so do its bio_vecs.
+///
+/// The `Iocb` of `owner` stays valid until this function returns, even if the owner is taken back
+/// before.
+pub(crate) unsafe fn submit<C: Completion>(
+    owner: C,
+    file: &File,
+    transfer: Transfer,
+    span: &BvecSpan,
+) -> Submitted<C> {
+    let iocb = owner.into_iocb();
+    let kiocb = iocb.cast::<bindings::kiocb>();
+    let wb_err = transfer.durable.then(|| ErrseqCursor::from_now(file));
+    // SAFETY: By the requirements of `Completion` the `Iocb`, which is a `struct kiocb`, is valid and
+    // has no operation in flight.
+    unsafe {
+        kiocb.write(bindings::kiocb {
+            ki_filp: file.as_ptr(),
+            ki_pos: transfer.position,
+            ki_complete: (transfer.caching == Caching::Direct).then_some(callback::<C>),
+            ki_flags: transfer.flags(),
+            ki_ioprio: transfer.ioprio,
+            ..pin_init::zeroed()
+        })
+    };
+    let ret = match transfer.direction {
+        // SAFETY: `kiocb` was set up above; the rest is required of this function, too.
+        Direction::Read => unsafe { read(file, kiocb, span) },
+        // SAFETY: As above.
+        Direction::Write => unsafe { write(file, kiocb, span) },
+    };
+    if ret == -(bindings::EIOCBQUEUED as isize) {
+        return Submitted::Queued;
+    }
+    // SAFETY: `iocb` comes from `into_iocb` above. The file did not return `-EIOCBQUEUED`, so it does
+    // not call `callback`, and the owner is taken back once.
+    let owner = unsafe { C::from_iocb(iocb) };
+    // A page whose writeback failed is clean, and a `struct file` reports the error once: to this
+    // write, or to another sync that used the `struct file` since the write began. So the write has
+    // a cursor of its own.
+    match wb_err.map(|wb_err| wb_err.advance(file)) {
+        Some(Err(error)) if ret >= 0 => Submitted::Done(owner, error.to_errno() as isize),
+        _ => Submitted::Done(owner, ret),
     }
 }
 
@@ -173,7 +189,7 @@ impl Iocb {
 ///
 /// # Safety
 ///
-/// The requirements of [`Iocb::submit`] hold, and it has set `kiocb` up.
+/// The requirements of [`submit`] hold, and it has set `kiocb` up.
 unsafe fn read(file: &File, kiocb: *mut bindings::kiocb, span: &BvecSpan) -> isize {
     // SAFETY: An open file has operations, which stay while it is open.
     let Some(read_iter) = (unsafe { (*(*file.as_ptr()).f_op).read_iter }) else {
@@ -189,7 +205,7 @@ unsafe fn read(file: &File, kiocb: *mut bindings::kiocb, span: &BvecSpan) -> isi
 ///
 /// # Safety
 ///
-/// The requirements of [`Iocb::submit`] hold, and it has set `kiocb` up.
+/// The requirements of [`submit`] hold, and it has set `kiocb` up.
 unsafe fn write(file: &File, kiocb: *mut bindings::kiocb, span: &BvecSpan) -> isize {
     // SAFETY: By the function's requirements `kiocb` is valid; the file does not use it before
     // `write_iter` is called.
@@ -208,10 +224,10 @@ unsafe fn write(file: &File, kiocb: *mut bindings::kiocb, span: &BvecSpan) -> is
 ///
 /// # Safety
 ///
-/// Called once by the file, for a kiocb that [`Iocb::submit`] passed to it with the same `C`.
+/// Called once by the file, for a kiocb that [`submit`] passed to it with the same `C`.
 unsafe extern "C" fn callback<C: Completion>(kiocb: *mut bindings::kiocb, ret: c_long) {
-    // SAFETY: By the function's requirements the operation is over, and `kiocb` is an `Iocb` that
-    // was submitted with `C`. A file that calls this returns `-EIOCBQUEUED`, so the submission is
-    // `Queued`, and this is the one call for it.
-    unsafe { C::complete(kiocb.cast(), ret) };
+    // SAFETY: By the function's requirements `kiocb` is the `Iocb` of an owner of type `C`. A file
+    // that calls this returns `-EIOCBQUEUED`, so `submit` does not take the owner back, and this is
+    // the one call for it.
+    unsafe { C::from_iocb(kiocb.cast()) }.complete(ret);
 }

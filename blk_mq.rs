@@ -3,16 +3,16 @@
 //! The multi-queue block layer, as a driver of request-based disks sees it.
 //!
 //! A driver implements [`Operations`] for the type of the device that its requests are for, and
-//! [`DiskOperations`] for the type of the device that a disk stands for. It makes a [`TagSet`] and
-//! a [`Disk`], sets the disk up, and [adds](Disk::add) it.
+//! [`DiskOperations`] for the type of the device that a disk stands for. It makes a [`TagSet`], and
+//! [adds](Disk::add) a [`Disk`].
 //!
 //! Three rules are kept by types instead of comments:
 //!
 //! - **The type of a request is its state.** [`IdleRequest`] → [`StartedRequest`] ⇄ two
 //!   [`InFlight`]. Each step consumes the one before, so a request is neither ended twice nor used
 //!   by a former owner. A request that is dropped ends with an I/O error.
-//! - **A disk is visible only when it is complete.** A [`Disk`] is not registered, and a
-//!   [`RegisteredDisk`] is.
+//! - **A disk is visible only when it is complete.** [`Disk::add`] takes everything that a disk
+//!   needs, and there is no disk that is not added.
 //! - **The backend of a queue changes only while no request uses it.** [`Operations::Backend`] is
 //!   read through a started request and changed through a [`FrozenQueue`], so the request path
 //!   needs neither a lock nor a reference count.
@@ -56,14 +56,16 @@ pub(crate) use self::{
         DiskRef,
         GenDisk,
         Mode,
-        OpenMutex,
-        RegisteredDisk, //
+        OpenMutex, //
     },
     limits::{
         FrozenQueue,
         LimitsUpdate, //
     },
-    list::RequestList,
+    list::{
+        Batch,
+        RequestList, //
+    },
     major::{
         Major,
         Probe, //

@@ -32,13 +32,11 @@ use crate::{
         ffi, //
     },
 };
-use core::{
-    marker::PhantomData,
-    mem::ManuallyDrop, //
-};
+use core::mem::ManuallyDrop;
 use kernel::{
     bindings,
     fs::File,
+    pr_err_once,
     prelude::*,
     types::Opaque, //
 };
@@ -119,25 +117,41 @@ pub(crate) trait FileBacked: Operations<RequestData = FileIoPdu<Self::Data>> {
     fn io_granularity(rq: &StartedRequest<Self>) -> Option<u32>;
 }
 
-/// The completion of operations on requests of `T`.
-struct RequestCompletion<T>(PhantomData<T>);
+// SAFETY: The `Iocb` is in the PDU, which never moves and outlives the request. The functions of
+// this file begin an operation only with both owners of a request, so no other one is in flight.
+unsafe impl<T: FileBacked> Completion for InFlight<T> {
+    fn into_iocb(self) -> *mut Iocb {
+        // The operation is the first field of the PDU.
+        self.into_data().cast_mut().cast()
+    }
 
-impl<T: FileBacked> Completion for RequestCompletion<T> {
-    unsafe fn complete(iocb: *mut Iocb, result: isize) {
-        // SAFETY: `start` submitted the `Iocb` of a PDU, which is its first field, and turned an
-        // owner of the request into that pointer. This is called once for it.
-        let rq = unsafe { InFlight::<T>::from_data(iocb.cast::<FileIoPdu<T::Data>>()) };
-        rq.complete(bytes_or_error(result));
+    unsafe fn from_iocb(iocb: *mut Iocb) -> Self {
+        // SAFETY: By the function's requirements the pointer comes from `into_data`, and is taken
+        // back once.
+        unsafe { Self::from_data(iocb.cast::<FileIoPdu<T::Data>>()) }
+    }
+
+    fn complete(self, result: isize) {
+        self.finish(bytes_or_error(result));
     }
 }
 
-impl<T: FileBacked> BioCompletion for RequestCompletion<T> {
-    unsafe fn complete(bio: *mut Bio, result: Result) {
-        // SAFETY: `remap` submitted the `Bio` of a PDU, which is its first field, and turned an
-        // owner of the request into that pointer. This is called once for it.
-        let rq = unsafe { InFlight::<T>::from_data(bio.cast::<FileIoPdu<T::Data>>()) };
-        let bytes = rq.data().bio_bytes;
-        rq.complete(result.map(|()| bytes));
+// SAFETY: As of `Completion`, for the `Bio` in the PDU.
+unsafe impl<T: FileBacked> BioCompletion for InFlight<T> {
+    fn into_bio(self) -> *mut Bio {
+        // The operation is the first field of the PDU.
+        self.into_data().cast_mut().cast()
+    }
+
+    unsafe fn from_bio(bio: *mut Bio) -> Self {
+        // SAFETY: By the function's requirements the pointer comes from `into_data`, and is taken
+        // back once.
+        unsafe { Self::from_data(bio.cast::<FileIoPdu<T::Data>>()) }
+    }
+
+    fn complete(self, result: Result) {
+        let bytes = self.data().bio_bytes;
+        self.finish(result.map(|()| bytes));
     }
 }
 
@@ -174,7 +188,10 @@ pub(crate) fn transfer_buffered<T: FileBacked>(
 ) -> Option<(StartedRequest<T>, Result<u32>)> {
     match start(rq, position, Caching::Buffered, Wait::Allowed) {
         // The kiocb has no `ki_complete`, so the file must not return `-EIOCBQUEUED`.
-        Start::InFlight => None,
+        Start::InFlight => {
+            pr_err_once!("a file does not complete synchronous I/O\n");
+            None
+        }
         Start::Done(rq, result) => Some((rq, result)),
     }
 }
@@ -214,29 +231,25 @@ fn start<T: FileBacked>(
         position,
         ioprio: rq.ioprio(),
     };
-    // This function and `RequestCompletion` each have an owner: the file may use the bio_vecs until
-    // `Iocb::submit` returns, even if the operation is over before that.
-    let (submitter, completer) = rq.into_in_flight();
-    let data = completer.into_data();
-    let iocb = data.cast_mut().cast::<Iocb>();
-    let file = T::file(submitter.backend());
-    // SAFETY: The request stays in flight until both owners are gone: `submitter` after
-    // `Iocb::submit` has returned, and the other one when `complete` is called.
-    // - The `Iocb` is in the PDU, which is pinned and outlives the time in flight. `rq` was the
-    //   only owner, so no other operation is in flight.
-    // - The file is part of the backend, which stays while the request is in flight.
-    // - The bio_vecs are those of the request's bios, or in its PDU. They describe memory of the
-    //   request, and all of it stays while the request is in flight.
-    let submitted = unsafe { Iocb::submit::<RequestCompletion<T>>(iocb, file, transfer, &span) };
-    let Submitted::Done(result) = submitted else {
-        return Start::InFlight;
-    };
-    // SAFETY: `data` comes from `into_data` above. The operation is `Done`, so `RequestCompletion`
-    // is not called, and the owner is taken back once.
-    let completer = unsafe { InFlight::<T>::from_data(data) };
-    // SAFETY: Both owners come from the call of `into_in_flight` above.
-    let rq = unsafe { StartedRequest::rejoin(submitter, completer) };
-    Start::Done(rq, bytes_or_error(result))
+    // This function and the operation each have an owner: the file may use the bio_vecs until it
+    // returns, even if the operation is over before that.
+    let (starter, completer) = rq.into_in_flight();
+    let file = T::file(starter.backend());
+    // SAFETY: The request stays in flight until both owners are gone: `starter` after `submit` has
+    // returned, and `completer` when `complete` is called. As long as it is in flight,
+    // - the backend stays, and so does its file;
+    // - the memory of the request stays, and so do the bio_vecs, which are those of its bios or in
+    //   its PDU;
+    // - the PDU stays, which has the `Iocb`.
+    match unsafe { super::submit(completer, file, transfer, &span) } {
+        // Drops `starter`: the last owner calls `operation_done`.
+        Submitted::Queued => Start::InFlight,
+        Submitted::Done(completer, result) => {
+            // SAFETY: Both owners come from the call of `into_in_flight` above.
+            let rq = unsafe { StartedRequest::rejoin(starter, completer) };
+            Start::Done(rq, bytes_or_error(result))
+        }
+    }
 }
 
 /// Submits `rq`, a read or a write, as a bio to the [block device](FileBacked::block_device) of its
@@ -257,20 +270,18 @@ pub(crate) fn remap<T: FileBacked>(mut rq: StartedRequest<T>, sector: u64, wait:
     rq.data_mut().fields().bio_bytes = span.count as u32;
     let nowait = wait == Wait::Forbidden;
     let raw = rq.as_ptr();
-    // This function and `RequestCompletion` each have an owner: the block layer uses the block
-    // device until `Bio::submit` returns. If the bio were the only owner and ended before that, the
-    // backend could be replaced and its file closed: use after free.
-    let (submitter, completer) = rq.into_in_flight();
-    let bio = completer.into_data().cast_mut().cast::<Bio>();
-    // SAFETY: The request stays in flight until both owners are gone: `submitter` below, and the
-    // other one when `complete` is called.
-    // - The `Bio` is in the PDU, which is pinned and outlives the time in flight. `rq` was the only
-    //   owner, so no other operation is in flight.
+    // This function and the bio each have an owner: the block layer uses the block device until
+    // `Bio::submit` returns. If the bio were the only owner and ended before that, the backend could
+    // be replaced and its file closed: use after free.
+    let (starter, completer) = rq.into_in_flight();
+    // SAFETY: The request stays in flight until both owners are gone: `starter` below, and
+    // `completer` when `complete` is called.
     // - The request is a read or a write, and `span` describes memory of it.
     // - The file of the backend keeps `bdev` open, and the backend stays while the request is in
     //   flight.
-    unsafe { Bio::submit::<RequestCompletion<T>>(bio, raw, bdev, sector, &span, nowait) };
-    drop(submitter);
+    unsafe { Bio::submit(completer, raw, bdev, sector, &span, nowait) };
+    // The last owner calls `operation_done`.
+    drop(starter);
 }
 
 /// Frees the array of bio_vecs that the operation of `rq` needed. Any context.

@@ -26,9 +26,10 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// - `value` is written by the holder of `writer` alone, and only while the queue is frozen, or
-///   while `present` is false and the queue has been seen without requests since it became false.
-///   The writer holds `writer` from the time `present` becomes false until that write.
+/// - `present` and `value` are written by the owner of the [`Writer`] alone. `value` is written only
+///   while the queue is frozen, or while `present` is false and the queue has been seen without
+///   requests since it became false. The writer is locked from when `present` becomes false until
+///   that write.
 /// - While `present` is true, `value` is `Some`.
 #[pin_data]
 pub(super) struct BackendCell<V> {
@@ -86,44 +87,77 @@ impl<V> BackendCell<V> {
     }
 
     /// Locks out other writers. May sleep.
-    pub(super) fn lock(&self) -> MutexGuard<'_, ()> {
-        self.writer.lock()
+    pub(super) fn lock(&self) -> Writer<'_, V> {
+        // INVARIANT: The lock is that of this cell.
+        Writer {
+            cell: self,
+            _guard: self.writer.lock(),
+        }
     }
 
     /// Fills an empty cell; returns `value` if the cell is not empty. May sleep.
     pub(super) fn fill(&self, value: V) -> Result<(), V> {
-        let _writer = self.writer.lock();
+        let mut writer = self.lock();
         if self.present.load(Relaxed) {
             return Err(value);
         }
-        // SAFETY: `writer` is held. `present` is false, so by the type invariant no request has a
-        // reference to `value`.
-        // INVARIANT: `value` is `Some` before `present` is true.
-        unsafe { *self.value.get() = Some(value) };
-        self.present.store(true, Release);
+        // SAFETY: `present` is false, so by the invariants of the cell no request has a reference
+        // to `value`.
+        unsafe { writer.replace(value) };
         Ok(())
     }
+}
 
+/// The exclusive right to write a cell.
+///
+/// # Invariants
+///
+/// The guard is that of the cell's `writer`.
+pub(super) struct Writer<'a, V> {
+    cell: &'a BackendCell<V>,
+    _guard: MutexGuard<'a, ()>,
+}
+
+impl<V> Writer<'_, V> {
     /// Keeps requests that are dispatched from here on from finding the value.
-    pub(super) fn hide(&self, _writer: &MutexGuard<'_, ()>) {
-        self.present.store(false, Relaxed);
+    pub(super) fn hide(&mut self) {
+        self.cell.present.store(false, Relaxed);
     }
 
-    /// Returns the place of the value, to write it.
+    /// Returns the value, to change it.
     ///
     /// # Safety
     ///
-    /// The caller holds `writer` for as long as the reference lives. For that time the queue is
-    /// frozen, or the value is [hidden](Self::hide) and the queue has been seen without requests
-    /// since.
-    #[expect(clippy::mut_from_ref)]
-    pub(super) unsafe fn value_mut(&self) -> &mut Option<V> {
-        // SAFETY: By the function's requirements no request reads it, and there is one writer.
-        unsafe { &mut *self.value.get() }
+    /// For as long as the reference lives, the queue is frozen.
+    pub(super) unsafe fn get_mut(&mut self) -> Option<&mut V> {
+        // SAFETY: By the function's requirements no request reads the value. This is the only
+        // writer, and it is borrowed for as long as the reference lives.
+        unsafe { &mut *self.cell.value.get() }.as_mut()
     }
 
-    /// Lets requests find the value again, which must be `Some`.
-    pub(super) fn show(&self, _writer: &MutexGuard<'_, ()>) {
-        self.present.store(true, Release);
+    /// Replaces the value, and returns the old one.
+    ///
+    /// # Safety
+    ///
+    /// The queue is frozen, or no request has found the value of the cell since it was last empty.
+    pub(super) unsafe fn replace(&mut self, value: V) -> Option<V> {
+        // SAFETY: By the function's requirements no request reads the value, and this is the only
+        // writer.
+        let old = unsafe { (*self.cell.value.get()).replace(value) };
+        // INVARIANT: The value is `Some`.
+        self.cell.present.store(true, Release);
+        old
+    }
+
+    /// Empties the cell, and returns its value.
+    ///
+    /// # Safety
+    ///
+    /// The value is [hidden](Self::hide). Since then the queue was frozen, or has been seen without
+    /// requests.
+    pub(super) unsafe fn take(&mut self) -> Option<V> {
+        // SAFETY: By the function's requirements no request reads the value, and this is the only
+        // writer.
+        unsafe { (*self.cell.value.get()).take() }
     }
 }

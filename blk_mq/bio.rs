@@ -15,20 +15,31 @@ use kernel::{
     types::Opaque, //
 };
 
-/// The callback of bios.
-pub(crate) trait BioCompletion {
-    /// Takes back a bio that is over, with its result. Called once for each bio. Any context,
-    /// including hard IRQ.
-    ///
-    /// # Safety
-    ///
-    /// `bio` must have been submitted with this `BioCompletion`, and must be over.
-    unsafe fn complete(bio: *mut Bio, result: Result);
-}
-
 /// A bio that belongs to a request: `struct bio`.
 #[repr(transparent)]
 pub(crate) struct Bio(Opaque<bindings::bio>);
+
+/// The owner of a [`Bio`], which goes with it and gets its result.
+///
+/// # Safety
+///
+/// [`into_bio`](Self::into_bio) returns a `Bio` that is pinned and not in use. It stays valid until
+/// [`from_bio`](Self::from_bio) is called.
+pub(crate) unsafe trait BioCompletion: Send + Sized {
+    /// Turns the owner into its `Bio`.
+    fn into_bio(self) -> *mut Bio;
+
+    /// Takes the owner of a `Bio` back.
+    ///
+    /// # Safety
+    ///
+    /// `bio` must come from [`into_bio`](Self::into_bio), and is taken back once.
+    unsafe fn from_bio(bio: *mut Bio) -> Self;
+
+    /// Takes the result of the bio, which is over. Called once for each bio. Any context, including
+    /// hard IRQ.
+    fn complete(self, result: Result);
+}
 
 impl Bio {
     /// The flags that a bio inherits from its request: the operation, `REQ_FUA`, and hints.
@@ -60,31 +71,30 @@ impl Bio {
     /// block or would have to be split, and with `EOPNOTSUPP` if the lower device does not support
     /// `REQ_NOWAIT`. May sleep; with `nowait`, only where the lower device throttles the bio.
     ///
-    /// `C::complete` may be called before this returns. After the bio is submitted, this function
-    /// uses none of its arguments.
+    /// [`BioCompletion::complete`] may be called before this returns. After the bio is submitted,
+    /// this function uses none of its arguments.
     ///
     /// # Safety
     ///
-    /// - `this` is pinned, and is not in use. It is valid until `C::complete` is called.
-    /// - `rq` is a valid read or write, and is not completed before `C::complete` is called. `span`
+    /// - `rq` is a valid read or write, and is not completed before `complete` is called. `span`
     ///   describes memory of it, and that memory and the bio_vecs stay valid for as long.
     /// - `bdev` is open until then, and until this function returns.
     pub(crate) unsafe fn submit<C: BioCompletion>(
-        this: *mut Self,
+        owner: C,
         rq: *mut bindings::request,
         bdev: *mut bindings::block_device,
         sector: u64,
         span: &BvecSpan,
         nowait: bool,
     ) {
-        let bio = this.cast::<bindings::bio>();
+        let bio = owner.into_bio().cast::<bindings::bio>();
         // SAFETY: By the function's requirements `rq` is valid.
         let kept = unsafe { (*rq).cmd_flags } & Self::KEPT;
         let opf = kept | if nowait { ffi::REQ_NOWAIT } else { 0 };
         // SAFETY: As above.
         let source = unsafe { (*rq).bio };
-        // SAFETY: By the function's requirements `bio` is valid and not in use. Without a block
-        // device, `bio_init()` looks up no blkcg; without an array, it needs no bio_vecs.
+        // SAFETY: By the requirements of `BioCompletion` the bio is valid and not in use. Without a
+        // block device, `bio_init()` looks up no blkcg; without an array, it needs no bio_vecs.
         unsafe { bindings::bio_init(bio, core::ptr::null_mut(), core::ptr::null_mut(), 0, opf) };
         // SAFETY: By the function's requirements `rq` is a read or a write, so it has a bio, which
         // stays until `rq` is completed. The caller owns `rq`, so nothing changes the bio.
@@ -112,7 +122,7 @@ impl Bio {
         unsafe { bindings::submit_bio_noacct(bio) };
     }
 
-    /// Calls `C::complete` with the result of a bio that is over: `->bi_end_io`.
+    /// Passes the result of a bio that is over to its owner: `->bi_end_io`.
     ///
     /// # Safety
     ///
@@ -125,8 +135,9 @@ impl Bio {
         unsafe { bindings::bio_uninit(bio) };
         // SAFETY: The function reads a table and accepts any status.
         let errno = unsafe { bindings::blk_status_to_errno(status) };
-        // SAFETY: By the function's requirements the bio is a `Bio`, was submitted with `C`, and is
-        // over.
-        unsafe { C::complete(bio.cast(), kernel::error::to_result(errno)) };
+        // SAFETY: By the function's requirements the bio is the `Bio` of an owner of type `C`, and
+        // this is called once for it.
+        let owner = unsafe { C::from_bio(bio.cast()) };
+        owner.complete(kernel::error::to_result(errno));
     }
 }

@@ -114,8 +114,35 @@ pub(super) struct DiskContext<T: DiskOperations> {
     device: Arc<T>,
     /// The `queuedata` of the queue; never moved, because the queue points to it.
     pub(super) queue: KBox<Context<T::Queue>>,
-    /// The number of [`UeventsSuppressed`].
-    uevents_suppressed: Pin<KBox<Mutex<usize>>>,
+    /// The number of [`UeventsSuppressed`]; `None` from when the disk is deleted.
+    uevents_suppressed: Pin<KBox<Mutex<Option<usize>>>>,
+}
+
+impl<T: DiskOperations> DiskContext<T> {
+    /// Makes the context of a disk of `device`, whose queue is for `queue` and has the parts `hw` of
+    /// its hardware contexts.
+    fn new(
+        device: Arc<T>,
+        queue: Arc<T::Queue>,
+        hw: KVec<<T::Queue as Operations>::HwData>,
+    ) -> Result<KBox<Self>> {
+        let queue = Context::<T::Queue> {
+            device: queue,
+            backend: KBox::pin_init(BackendCell::new(), GFP_KERNEL)?,
+            revalidation: KBox::pin_init(Revalidation::new(revalidate::<T>), GFP_KERNEL)?,
+            flush_class: KBox::pin_init(LockClassKey::new_dynamic(), GFP_KERNEL)?,
+            hw,
+        };
+        let context = Self {
+            device,
+            queue: KBox::new(queue, GFP_KERNEL)?,
+            uevents_suppressed: KBox::pin_init(
+                new_mutex!(Some(0), "DiskContext::uevents_suppressed"),
+                GFP_KERNEL,
+            )?,
+        };
+        Ok(KBox::new(context, GFP_KERNEL)?)
+    }
 }
 
 /// The parameters of a new disk.
@@ -152,11 +179,12 @@ pub(crate) struct DiskOptions<'a> {
 /// # Invariants
 ///
 /// `__blk_mq_alloc_disk()` has made `raw`, which is not freed yet. The disk was never added, or is
-/// deleted, except while a [`RegisteredDisk`] owns this. `private_data` is a `DiskContext<T>` made
+/// deleted, except while a [`Disk`] owns this. `private_data` is a `DiskContext<T>` made
 /// by `KBox::into_raw()`, and `queuedata` is its field `queue`.
 pub(crate) struct DiskRef<T: DiskOperations> {
     raw: NonNull<bindings::gendisk>,
-    _driver: PhantomData<T>,
+    // Not `PhantomData<T>`: this value may move even if a `T` may not.
+    _driver: PhantomData<fn(T)>,
 }
 
 // SAFETY: Any thread may use and free a disk; its context is `Send + Sync`.
@@ -166,6 +194,63 @@ unsafe impl<T: DiskOperations> Send for DiskRef<T> {}
 unsafe impl<T: DiskOperations> Sync for DiskRef<T> {}
 
 impl<T: DiskOperations> DiskRef<T> {
+    /// Makes a disk that is not added. The caller keeps `tags` until the disk is released, or is
+    /// added and deleted.
+    fn new(
+        tags: &TagSet<T::Queue>,
+        mut context: KBox<DiskContext<T>>,
+        options: &DiskOptions<'_>,
+    ) -> Result<Self> {
+        let queuedata: *mut Context<T::Queue> = &mut *context.queue;
+        let mut limits = bindings::queue_limits {
+            max_user_sectors: options.max_sectors,
+            max_hw_sectors: options.max_hw_sectors,
+            max_segments: options.max_segments,
+            max_segment_size: u32::MAX,
+            ..pin_init::zeroed()
+        };
+        // SAFETY: The tag set is set up, and the caller keeps it until the queue has stopped using
+        // it. The limits are valid for the call, and the lock class is static.
+        let raw = from_err_ptr(unsafe {
+            bindings::__blk_mq_alloc_disk(
+                tags.raw(),
+                &mut limits,
+                queuedata.cast(),
+                kernel::static_lock_class!().as_ptr(),
+            )
+        })?;
+        // SAFETY: `__blk_mq_alloc_disk()` returns an error pointer or a disk, and never null.
+        let mut raw = unsafe { NonNull::new_unchecked(raw) };
+        // SAFETY: There are no requests before the disk is added, and `Live` cancels the
+        // revalidation after the disk is deleted, and before it is released.
+        unsafe { context.queue.revalidation.set_disk(raw) };
+        // SAFETY: The disk is new, and nothing else can find it.
+        unsafe { raw.as_mut() }.private_data = KBox::into_raw(context).cast();
+        // INVARIANT: The disk was made above, and has its context. It is not added.
+        Ok(Self {
+            raw,
+            _driver: PhantomData,
+        })
+    }
+
+    /// Sets the fields of a disk that was not added yet.
+    fn set_up(&mut self, options: DiskOptions<'_>) -> Result {
+        // SAFETY: By the type invariant the disk is valid. It was not added, and this is the only
+        // reference, so nothing else can find it.
+        let disk = unsafe { self.raw.as_mut() };
+        disk.fops = Fops::<T>::table();
+        disk.major = options.major.try_into()?;
+        disk.first_minor = options.first_minor.try_into()?;
+        disk.minors = options.minors.try_into()?;
+        disk.events = bindings::DISK_EVENT_MEDIA_CHANGE as u16;
+        disk.event_flags = bindings::DISK_EVENT_FLAG_UEVENT as u16;
+        let mut name =
+            kernel::str::NullTerminatedFormatter::new(&mut disk.disk_name).ok_or(EINVAL)?;
+        fmt::Write::write_fmt(&mut name, options.name).map_err(|_| EINVAL)?;
+        self.suppress_partition_scan(!options.scan_partitions);
+        Ok(())
+    }
+
     /// Returns whether there are other references to the disk, which is not added. Once false, this
     /// stays false, because only an added disk can be found.
     pub(crate) fn is_shared(&self) -> bool {
@@ -205,138 +290,12 @@ impl<T: DiskOperations> Deref for DiskRef<T> {
     }
 }
 
-/// A disk that is not registered, so that nothing else can find it. Fields are dropped in the order
-/// of their declaration, because the release of a disk that was never added uses its tag set.
-///
-/// # Invariants
-///
-/// The disk and its queue were made for `tags`, and the disk was not added.
-pub(crate) struct Disk<T: DiskOperations> {
-    disk: DiskRef<T>,
-    tags: Pin<KBox<TagSet<T::Queue>>>,
-}
-
-impl<T: DiskOperations> Disk<T> {
-    /// Makes the disk of `device`, whose requests have the tags of `tags` and are for `queue`.
-    /// `new_hw_data` makes the driver's part of a hardware context.
-    ///
-    /// May sleep. Fails with `EINVAL` for a name that is too long, and with `ENOMEM`.
-    pub(crate) fn new(
-        tags: Pin<KBox<TagSet<T::Queue>>>,
-        device: Arc<T>,
-        queue: Arc<T::Queue>,
-        new_hw_data: impl Fn() -> Result<<T::Queue as Operations>::HwData>,
-        options: DiskOptions<'_>,
-    ) -> Result<Self> {
-        let mut hw = KVec::new();
-        for _ in 0..tags.nr_hw_queues() {
-            hw.push(new_hw_data()?, GFP_KERNEL)?;
-        }
-        let queue = Context::<T::Queue> {
-            device: queue,
-            backend: KBox::pin_init(BackendCell::new(), GFP_KERNEL)?,
-            revalidation: KBox::pin_init(Revalidation::new(revalidate::<T>), GFP_KERNEL)?,
-            flush_class: KBox::pin_init(LockClassKey::new_dynamic(), GFP_KERNEL)?,
-            hw,
-        };
-        let context = DiskContext {
-            device,
-            queue: KBox::new(queue, GFP_KERNEL)?,
-            uevents_suppressed: KBox::pin_init(
-                new_mutex!(0, "DiskContext::uevents_suppressed"),
-                GFP_KERNEL,
-            )?,
-        };
-        let mut context = KBox::new(context, GFP_KERNEL)?;
-        let queuedata: *mut Context<T::Queue> = &mut *context.queue;
-        let mut limits = bindings::queue_limits {
-            max_user_sectors: options.max_sectors,
-            max_hw_sectors: options.max_hw_sectors,
-            max_segments: options.max_segments,
-            max_segment_size: u32::MAX,
-            ..pin_init::zeroed()
-        };
-        let context = KBox::into_raw(context);
-        // SAFETY: The tag set is set up, and is dropped after the queue has stopped using it (see
-        // `Disk` and `RegisteredDisk`). The limits are valid for the call, and the lock class is
-        // static.
-        let raw = from_err_ptr(unsafe {
-            bindings::__blk_mq_alloc_disk(
-                tags.raw(),
-                &mut limits,
-                queuedata.cast(),
-                kernel::static_lock_class!().as_ptr(),
-            )
-        })
-        .inspect_err(|_| {
-            // SAFETY: `context` comes from `into_raw` above. No disk was made, so nothing uses it.
-            drop(unsafe { KBox::from_raw(context) });
-        })?;
-        // SAFETY: `__blk_mq_alloc_disk()` returns an error pointer or a disk, and never null.
-        let mut raw = unsafe { NonNull::new_unchecked(raw) };
-        // SAFETY: The disk is new, and nothing else can find it.
-        unsafe { raw.as_mut() }.private_data = context.cast();
-        // SAFETY: `context` comes from `into_raw` above, and stays until the disk is released.
-        let revalidation = unsafe { &(*context).queue.revalidation };
-        // SAFETY: There are no requests before the disk is added, and `Live` cancels the
-        // revalidation after the disk is deleted, and before it is released.
-        unsafe { revalidation.set_disk(raw) };
-        // INVARIANT: The disk was made above, for `tags`, and has its context. It is not added.
-        let mut this = Self {
-            disk: DiskRef {
-                raw,
-                _driver: PhantomData,
-            },
-            tags,
-        };
-        // SAFETY: The disk is valid, and nothing else can find it.
-        let disk = unsafe { this.disk.raw.as_mut() };
-        disk.fops = Fops::<T>::table();
-        disk.major = options.major.try_into()?;
-        disk.first_minor = options.first_minor.try_into()?;
-        disk.minors = options.minors.try_into()?;
-        disk.events = bindings::DISK_EVENT_MEDIA_CHANGE as u16;
-        disk.event_flags = bindings::DISK_EVENT_FLAG_UEVENT as u16;
-        let mut name =
-            kernel::str::NullTerminatedFormatter::new(&mut disk.disk_name).ok_or(EINVAL)?;
-        fmt::Write::write_fmt(&mut name, options.name).map_err(|_| EINVAL)?;
-        this.suppress_partition_scan(!options.scan_partitions);
-        Ok(this)
-    }
-
-    /// Registers the disk, which can be opened from here on.
-    ///
-    /// May sleep; `T::open` may be called before this returns. Fails as `device_add_disk()` does,
-    /// with `EEXIST` or `EBUSY` for numbers or a name in use.
-    pub(crate) fn add(self) -> Result<RegisteredDisk<T>> {
-        let raw = self.disk.raw;
-        // SAFETY: By the type invariant the disk is set up and not added.
-        to_result(unsafe {
-            bindings::device_add_disk(core::ptr::null_mut(), raw.as_ptr(), core::ptr::null_mut())
-        })?;
-        // INVARIANT: It is added now.
-        Ok(RegisteredDisk {
-            live: Live(raw, PhantomData),
-            disk: self.disk,
-            tags: self.tags,
-        })
-    }
-}
-
-impl<T: DiskOperations> Deref for Disk<T> {
-    type Target = GenDisk<T>;
-
-    fn deref(&self) -> &GenDisk<T> {
-        &self.disk
-    }
-}
-
 /// A guard that deletes a disk when it is dropped.
 ///
 /// # Invariants
 ///
 /// The disk is added and not deleted. The disk, its context and its tag set are valid.
-struct Live<T: DiskOperations>(NonNull<bindings::gendisk>, PhantomData<T>);
+struct Live<T: DiskOperations>(NonNull<bindings::gendisk>, PhantomData<fn(T)>);
 
 // SAFETY: Any thread may delete a disk.
 unsafe impl<T: DiskOperations> Send for Live<T> {}
@@ -345,13 +304,12 @@ unsafe impl<T: DiskOperations> Sync for Live<T> {}
 
 impl<T: DiskOperations> Drop for Live<T> {
     fn drop(&mut self) {
+        // SAFETY: By the type invariant the disk and its context are valid.
+        let disk = unsafe { GenDisk::<T>::from_raw(self.0.as_ptr()) };
+        *disk.context().uevents_suppressed.lock() = None;
         // SAFETY: By the type invariant the disk is added and not deleted.
         unsafe { bindings::del_gendisk(self.0.as_ptr()) };
-        // SAFETY: By the type invariant the disk and its context are valid.
-        unsafe { GenDisk::<T>::from_raw(self.0.as_ptr()) }
-            .queue_context()
-            .revalidation
-            .cancel();
+        disk.queue_context().revalidation.cancel();
         // No request can be made any more, but a call of `->queue_rq`, which uses the context and
         // the tag set, may not have returned yet.
         // SAFETY: By the type invariant the disk is valid, and so is its queue.
@@ -368,13 +326,47 @@ impl<T: DiskOperations> Drop for Live<T> {
 ///
 /// The disk and its queue were made for `tags`, and the disk is added and not deleted. `live` is a
 /// guard of the same disk.
-pub(crate) struct RegisteredDisk<T: DiskOperations> {
+pub(crate) struct Disk<T: DiskOperations> {
     live: Live<T>,
     disk: DiskRef<T>,
     tags: Pin<KBox<TagSet<T::Queue>>>,
 }
 
-impl<T: DiskOperations> RegisteredDisk<T> {
+impl<T: DiskOperations> Disk<T> {
+    /// Adds the disk of `device`, whose requests have the tags of `tags` and are for `queue`.
+    /// `new_hw_data` makes the driver's part of a hardware context.
+    ///
+    /// May sleep; `T::open` may be called before this returns. Fails with `EINVAL` for a name that
+    /// is too long, with `ENOMEM`, and as `device_add_disk()` does, with `EEXIST` or `EBUSY` for
+    /// numbers or a name in use.
+    pub(crate) fn add(
+        tags: Pin<KBox<TagSet<T::Queue>>>,
+        device: Arc<T>,
+        queue: Arc<T::Queue>,
+        new_hw_data: impl Fn() -> Result<<T::Queue as Operations>::HwData>,
+        options: DiskOptions<'_>,
+    ) -> Result<Self> {
+        let mut hw = KVec::new();
+        for _ in 0..tags.nr_hw_queues() {
+            hw.push(new_hw_data()?, GFP_KERNEL)?;
+        }
+        let context = DiskContext::new(device, queue, hw)?;
+        // On failure the disk is released before the parameter `tags`, which the release needs.
+        let mut disk = DiskRef::new(&tags, context, &options)?;
+        disk.set_up(options)?;
+        let raw = disk.raw;
+        // SAFETY: The disk is set up, and was not added yet.
+        to_result(unsafe {
+            bindings::device_add_disk(core::ptr::null_mut(), raw.as_ptr(), core::ptr::null_mut())
+        })?;
+        // INVARIANT: The disk was made for `tags`, and is added now.
+        Ok(Self {
+            live: Live(raw, PhantomData),
+            disk,
+            tags,
+        })
+    }
+
     /// Deletes the disk without waiting for other references. May sleep.
     pub(crate) fn delete(self) -> DiskRef<T> {
         let Self { live, disk, tags } = self;
@@ -386,7 +378,7 @@ impl<T: DiskOperations> RegisteredDisk<T> {
     }
 }
 
-impl<T: DiskOperations> Deref for RegisteredDisk<T> {
+impl<T: DiskOperations> Deref for Disk<T> {
     type Target = GenDisk<T>;
 
     fn deref(&self) -> &GenDisk<T> {
@@ -394,11 +386,11 @@ impl<T: DiskOperations> Deref for RegisteredDisk<T> {
     }
 }
 
-/// A disk of driver `T`, registered or not.
+/// A disk of driver `T`.
 ///
 /// # Invariants
 ///
-/// A reference points at a disk that [`Disk::new`] has made and that is not freed. So its
+/// A reference points at a disk that [`Disk::add`] has made and that is not freed. So its
 /// `private_data` is a `DiskContext<T>`, and its queue is valid.
 #[repr(transparent)]
 pub(crate) struct GenDisk<T: DiskOperations>(Opaque<bindings::gendisk>, PhantomData<T>);
@@ -557,7 +549,7 @@ impl<T: DiskOperations> GenDisk<T> {
     }
 
     /// Makes the disk read-only or writable: `set_disk_ro()`. A change sends a uevent. May sleep.
-    pub(crate) fn set_read_only(&self, read_only: bool) {
+    pub(crate) fn set_ro(&self, read_only: bool) {
         // SAFETY: By the type invariant the disk is valid.
         unsafe { bindings::set_disk_ro(self.raw(), read_only) };
     }
@@ -606,22 +598,34 @@ impl<T: DiskOperations> GenDisk<T> {
     }
 
     /// Drops all uevents of the disk, and of partitions that are added, until the guard is dropped.
-    /// Uevents of existing partitions, and of partitions that are removed, are sent. The caller has
-    /// the disk open. May sleep. No lock is taken under the one that this takes.
+    /// Uevents of existing partitions, and of partitions that are removed, are sent. Has no effect
+    /// on a disk that is being deleted. May sleep. No lock is taken under the one that this takes.
     pub(crate) fn suppress_uevents(&self) -> UeventsSuppressed<'_, T> {
         let mut count = self.context().uevents_suppressed.lock();
-        *count = count.saturating_add(1);
-        // SAFETY: By the type invariant the disk is valid. The flag is one of the bits of a word of
-        // the kobject, and this reads and writes all of it.
-        // - The lock excludes other guards.
-        // - The kernel writes the word without a lock while it adds and deletes a disk, so a bit
-        //   may be lost, as with drivers in C. Memory safety depends on `state_in_sysfs` alone,
-        //   which is set before the disk can be opened, and cleared when it is deleted. The caller
-        //   has it open, and the driver deletes no open disk. The other bits decide whether an
-        //   event is sent.
-        unsafe { ffi::rnull_loop_set_uevent_suppress(self.raw(), true) };
-        // INVARIANT: Counted above.
+        if let Some(count) = &mut *count {
+            *count = count.saturating_add(1);
+            // SAFETY: The count is `Some`, and its lock is held.
+            unsafe { self.set_uevent_suppress(true) };
+        }
+        // INVARIANT: Counted above, unless the disk is being deleted.
         UeventsSuppressed(self)
+    }
+
+    /// Sets the `uevent_suppress` bit of the disk's kobject.
+    ///
+    /// # Safety
+    ///
+    /// The lock of `uevents_suppressed` is held, and the count is `Some`.
+    unsafe fn set_uevent_suppress(&self, on: bool) {
+        // SAFETY: By the type invariant the disk is valid. The call reads and writes a word of the
+        // kobject.
+        // - The lock excludes other calls.
+        // - The kernel writes other bits of the word without a lock, so a bit may be lost. Memory
+        //   safety depends on `state_in_sysfs` alone: a disk with this bit set would be deleted
+        //   twice. The bit is set before the disk is added. It is cleared by `del_gendisk()`, which
+        //   does not begin before the count is `None`, and so not before this call returns. The
+        //   other bits decide whether an event is sent.
+        unsafe { ffi::rnull_loop_set_uevent_suppress(self.raw(), on) };
     }
 
     /// Forbids the kernel to scan for partitions, or allows it: `GD_SUPPRESS_PART_SCAN`. Any
@@ -665,19 +669,19 @@ impl<T: DiskOperations> GenDisk<T> {
 ///
 /// # Invariants
 ///
-/// `uevents_suppressed` of the disk counts this value.
+/// `uevents_suppressed` of the disk counts this value, unless the disk is being deleted.
 #[must_use = "uevents are sent again when this is dropped"]
 pub(crate) struct UeventsSuppressed<'a, T: DiskOperations>(&'a GenDisk<T>);
 
 impl<T: DiskOperations> Drop for UeventsSuppressed<'_, T> {
     fn drop(&mut self) {
         let mut count = self.0.context().uevents_suppressed.lock();
-        *count = count.saturating_sub(1);
-        if *count == 0 {
-            // SAFETY: By the invariants of `GenDisk` the disk is valid. The write of the word is
-            // safe as in `suppress_uevents`: the lock is held, and the caller still has the disk
-            // open.
-            unsafe { ffi::rnull_loop_set_uevent_suppress(self.0.raw(), false) };
+        if let Some(count) = &mut *count {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                // SAFETY: The count is `Some`, and its lock is held.
+                unsafe { self.0.set_uevent_suppress(false) };
+            }
         }
     }
 }
@@ -752,7 +756,7 @@ impl<T: DiskOperations> Fops<T> {
     /// Called by the block layer alone, for a disk whose `fops` are these, under its `open_mutex`.
     unsafe extern "C" fn open(disk: *mut bindings::gendisk, mode: bindings::blk_mode_t) -> c_int {
         // SAFETY: By the function's requirements the disk is valid during the call. Only
-        // `Disk::new` sets these `fops`.
+        // `DiskRef::set_up` sets these `fops`.
         let disk = unsafe { GenDisk::<T>::from_raw(disk) };
         from_result(|| T::open(disk, Mode(mode)).map(|()| 0))
     }
@@ -764,7 +768,7 @@ impl<T: DiskOperations> Fops<T> {
     /// Called by the block layer alone, for a disk whose `fops` are these, under its `open_mutex`.
     unsafe extern "C" fn release(disk: *mut bindings::gendisk) {
         // SAFETY: By the function's requirements the disk is valid during the call. Only
-        // `Disk::new` sets these `fops`.
+        // `DiskRef::set_up` sets these `fops`.
         let disk = unsafe { GenDisk::<T>::from_raw(disk) };
         // INVARIANT: By the function's requirements the lock is held; the caller releases it.
         T::release(&OpenMutex {
@@ -816,7 +820,7 @@ impl<T: DiskOperations> Fops<T> {
     ) -> (&'a GenDisk<T>, &'a BlockDevice) {
         // SAFETY: By the function's requirements `bdev` is open, so it and its disk are valid.
         let bdev = unsafe { BlockDevice::from_raw(bdev) };
-        // SAFETY: As above. Only `Disk::new` sets these `fops`.
+        // SAFETY: As above. Only `DiskRef::set_up` sets these `fops`.
         let disk = unsafe { GenDisk::from_raw(bdev.disk()) };
         (disk, bdev)
     }

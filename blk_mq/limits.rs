@@ -18,6 +18,7 @@
 //! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
 use super::{
+    backend::Writer,
     disk::{
         DiskOperations,
         GenDisk, //
@@ -34,7 +35,6 @@ use kernel::{
     bindings,
     error::to_result,
     prelude::*,
-    sync::MutexGuard,
     types::NotThreadSafe, //
 };
 
@@ -54,16 +54,16 @@ impl<T: DiskOperations> GenDisk<T> {
     /// For a disk without openers. Such a disk usually has no requests; to check that costs less
     /// than to freeze the queue. If there may be requests, the queue is frozen.
     pub(crate) fn unpublish(&self) -> Option<Backend<T>> {
-        let cell = &self.queue_context().backend;
-        let writer = cell.lock();
-        cell.hide(&writer);
+        let mut writer = self.queue_context().backend.lock();
+        writer.hide();
         // SAFETY: By the invariants of `GenDisk` the queue is valid.
         if unsafe { ffi::rnull_loop_queue_has_requests(self.queue()) } {
-            return self.freeze_as(writer).take();
+            let mut frozen = self.freeze_as(writer);
+            // SAFETY: The value is hidden, and the queue was frozen since.
+            return unsafe { frozen.writer.take() };
         }
-        // SAFETY: `writer` is held, the value is hidden, and the queue has been seen without
-        // requests since.
-        unsafe { cell.value_mut() }.take()
+        // SAFETY: The value is hidden, and the queue has been seen without requests since.
+        unsafe { writer.take() }
     }
 
     /// Freezes the queue until the guard is dropped, which waits for all requests:
@@ -72,10 +72,11 @@ impl<T: DiskOperations> GenDisk<T> {
         self.freeze_as(self.queue_context().backend.lock())
     }
 
-    fn freeze_as<'a>(&'a self, writer: MutexGuard<'a, ()>) -> FrozenQueue<'a, T> {
+    /// Freezes the queue for the writer of its backend.
+    fn freeze_as<'a>(&'a self, writer: Writer<'a, Backend<T>>) -> FrozenQueue<'a, T> {
         // SAFETY: By the invariants of `GenDisk` the queue is valid.
         let memflags = unsafe { ffi::rnull_loop_freeze_queue(self.queue()) };
-        // INVARIANT: The queue is frozen now, and `writer` is held.
+        // INVARIANT: The queue is frozen now, and `writer` is that of its backend.
         FrozenQueue {
             disk: self,
             memflags,
@@ -102,44 +103,32 @@ impl<T: DiskOperations> GenDisk<T> {
 ///
 /// # Invariants
 ///
-/// This thread has frozen the queue, and `rnull_loop_freeze_queue()` has returned `memflags`. It
-/// holds the `writer` of the queue's backend.
+/// This thread has frozen the queue, and `rnull_loop_freeze_queue()` has returned `memflags`.
+/// `writer` is that of the queue's backend.
 pub(crate) struct FrozenQueue<'a, T: DiskOperations> {
     disk: &'a GenDisk<T>,
     memflags: c_uint,
-    writer: MutexGuard<'a, ()>,
+    writer: Writer<'a, Backend<T>>,
 }
 
 impl<T: DiskOperations> FrozenQueue<'_, T> {
     /// Returns the backend of requests, to change it.
     pub(crate) fn backend(&mut self) -> Option<&mut Backend<T>> {
-        self.slot().as_mut()
+        // SAFETY: By the type invariant the queue is frozen for as long as `self` lives.
+        unsafe { self.writer.get_mut() }
     }
 
     /// Replaces the backend of requests, and returns the old one.
     pub(crate) fn replace(&mut self, backend: Backend<T>) -> Option<Backend<T>> {
-        let old = self.slot().replace(backend);
-        self.disk.queue_context().backend.show(&self.writer);
-        old
-    }
-
-    /// Removes the backend, which is [hidden](super::backend::BackendCell::hide) already, and
-    /// returns it.
-    fn take(&mut self) -> Option<Backend<T>> {
-        self.slot().take()
-    }
-
-    fn slot(&mut self) -> &mut Option<Backend<T>> {
-        // SAFETY: By the type invariant the queue is frozen and `writer` is held for as long as
-        // `self` lives.
-        unsafe { self.disk.queue_context().backend.value_mut() }
+        // SAFETY: By the type invariant the queue is frozen.
+        unsafe { self.writer.replace(backend) }
     }
 }
 
 impl<T: DiskOperations> Drop for FrozenQueue<'_, T> {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the queue is frozen, with these `memflags`. `writer` is not
-        // `Send`, so this is the thread that has frozen it.
+        // SAFETY: By the type invariant the queue is frozen, with these `memflags`. The guard in
+        // `writer` is not `Send`, so this is the thread that has frozen it.
         unsafe { ffi::rnull_loop_unfreeze_queue(self.disk.queue(), self.memflags) };
     }
 }

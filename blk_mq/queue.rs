@@ -84,8 +84,8 @@ impl Revalidation {
     unsafe extern "C" fn work_fn(work: *mut bindings::work_struct) {
         // SAFETY: By the function's requirements `work` is the field of a `Revalidation`.
         let this = unsafe { kernel::container_of!(Opaque::cast_from(work), Self, work) };
-        // SAFETY: The `Revalidation` is valid until this returns, because its owner calls `cancel`,
-        // which waits for this, before it drops it.
+        // SAFETY: The `Revalidation` is valid until this returns: `cancel` waits for this before it
+        // is dropped, unless no request was made on the disk, so that the work was never queued.
         let this = unsafe { &*this };
         // ORDERING: Pairs with the release store of `set_disk`.
         if let Some(disk) = NonNull::new(this.disk.load(Acquire)) {
@@ -102,7 +102,7 @@ impl Revalidation {
     /// [`cancel`](Self::cancel) is called, when no request can be made any more.
     pub(super) unsafe fn set_disk(&self, disk: NonNull<bindings::gendisk>) {
         // INVARIANT: By the function's requirements the disk is valid until `cancel`, after which
-        // the work does not run.
+        // no request queues the work.
         // ORDERING: Pairs with the acquire load of `work_fn`.
         self.disk.store(disk.as_ptr(), Release);
     }
@@ -120,7 +120,7 @@ impl Revalidation {
         };
     }
 
-    /// Waits for the work and keeps it from running again. May sleep.
+    /// Waits for the work. Called when no request can queue it any more. May sleep.
     pub(super) fn cancel(&self) {
         // SAFETY: By the type invariant the work is initialized.
         unsafe { bindings::cancel_work_sync(self.work.get()) };

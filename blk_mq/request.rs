@@ -17,7 +17,7 @@
 
 use super::{
     queue::QueueContext,
-    Submitter, //
+    submitter::Submitter, //
 };
 use crate::kern::ffi;
 use core::{
@@ -119,7 +119,8 @@ impl Op {
 ///
 /// Mirrors `struct blk_mq_ops`.
 pub(crate) trait Operations: Send + Sync + Sized + 'static {
-    /// The driver's part of each request (the PDU). Made once for each tag, not for each request.
+    /// The driver's part of each request (the PDU). Made once for each tag, not for each request:
+    /// a request that is not [requeued](Request::is_requeued) finds what the last one has left.
     type RequestData: Send + Sync;
 
     /// The driver's part of each hardware context.
@@ -144,7 +145,8 @@ pub(crate) trait Operations: Send + Sync + Sized + 'static {
         submitter: Pin<&Submitter>,
     ) -> Result<(), Refused<Self>>;
 
-    /// Takes a request back whose operation is over: the driver ends it, or goes on with it.
+    /// Takes a request back whose operation is over: the driver ends it, requeues it, or begins
+    /// another operation. It must not just drop the request, because that calls this again.
     ///
     /// `result` is the number of bytes done, or an error. Any context, including hard IRQ.
     fn operation_done(rq: StartedRequest<Self>, result: Result<u32>);
@@ -241,16 +243,15 @@ impl<T: Operations> Request<T> {
         unsafe { Self::raw_from_pdu(pdu) }
     }
 
-    fn raw_pdu(&self) -> *mut Pdu<T> {
-        // SAFETY: The PDU directly follows the request (`blk_mq_rq_to_pdu()`), in the same
-        // allocation.
-        unsafe { self.raw().add(1) }.cast()
+    /// Returns the PDU of a request, which directly follows it: `blk_mq_rq_to_pdu()`.
+    fn raw_pdu(rq: NonNull<Self>) -> *mut Pdu<T> {
+        rq.as_ptr().wrapping_add(1).cast()
     }
 
     pub(super) fn pdu(&self) -> &Pdu<T> {
         // SAFETY: By the type invariant the PDU is an initialized `Pdu<T>`. It is dropped only with
         // its tag set, scheduler or queue, which outlive all requests in flight.
-        unsafe { &*self.raw_pdu() }
+        unsafe { &*Self::raw_pdu(NonNull::from(self)) }
     }
 
     fn context(&self) -> &Context<T> {
@@ -262,6 +263,14 @@ impl<T: Operations> Request<T> {
     fn queue(&self) -> *mut bindings::request_queue {
         // SAFETY: By the type invariant the request is valid; `q` does not change.
         unsafe { (*self.raw()).q }
+    }
+
+    /// Returns whether the request was [requeued](StartedRequest::requeue_later):
+    /// `RQF_DONTPREP`.
+    pub(crate) fn is_requeued(&self) -> bool {
+        // SAFETY: By the type invariant the request is valid. The block layer does not change the
+        // flags of a request before the driver starts it.
+        unsafe { (*self.raw()).rq_flags & ffi::RQF_DONTPREP != 0 }
     }
 
     fn cmd_flags(&self) -> bindings::blk_opf_t {
@@ -348,8 +357,9 @@ impl<T: Operations> Request<T> {
 
     /// Rounds `bytes` down to whole logical blocks of the disk.
     pub(crate) fn whole_blocks(&self, bytes: u32) -> u32 {
-        // SAFETY: By the type invariant the queue is valid. The block size does not change while a
-        // request is in flight: a change needs a frozen queue, or an empty backend cell.
+        // SAFETY: By the type invariant the queue is valid. The field is an aligned word. It does
+        // not change while a started request is in flight: a change needs a frozen queue, or an
+        // empty backend cell.
         let block = unsafe {
             core::ptr::read_volatile(&raw const (*self.queue()).limits.logical_block_size)
         };
@@ -463,8 +473,10 @@ impl<T: Operations> IdleRequest<T> {
     /// The backend stays until the request ends: taking it away needs a
     /// [`FrozenQueue`](super::FrozenQueue), or a queue without requests.
     pub(crate) fn start(self) -> Result<StartedRequest<T>, Self> {
-        // SAFETY: The request lives as long as this reference, and got its tag before the tag set's
-        // SRCU read lock was taken, under which the request is dispatched.
+        // SAFETY: The request lives as long as this reference. Without a scheduler, it got its tag
+        // before the tag set's SRCU read lock was taken, under which it is dispatched. With one, it
+        // gets the tag under that lock, but then a queue is never seen without requests, and it is
+        // not frozen while it has this one.
         if unsafe { self.context().backend.get() }.is_none() {
             return Err(self);
         }
@@ -517,7 +529,7 @@ impl<T: Operations> Refused<T> {
 
 /// A request that the driver owns and serves.
 ///
-/// When dropped, it ends with an I/O error, so that `?` and early returns cannot lose it.
+/// When dropped, its operation is over with `EIO`, so that `?` and early returns cannot lose it.
 ///
 /// # Invariants
 ///
@@ -553,7 +565,7 @@ impl<T: Operations> StartedRequest<T> {
     pub(crate) fn data_mut(&mut self) -> Pin<&mut T::RequestData> {
         // SAFETY: By the type invariant the PDU is initialized. No other value names the request,
         // so nothing else has a reference to the field while `self` is borrowed.
-        let data = unsafe { &mut (*self.raw_pdu()).data };
+        let data = unsafe { &mut (*Request::raw_pdu(self.0)).data };
         // SAFETY: A PDU never moves.
         unsafe { Pin::new_unchecked(data) }
     }
@@ -579,6 +591,10 @@ impl<T: Operations> StartedRequest<T> {
     pub(crate) fn requeue_later(self, delay: Delta) {
         let queue = self.get_queue();
         let rq = ManuallyDrop::new(self);
+        // Keeps what the driver has noted of the request, and the block layer from merging other
+        // bios into it, which would inherit that.
+        // SAFETY: As of `set_quiet`.
+        unsafe { (*rq.raw()).rq_flags |= ffi::RQF_DONTPREP };
         // SAFETY: By the type invariant the request is started, and its only owner was consumed.
         unsafe { bindings::blk_mq_requeue_request(rq.raw(), false) };
         let milliseconds = delay.as_millis_ceil().max(0) as c_ulong;
@@ -612,20 +628,24 @@ impl<T: Operations> StartedRequest<T> {
     /// Ends the first `bytes` bytes of the request with success: `blk_update_request()`. Any
     /// context, including hard IRQ.
     ///
-    /// `bytes` must be less than [`len`](Request::len) and a multiple of the logical block size,
-    /// else nothing is done.
-    pub(crate) fn advance(&mut self, bytes: u32) {
-        if bytes < self.len() && bytes == self.whole_blocks(bytes) {
-            // SAFETY: By the type invariant the request is started, and `self` is its only owner.
-            // It is longer than `bytes`, so a part of it is left, and it does not end.
-            unsafe { bindings::blk_update_request(self.raw(), ffi::BLK_STS_OK, bytes) };
+    /// Fails with `EINVAL`, and does nothing, unless `bytes` is less than [`len`](Request::len) and
+    /// a multiple of the logical block size.
+    pub(crate) fn advance(&mut self, bytes: u32) -> Result {
+        if bytes >= self.len() || bytes != self.whole_blocks(bytes) {
+            return Err(EINVAL);
         }
+        // SAFETY: By the type invariant the request is started, and `self` is its only owner. It is
+        // longer than `bytes`, so a part of it is left, and it does not end.
+        unsafe { bindings::blk_update_request(self.raw(), ffi::BLK_STS_OK, bytes) };
+        Ok(())
     }
 
     /// Keeps the block layer from logging that the request fails: `RQF_QUIET`.
     pub(crate) fn set_quiet(&mut self) {
         // SAFETY: By the type invariant the request is started, and `self` is its only owner, so it
-        // may change the flags.
+        // may change the flags. The timeout handler of the block layer may do so at the same time,
+        // and one of the changes may be lost: then a failure is logged, or the timer runs once
+        // more.
         unsafe { (*self.raw()).rq_flags |= ffi::RQF_QUIET };
     }
 
@@ -639,8 +659,8 @@ impl<T: Operations> StartedRequest<T> {
 
 impl<T: Operations> Drop for StartedRequest<T> {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the request is started, and its only owner ends here.
-        unsafe { complete_raw(self, Status::IOERR) };
+        // INVARIANT: The new value takes the place of this one.
+        T::operation_done(Self(self.0), Err(EIO));
     }
 }
 
@@ -656,7 +676,8 @@ unsafe fn complete_raw<T: Operations>(rq: &Request<T>, status: Status) {
     if unsafe { ffi::rnull_loop_should_fake_timeout(rq.queue()) } {
         return;
     }
-    // SAFETY: By the function's requirements the request is started, and has no other user.
+    // SAFETY: By the function's requirements the request is started and not completed, and its owner
+    // does not use it afterwards.
     if !unsafe { bindings::blk_mq_complete_request_remote(rq.raw()) } {
         // SAFETY: The call above has marked the request as completed, and leaves it to this CPU to
         // end it.
@@ -706,15 +727,16 @@ impl<T: Operations> InFlight<T> {
     /// Gives up this owner with the result of the operation: the number of bytes done, or an error.
     ///
     /// The owner that learns the result calls this; the other one is just dropped.
-    pub(crate) fn complete(self, result: Result<u32>) {
+    pub(crate) fn finish(self, result: Result<u32>) {
         self.pdu().set_result(result);
     }
 
     /// Turns the owner into a pointer to the driver's part of the request, which
     /// [`from_data`](Self::from_data) turns back.
     pub(crate) fn into_data(self) -> *const T::RequestData {
-        let this = ManuallyDrop::new(self);
-        core::ptr::from_ref(this.data())
+        let pdu = Request::raw_pdu(ManuallyDrop::new(self).0);
+        // SAFETY: The PDU of a request is valid; this only computes an address inside it.
+        unsafe { &raw const (*pdu).data }
     }
 
     /// Takes back an owner.
@@ -731,8 +753,11 @@ impl<T: Operations> InFlight<T> {
 
 impl<T: Operations> Drop for InFlight<T> {
     fn drop(&mut self) {
+        // SAFETY: By the type invariant the PDU is valid. Other owners access this field by shared
+        // references alone.
+        let owners = unsafe { &(*Request::raw_pdu(self.0)).owners };
         // ORDERING: What this owner did to the request happens before what the last one does.
-        if self.pdu().owners.fetch_sub(1, Full) == 1 {
+        if owners.fetch_sub(1, Full) == 1 {
             let result = self.pdu().result();
             // INVARIANT: By the type invariant the request is started, and its last owner ends
             // here.

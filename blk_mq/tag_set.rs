@@ -13,7 +13,7 @@ use super::{
         Pdu,
         Refused, //
     },
-    Submitter, //
+    submitter::Submitter, //
 };
 use crate::kern::ffi;
 use core::{

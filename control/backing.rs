@@ -121,7 +121,7 @@ impl BackingCaps {
     ) {
         limits.set_block_size(block_size);
         self.apply_direct(limits, flags, block_size);
-        let cached = file.has_sync() && !flags.contains(Flags::READ_ONLY);
+        let cached = file.has_fsync() && !flags.contains(Flags::READ_ONLY);
         limits.set_write_cache(cached);
         limits.set_fua(cached && self.honours_dsync);
         // Only direct I/O needs stable pages, because buffered I/O copies them. But direct I/O may

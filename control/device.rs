@@ -28,13 +28,15 @@ mod validation;
 
 use super::{
     backing::Backing,
+    geometry,
     settings::Settings,
     state::State, //
 };
 use crate::{
     blk_mq::{
         sysfs::Group,
-        GenDisk, //
+        GenDisk,
+        OpenMutex, //
     },
     datapath::target::LoopQueue,
     kern::{
@@ -48,6 +50,10 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
+        barrier::{
+            smp_mb,
+            Write, //
+        },
         Arc,
         Mutex,
         MutexGuard,
@@ -214,6 +220,16 @@ impl LoopDevice {
         }
     }
 
+    /// Sets the size of the disk and that for requests, in sectors of 512 bytes, without an event.
+    /// Does not sleep.
+    fn set_size(&self, disk: &GenDisk<Self>, capacity: u64) {
+        self.queue.set_length(geometry::bytes(capacity));
+        // Pairs with the barrier of the tag set's SRCU lock: a request that the block layer has
+        // checked against the new size is compared with the new length.
+        smp_mb(Write);
+        disk.set_capacity(capacity);
+    }
+
     /// Keeps the device unbound and closed until it is removed. Fails with `EBUSY` if it is bound
     /// or open. May sleep.
     pub(crate) fn delete(&self, disk: &GenDisk<Self>) -> Result {
@@ -223,4 +239,19 @@ impl LoopDevice {
         }
         state.delete()
     }
+}
+
+/// Removes all partitions, and adds those of the partition table if the disk scans for them. Logs a
+/// failure and returns false then: a partition is open, so all stay, or the table cannot be read.
+/// May sleep.
+fn reread_partitions(disk: &OpenMutex<'_, LoopDevice>) -> bool {
+    disk.reread_partitions()
+        .inspect_err(|error| {
+            pr_warn!(
+                "{}: partition scan failed (rc={})\n",
+                disk.name(),
+                error.to_errno()
+            );
+        })
+        .is_ok()
 }

@@ -16,9 +16,9 @@ use crate::{
     datapath::target::LoopQueue,
     kern::{
         bdev::BlockDevice,
-        ffi,
         task,
         uapi::{
+            self,
             CompatLoopInfo,
             LoopConfig,
             LoopInfo,
@@ -58,34 +58,34 @@ impl DiskOperations for LoopDevice {
     ) -> Result<c_int> {
         let device = disk.device();
         match cmd {
-            ffi::LOOP_SET_FD => {
+            uapi::LOOP_SET_FD => {
                 // As LOOP_CONFIGURE with zeroes in all other fields.
                 let mut config = LoopConfig::default();
                 config.fd = arg as u32;
                 device.configure(disk, bdev, mode, &config)?;
             }
-            ffi::LOOP_CONFIGURE => device.configure(disk, bdev, mode, &read(arg)?)?,
-            ffi::LOOP_CHANGE_FD => device.change_fd(disk, arg as u32)?,
-            ffi::LOOP_CLR_FD => device.clear(disk)?,
-            ffi::LOOP_GET_STATUS => get_status::<LoopInfo>(device, arg)?,
-            ffi::LOOP_SET_STATUS => set_status::<LoopInfo>(disk, mode, arg)?,
-            ffi::LOOP_GET_STATUS64 => {
+            uapi::LOOP_CONFIGURE => device.configure(disk, bdev, mode, &read(arg)?)?,
+            uapi::LOOP_CHANGE_FD => device.change_fd(disk, arg as u32)?,
+            uapi::LOOP_CLR_FD => device.clr_fd(disk)?,
+            uapi::LOOP_GET_STATUS => get_status::<LoopInfo>(device, arg)?,
+            uapi::LOOP_SET_STATUS => set_status::<LoopInfo>(disk, mode, arg)?,
+            uapi::LOOP_GET_STATUS64 => {
                 check_address(arg)?;
                 write(arg, &device.status()?)?;
             }
-            ffi::LOOP_SET_STATUS64 => {
+            uapi::LOOP_SET_STATUS64 => {
                 may_change(mode)?;
                 device.set_status(disk, &read::<LoopInfo64>(arg)?)?;
             }
-            ffi::LOOP_SET_CAPACITY => {
+            uapi::LOOP_SET_CAPACITY => {
                 may_change(mode)?;
                 device.set_capacity(disk)?;
             }
-            ffi::LOOP_SET_DIRECT_IO => {
+            uapi::LOOP_SET_DIRECT_IO => {
                 may_change(mode)?;
                 device.set_direct_io(disk, arg != 0)?;
             }
-            ffi::LOOP_SET_BLOCK_SIZE => {
+            uapi::LOOP_SET_BLOCK_SIZE => {
                 may_change(mode)?;
                 // User space passes an `int`, so the upper half of the register is undefined.
                 device.set_block_size(disk, bdev, mode, arg as u32)?;
@@ -105,18 +105,18 @@ impl DiskOperations for LoopDevice {
         // `compat_ptr()`. Arguments that are numbers have 32 bits, too.
         let arg = arg & u32::MAX as usize;
         match cmd {
-            ffi::LOOP_GET_STATUS => get_status::<CompatLoopInfo>(disk.device(), arg)?,
-            ffi::LOOP_SET_STATUS => set_status::<CompatLoopInfo>(disk, mode, arg)?,
+            uapi::LOOP_GET_STATUS => get_status::<CompatLoopInfo>(disk.device(), arg)?,
+            uapi::LOOP_SET_STATUS => set_status::<CompatLoopInfo>(disk, mode, arg)?,
             // The structures of these ioctls are the same for 32-bit programs.
-            ffi::LOOP_SET_FD
-            | ffi::LOOP_CONFIGURE
-            | ffi::LOOP_CHANGE_FD
-            | ffi::LOOP_CLR_FD
-            | ffi::LOOP_GET_STATUS64
-            | ffi::LOOP_SET_STATUS64
-            | ffi::LOOP_SET_CAPACITY
-            | ffi::LOOP_SET_DIRECT_IO
-            | ffi::LOOP_SET_BLOCK_SIZE => return Self::ioctl(disk, bdev, mode, cmd, arg),
+            uapi::LOOP_SET_FD
+            | uapi::LOOP_CONFIGURE
+            | uapi::LOOP_CHANGE_FD
+            | uapi::LOOP_CLR_FD
+            | uapi::LOOP_GET_STATUS64
+            | uapi::LOOP_SET_STATUS64
+            | uapi::LOOP_SET_CAPACITY
+            | uapi::LOOP_SET_DIRECT_IO
+            | uapi::LOOP_SET_BLOCK_SIZE => return Self::ioctl(disk, bdev, mode, cmd, arg),
             _ => return Err(ENOIOCTLCMD),
         }
         Ok(0)

@@ -3,7 +3,7 @@
 //! `/dev/loop-control`: adds, removes and finds devices.
 
 use super::registry;
-use crate::kern::ffi;
+use crate::kern::uapi;
 use kernel::{
     fs::File,
     miscdevice::{
@@ -32,9 +32,9 @@ impl MiscDevice for Control {
         let index = u32::try_from(arg as i32).ok();
         let registry = registry::registry()?;
         match cmd {
-            ffi::LOOP_CTL_ADD => registry.add(index).map(|index| index as isize),
-            ffi::LOOP_CTL_REMOVE => registry.remove(index).map(|()| 0),
-            ffi::LOOP_CTL_GET_FREE => registry.get_free().map(|index| index as isize),
+            uapi::LOOP_CTL_ADD => registry.add(index).map(|index| index as isize),
+            uapi::LOOP_CTL_REMOVE => registry.remove(index).map(|()| 0),
+            uapi::LOOP_CTL_GET_FREE => registry.get_free().map(|index| index as isize),
             _ => Err(ENOSYS),
         }
     }

@@ -13,7 +13,6 @@ use crate::{
         DiskOptions,
         DiskRef,
         Probe,
-        RegisteredDisk,
         TagSet, //
     },
     datapath::{
@@ -31,6 +30,11 @@ use crate::{
 use kernel::{
     new_mutex, pr_warn_once,
     prelude::*,
+    rbtree::{
+        Entry,
+        RBTree,
+        RBTreeNodeReservation, //
+    },
     sync::{
         atomic::{
             ordering::Relaxed,
@@ -79,11 +83,11 @@ pub(crate) struct Parameters {
 /// A device that is visible to user space. Fields are dropped in the order of their declaration.
 struct Listed {
     tunables: Option<Group>,
-    disk: RegisteredDisk<LoopDevice>,
+    disk: Disk<LoopDevice>,
 }
 
 impl Listed {
-    /// Deletes the disk, see [`RegisteredDisk::delete`].
+    /// Deletes the disk, see [`Disk::delete`].
     fn delete(self) -> DiskRef<LoopDevice> {
         drop(self.tunables);
         self.disk.delete()
@@ -91,18 +95,11 @@ impl Listed {
 }
 
 impl core::ops::Deref for Listed {
-    type Target = RegisteredDisk<LoopDevice>;
+    type Target = Disk<LoopDevice>;
 
-    fn deref(&self) -> &RegisteredDisk<LoopDevice> {
+    fn deref(&self) -> &Disk<LoopDevice> {
         &self.disk
     }
-}
-
-/// A device number in use.
-struct Entry {
-    index: u32,
-    /// The disk; `None` while it is being added or removed.
-    disk: Option<Listed>,
 }
 
 /// All loop devices of the module.
@@ -111,9 +108,10 @@ pub(crate) struct Registry {
     parameters: Parameters,
     /// The major number of the devices; 0 until it is registered.
     major: Atomic<u32>,
-    /// Sorted by index. Under this lock only [`LoopDevice::is_unbound`] takes another one, a leaf.
+    /// The device of each number in use; `None` while it is being added or removed. The only lock
+    /// that is taken under this one is the snapshot of a device.
     #[pin]
-    table: Mutex<KVec<Entry>>,
+    table: Mutex<RBTree<u32, Option<Listed>>>,
     /// Removed devices whose disks had other references then. The outermost lock: it is held while
     /// disks are freed.
     #[pin]
@@ -154,62 +152,45 @@ pub(crate) fn registry() -> Result<Arc<Registry>> {
 }
 
 impl Registry {
-    /// Returns the position of `index` in the table, or as an error the one to insert it at.
-    fn search(table: &[Entry], index: u32) -> Result<usize, usize> {
-        table.binary_search_by_key(&index, |entry| entry.index)
-    }
-
     /// Adds the device `index`, or that of the first free number: LOOP_CTL_ADD.
     ///
     /// Fails with `EEXIST` if the number is in use. May sleep.
     pub(crate) fn add(&self, index: Option<u32>) -> Result<u32> {
         let index = self.reserve(index)?;
-        let added = self.make_disk(index);
-        let mut table = self.table.lock();
-        if let Ok(at) = Self::search(&table, index) {
-            match added {
-                Ok(disk) => {
-                    if let Some(entry) = table.get_mut(at) {
-                        entry.disk = Some(disk);
-                    }
-                }
-                Err(error) => {
-                    // Cannot fail, because the search has found the entry.
-                    let _ = table.remove(at);
-                    return Err(error);
-                }
-            }
-        }
+        let disk = self.make_disk(index).inspect_err(|_| {
+            self.table.lock().remove(&index);
+        })?;
+        self.list(index, disk);
         Ok(index)
     }
 
-    /// Adds an entry without a disk for `index`, or for the first free number, and returns its
-    /// number. Fails with `EEXIST` if it is in use, and with `EINTR` on a fatal signal. May sleep.
+    /// Makes a device visible to other callers under its number, which is reserved.
+    fn list(&self, index: u32, disk: Listed) {
+        match self.table.lock().get_mut(&index) {
+            Some(device) => *device = Some(disk),
+            // Cannot happen, because only the task that has reserved the number removes it.
+            None => pr_err!("the number {} is not reserved\n", index),
+        }
+    }
+
+    /// Reserves `index`, or the first free number, and returns it. Fails with `EEXIST` if it is in
+    /// use, and with `EINTR` on a fatal signal. May sleep.
     fn reserve(&self, index: Option<u32>) -> Result<u32> {
+        let node = RBTreeNodeReservation::new(GFP_KERNEL)?;
         let mut table = self.table.lock_killable()?;
         let index = index.unwrap_or_else(|| {
-            // The table is sorted, so each number before the first gap is its own position.
-            let gap = table
-                .iter()
-                .enumerate()
-                .find(|(at, entry)| *at != entry.index as usize);
-            gap.map_or(table.len(), |(at, _)| at) as u32
+            // Each number before the first gap is its own position.
+            let used = (0_u32..).zip(table.keys());
+            used.take_while(|(position, index)| position == *index)
+                .count() as u32
         });
-        let Err(at) = Self::search(&table, index) else {
-            return Err(EEXIST);
-        };
-        {
-            // Reclaim must start no I/O here: it may block for long, and the callers for all other
-            // devices wait for `table`.
-            let _noio = task::IoWorkerScope::enter();
-            table.reserve(1, GFP_KERNEL)?;
+        match table.entry(index) {
+            Entry::Vacant(entry) => {
+                entry.insert(None, node);
+                Ok(index)
+            }
+            Entry::Occupied(_) => Err(EEXIST),
         }
-        let entry = Entry { index, disk: None };
-        // Does not fail, because `reserve` has made room for one entry.
-        table
-            .insert_within_capacity(at, entry)
-            .map_err(|_| ENOMEM)?;
-        Ok(index)
     }
 
     /// Makes and registers the disk of the unbound device `index`. May sleep.
@@ -230,7 +211,7 @@ impl Registry {
         let minors = 1_u32.checked_shl(part_shift).ok_or(EINVAL)?;
         let queue = LoopQueue::new(index)?;
         let flusher = Worker::flusher()?;
-        let disk = Disk::new(
+        let disk = Disk::add(
             tags,
             LoopDevice::new(queue.clone(), scans, self.validation.clone())?,
             queue,
@@ -245,8 +226,7 @@ impl Registry {
                 max_hw_sectors: MAX_HW_SECTORS,
                 max_segments: MAX_SEGMENTS,
             },
-        )?
-        .add()?;
+        )?;
         let tunables = Group::create(&disk, c"rnull_loop", sysfs::TUNABLES);
         Ok(Listed {
             // The device works without them.
@@ -267,30 +247,15 @@ impl Registry {
         // From here on no other caller finds the disk.
         let disk = {
             let mut table = self.table.lock_killable()?;
-            let entry = Self::search(&table, index)
-                .ok()
-                .and_then(|at| table.get_mut(at));
-            entry.and_then(|entry| entry.disk.take()).ok_or(ENODEV)?
+            let device = table.get_mut(&index);
+            device.and_then(Option::take).ok_or(ENODEV)?
         };
         let deleted = disk.device().delete(&disk);
-        let kept = match deleted {
-            Ok(()) => {
-                self.free_removed(disk.delete());
-                None
-            }
-            Err(_) => Some(disk),
-        };
-        let mut table = self.table.lock();
-        if let Ok(at) = Self::search(&table, index) {
-            match kept {
-                Some(disk) => {
-                    if let Some(entry) = table.get_mut(at) {
-                        entry.disk = Some(disk);
-                    }
-                }
-                // Cannot fail, because the search has found the entry.
-                None => drop(table.remove(at)),
-            }
+        if deleted.is_ok() {
+            self.free_removed(disk.delete());
+            self.table.lock().remove(&index);
+        } else {
+            self.list(index, disk);
         }
         deleted
     }
@@ -314,12 +279,13 @@ impl Registry {
     /// Another task may bind the device before the caller does; the caller then asks again.
     pub(crate) fn get_free(&self) -> Result<u32> {
         let table = self.table.lock_killable()?;
-        let free = table.iter().find(|entry| {
-            let disk = entry.disk.as_ref();
-            disk.is_some_and(|disk| disk.device().is_unbound())
+        let mut devices = table.iter();
+        let free = devices.find(|(_, device)| {
+            let device = device.as_ref();
+            device.is_some_and(|disk| disk.device().is_unbound())
         });
-        if let Some(entry) = free {
-            return Ok(entry.index);
+        if let Some((index, _)) = free {
+            return Ok(*index);
         }
         drop(table);
         self.add(None)
@@ -337,7 +303,7 @@ impl Devices {
             pin_init!(Registry {
                 parameters,
                 major: Atomic::new(0),
-                table <- new_mutex!(KVec::new(), "Registry::table"),
+                table <- new_mutex!(RBTree::new(), "Registry::table"),
                 removed <- new_mutex!(KVec::new(), "Registry::removed"),
                 validation,
             }),
@@ -380,10 +346,10 @@ impl Drop for Devices {
         // No task can ask for devices any more, because the control device and the major were
         // unregistered before, or never registered.
         *REGISTRY.lock() = Phase::Gone;
-        let table = core::mem::take(&mut *self.0.table.lock());
+        let mut table = core::mem::take(&mut *self.0.table.lock());
         let mut removed = core::mem::take(&mut *self.0.removed.lock());
         // Deletes all disks before it waits for other references to any of them.
-        for disk in table.into_iter().filter_map(|entry| entry.disk) {
+        for disk in table.values_mut().filter_map(Option::take) {
             // Without memory the disk is dropped here, which waits for the other references.
             let _ = removed.push(disk.delete(), GFP_KERNEL);
         }

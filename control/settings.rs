@@ -3,13 +3,11 @@
 //! The settings of a device: the fields of `struct loop_info64` that user space sets and reads.
 
 use super::flags::Flags;
-use crate::kern::{
-    ffi::loop_info64,
-    uapi::{
-        LoopInfo64,
-        KEY_SIZE,
-        NAME_SIZE, //
-    },
+use crate::kern::uapi::{
+    loop_info64,
+    LoopInfo64,
+    KEY_SIZE,
+    NAME_SIZE, //
 };
 use kernel::prelude::*;
 

@@ -8,8 +8,6 @@
 //! [retried](super::retry) for a limited time.
 
 use super::{
-    progress::IoMethod,
-    progress::Progress,
     retry::{
         Retries,
         Transient, //
@@ -19,10 +17,7 @@ use super::{
     worker, //
 };
 use crate::{
-    aio::{
-        request,
-        Caching, //
-    },
+    aio::request,
     blk_mq::{
         Op,
         StartedRequest,
@@ -56,7 +51,7 @@ enum Outcome {
 impl Outcome {
     fn of(rq: &StartedRequest<LoopQueue>, result: Result<u32>) -> Self {
         let transfer = matches!(rq.op(), Op::Read | Op::Write);
-        let nowait = rq.data().driver().nowait;
+        let nowait = rq.progress().nowait;
         match result {
             Ok(bytes) if transfer && bytes < rq.len() => Self::Short(bytes),
             Ok(_) => Self::Done,
@@ -74,21 +69,19 @@ impl Outcome {
     }
 }
 
-/// Ends a request whose operation is over, or goes on with it. Any context, including hard IRQ.
+/// Ends a request whose operation is over, or continues it. Any context, including hard IRQ.
 pub(super) fn operation_done(mut rq: StartedRequest<LoopQueue>, result: Result<u32>) {
     request::free_bvecs(&mut rq);
     transfer::release(&mut rq);
     let outcome = Outcome::of(&rq, result);
     record_nowait(&mut rq, &outcome);
-    rq.data_mut().driver_mut().lacked_memory = false;
+    rq.progress_mut().lacked_memory = false;
     match outcome {
-        Outcome::Done => end(rq, Status::OK),
-        Outcome::Short(bytes) => go_on(rq, bytes),
+        Outcome::Done => rq.end(Status::OK),
+        Outcome::Short(bytes) => resume(rq, bytes),
         Outcome::WouldBlock => worker::defer(rq),
         Outcome::DirectRefused => {
-            let progress = rq.data_mut().driver_mut();
-            progress.direct_refused = true;
-            progress.route.method = IoMethod::Exclusive;
+            rq.progress_mut().direct_refused = true;
             worker::defer(rq);
         }
         Outcome::Transient(reason, error) => retry(rq, reason, error),
@@ -98,7 +91,7 @@ pub(super) fn operation_done(mut rq: StartedRequest<LoopQueue>, result: Result<u
 
 /// Records whether a non-blocking operation has succeeded.
 fn record_nowait(rq: &mut StartedRequest<LoopQueue>, outcome: &Outcome) {
-    if !rq.data().driver().nowait {
+    if !rq.progress().nowait {
         return;
     }
     let backoff = rq.backend().backoff(rq.op());
@@ -108,22 +101,24 @@ fn record_nowait(rq: &mut StartedRequest<LoopQueue>, outcome: &Outcome) {
     }
 }
 
-/// Goes on with a transfer that has done `bytes` bytes, at the next whole block, where direct I/O
-/// may go on.
+/// Continues a transfer that has done `bytes` bytes at the next whole block, where direct I/O may
+/// begin.
 ///
 /// A blocking transfer of less than a block makes no progress, as at the end of a truncated file.
 /// Then the part of a read that was not found reads as zeroes, not as the old content of the
 /// memory.
-fn go_on(mut rq: StartedRequest<LoopQueue>, bytes: u32) {
+fn resume(mut rq: StartedRequest<LoopQueue>, bytes: u32) {
     let whole = rq.whole_blocks(bytes);
     if whole != 0 {
-        rq.data_mut().driver_mut().retries.reset();
-        rq.advance(whole);
-    } else if !rq.data().driver().nowait {
+        rq.progress_mut().retries.reset();
+        if let Err(error) = rq.advance(whole) {
+            return fail(rq, error);
+        }
+    } else if !rq.progress().nowait {
         if rq.op() == Op::Read {
             rq.zero_fill();
         }
-        return end(rq, Status::IOERR);
+        return rq.end(Status::IOERR);
     }
     worker::defer(rq);
 }
@@ -131,11 +126,8 @@ fn go_on(mut rq: StartedRequest<LoopQueue>, bytes: u32) {
 /// Returns whether `error` means that the file refuses direct I/O of a request.
 fn refuses_direct(rq: &StartedRequest<LoopQueue>, error: Error) -> bool {
     let target = rq.backend();
-    let progress = rq.data().driver();
     matches!(rq.op(), Op::Read | Op::Write)
-        && target.caching == Caching::Direct
-        && !progress.direct_refused
-        && !target.is_split_block(rq)
+        && rq.progress().route.method.is_direct()
         // The block layer has no error of its own for a bio that is not in whole blocks: these may
         // have become larger since the request was dispatched.
         && (matches!(error, EINVAL | EOPNOTSUPP) || target.is_misaligned_to_device(rq))
@@ -144,7 +136,7 @@ fn refuses_direct(rq: &StartedRequest<LoopQueue>, error: Error) -> bool {
 /// Requeues a request after a delay, or fails it after enough retries.
 fn retry(mut rq: StartedRequest<LoopQueue>, reason: Transient, error: Error) {
     let no_memory = reason == Transient::Memory;
-    let progress = rq.data_mut().driver_mut();
+    let progress = rq.progress_mut();
     let Some(delay) = progress.retries.next(reason, time::now_ms()) else {
         if no_memory {
             warn_of_no_memory(&rq);
@@ -181,11 +173,5 @@ fn fail(mut rq: StartedRequest<LoopQueue>, error: Error) {
         _ if error == EOPNOTSUPP => Status::IOERR,
         _ => Status::from(error),
     };
-    end(rq, status);
-}
-
-/// Ends a request. Any context, including hard IRQ.
-pub(super) fn end(mut rq: StartedRequest<LoopQueue>, status: Status) {
-    *rq.data_mut().driver_mut() = Progress::new();
     rq.end(status);
 }

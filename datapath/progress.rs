@@ -8,14 +8,22 @@ use crate::aio::Wait;
 /// The task that serves a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Server {
-    /// The submitter, in the call of `->queue_rq`. Must not block.
+    /// The submitter, in the call of `->queue_rq`. Must not block on the file.
     Submitter,
-    /// The worker of a hardware context that never blocks on a file.
-    NowaitWorker,
+    /// A worker.
+    Worker(WorkerKind),
+}
+
+/// A worker of a hardware context, or of the device.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum WorkerKind {
+    /// The worker of a hardware context that does not block on the file. A remapped request may
+    /// wait for a tag of the lower device.
+    Nowait,
     /// The worker of a hardware context for the request's cgroup, which may block.
-    BlockingWorker,
+    Blocking,
     /// The worker of a hardware context for operations that are slow by nature.
-    SlowWorker,
+    Slow,
     /// The worker of the device for flushes.
     Flusher,
 }
@@ -31,7 +39,7 @@ pub(super) enum IoMethod {
     Buffered,
     /// Through the page cache of a file whose other requests bypass it, while no direct write is in
     /// flight.
-    Exclusive,
+    BufferedAlone,
 }
 
 impl IoMethod {
@@ -41,7 +49,7 @@ impl IoMethod {
     }
 }
 
-/// The answer to how a request is served.
+/// The decision how to serve a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Route {
     /// The task that serves it.
@@ -54,28 +62,27 @@ impl Route {
     /// Makes a route for a server that may block, which is always right.
     pub(super) fn blocking(method: IoMethod) -> Self {
         Self {
-            server: Server::BlockingWorker,
+            server: Server::Worker(WorkerKind::Blocking),
             method,
         }
     }
 
-    /// Returns whether the server may block, on other transfers of the device and on the file.
+    /// Returns whether the server may wait for other transfers of the device, and for the file.
     pub(super) fn wait(self) -> Wait {
         match self.server {
-            Server::Submitter | Server::NowaitWorker => Wait::Forbidden,
-            Server::BlockingWorker | Server::SlowWorker | Server::Flusher => Wait::Allowed,
+            Server::Submitter | Server::Worker(WorkerKind::Nowait) => Wait::Forbidden,
+            Server::Worker(_) => Wait::Allowed,
         }
     }
 
     /// Returns whether the server may block on the block device of [`IoMethod::Remap`].
     ///
-    /// Every worker may: it waits for tags, which all requests behind this one need as well, or
-    /// until a controller of the lower device (`blk-iocost`, writeback throttling) lets the bio
-    /// pass.
+    /// All workers may. They wait for a tag, which the requests behind this one need as well, or
+    /// for a controller of the lower device (`blk-iocost`, writeback throttling).
     pub(super) fn bio_wait(self) -> Wait {
         match self.server {
             Server::Submitter => Wait::Forbidden,
-            _ => Wait::Allowed,
+            Server::Worker(_) => Wait::Allowed,
         }
     }
 }
@@ -95,7 +102,8 @@ pub(crate) struct Progress {
     pub(super) direct_refused: bool,
     /// True if the request holds freeze protection of the file.
     pub(super) holds_write: bool,
-    /// True if the request is inside the gate of [direct writes](LoopQueue::direct_writes).
+    /// True if the request is inside the gate of
+    /// [direct writes](super::target::LoopQueue::direct_writes).
     pub(super) in_gate: bool,
     /// The retries since the request last made progress.
     pub(super) retries: Retries,

@@ -60,17 +60,20 @@ impl Operations for LoopQueue {
             Err(rq) => return Err(rq.refuse(Status::IOERR)),
         };
         if queue.is_exceeded_by(&rq) || rq.backend().read_only && rq.op().is_write() {
-            completion::end(rq, Status::IOERR);
+            rq.end(Status::IOERR);
             return Ok(());
         }
+        if !rq.is_requeued() {
+            *rq.progress_mut() = Progress::new();
+        }
         let route = route::route(&rq, &submitter);
-        rq.data_mut().driver_mut().route = route;
+        rq.progress_mut().route = route;
         match route.server {
             Server::Submitter => {
                 submitter.save_io_context();
                 transfer::submit(rq);
             }
-            _ => workers.submit(queue, rq),
+            Server::Worker(kind) => workers.submit(queue, kind, rq),
         }
         Ok(())
     }

@@ -49,7 +49,8 @@ use super::{
     progress::{
         IoMethod,
         Route,
-        Server, //
+        Server,
+        WorkerKind, //
     },
     target::{
         LoopQueue,
@@ -73,29 +74,35 @@ pub(super) fn route(rq: &StartedRequest<LoopQueue>, submitter: &Submitter) -> Ro
     match rq.op() {
         Op::Read | Op::Write => route_transfer(rq, submitter),
         Op::Flush => Route {
-            server: Server::Flusher,
+            server: Server::Worker(WorkerKind::Flusher),
             method: IoMethod::Buffered,
         },
         Op::Discard | Op::WriteZeroes | Op::Other => Route {
-            server: Server::SlowWorker,
+            server: Server::Worker(WorkerKind::Slow),
             method: IoMethod::Buffered,
         },
     }
 }
 
+/// Decides how to serve a transfer, or the rest of one, that must block: because a non-blocking
+/// operation would have blocked, was short or was refused. Any context, including hard IRQ.
+pub(super) fn reroute(rq: &StartedRequest<LoopQueue>) -> Route {
+    Route::blocking(method(rq.backend(), rq))
+}
+
 fn route_transfer(rq: &StartedRequest<LoopQueue>, submitter: &Submitter) -> Route {
     let target = rq.backend();
     let method = method(target, rq);
-    if rq.data().driver().must_block || method == IoMethod::Exclusive {
+    if rq.progress().must_block || method == IoMethod::BufferedAlone {
         return Route::blocking(method);
     }
     let try_nowait = target.backoff(rq.op()).should_try();
     let server = if try_nowait && submitter_may_serve(target, method, rq, submitter) {
         Server::Submitter
     } else if worker_tries_nowait(target, method, rq, try_nowait) {
-        Server::NowaitWorker
+        Server::Worker(WorkerKind::Nowait)
     } else {
-        Server::BlockingWorker
+        Server::Worker(WorkerKind::Blocking)
     };
     Route { server, method }
 }
@@ -108,14 +115,14 @@ fn method(target: &Target, rq: &StartedRequest<LoopQueue>) -> IoMethod {
     if target.caching == Caching::Buffered {
         return IoMethod::Buffered;
     }
-    if rq.data().driver().direct_refused || target.is_split_block(rq) {
-        return IoMethod::Exclusive;
+    if rq.progress().direct_refused || target.is_split_block(rq) {
+        return IoMethod::BufferedAlone;
     }
     match target.block_device() {
         Some(bdev)
             if rq.device().tunables.remap.is_on()
                 && !target.file.is_cached()
-                && bdev.can_access(rq.op().is_write(), target.position_of(rq), rq.len()) =>
+                && target.can_access(bdev, rq) =>
         {
             IoMethod::Remap
         }
@@ -136,7 +143,7 @@ fn submitter_may_serve(
     }
     match (method, rq.op()) {
         (IoMethod::Remap, _) => takes_nowait_bio(target, rq) && submitter.may_submit(),
-        (IoMethod::Exclusive, _) | (IoMethod::Buffered, Op::Write) => false,
+        (IoMethod::BufferedAlone, _) | (IoMethod::Buffered, Op::Write) => false,
         (IoMethod::Direct | IoMethod::Buffered, op) => {
             file_takes_nowait(target, rq)
                 && !rq.disk_has_holder()

@@ -214,6 +214,12 @@ impl Target {
             .is_some_and(|bdev| self.is_misaligned(rq, bdev.logical_block_size()))
     }
 
+    /// Returns whether the block device that the file is takes a request: it is long enough and, for
+    /// a write, writable.
+    pub(super) fn can_access(&self, bdev: &BlockDevice, rq: &Request<LoopQueue>) -> bool {
+        bdev.can_access(rq.op().is_write(), self.position_of(rq), rq.len())
+    }
+
     /// Returns whether a request is not in whole blocks of `block` bytes of the file.
     fn is_misaligned(&self, rq: &Request<LoopQueue>, block: u32) -> bool {
         alignment(self.position_of(rq), u64::from(rq.len())) < u64::from(block)
@@ -249,7 +255,19 @@ impl FileBacked for LoopQueue {
         let target = rq.backend();
         target
             .direct_block
-            .filter(|_| rq.data().driver().route.method.is_direct())
+            .filter(|_| rq.progress().route.method.is_direct())
+    }
+}
+
+impl StartedRequest<LoopQueue> {
+    /// Returns the driver's part of the request.
+    pub(super) fn progress(&self) -> &Progress {
+        self.data().driver()
+    }
+
+    /// Returns the driver's part of the request, to change it.
+    pub(super) fn progress_mut(&mut self) -> &mut Progress {
+        self.data_mut().driver_mut()
     }
 }
 

@@ -39,32 +39,32 @@ use kernel::{
 ///
 /// [`completion`](super::completion) gets the request back, also if it would block.
 pub(super) fn submit(mut rq: StartedRequest<LoopQueue>) {
-    let route = rq.data().driver().route;
+    let route = rq.progress().route;
     let wait = route.wait();
     let Some(method) = acquire(&mut rq, route.method, wait) else {
-        rq.data_mut().driver_mut().nowait = true;
+        rq.progress_mut().nowait = true;
         return rq.operation_done(Err(EAGAIN));
     };
     let io_wait = match method {
         IoMethod::Remap => route.bio_wait(),
         _ => wait,
     };
-    rq.data_mut().driver_mut().nowait = io_wait == Wait::Forbidden;
+    rq.progress_mut().nowait = io_wait == Wait::Forbidden;
     let position = rq.backend().position_of(&rq);
     match method {
         IoMethod::Remap => request::remap(rq, position >> SECTOR_SHIFT, io_wait),
         IoMethod::Direct => request::submit(rq, position, Caching::Direct, io_wait),
         IoMethod::Buffered => request::submit(rq, position, Caching::Buffered, io_wait),
-        IoMethod::Exclusive => submit_exclusive(rq, position),
+        IoMethod::BufferedAlone => submit_alone(rq, position),
     }
 }
 
 /// Acquires what a transfer holds until [`release`], and returns its I/O method; `None` if it would
 /// block and must not.
 ///
-/// A remapped write does not invalidate the page cache of the block device. If that has pages now,
-/// which came after the route was chosen, the write uses direct I/O instead, by a worker that may
-/// block.
+/// A remapped write does not invalidate the page cache of the block device, and does not fail if
+/// the block device is read-only. If it has pages or is read-only now, but was not when the route
+/// was chosen, the write uses direct I/O instead, by a worker that may block.
 fn acquire(rq: &mut StartedRequest<LoopQueue>, method: IoMethod, wait: Wait) -> Option<IoMethod> {
     if rq.op() != Op::Write {
         return Some(method);
@@ -72,7 +72,7 @@ fn acquire(rq: &mut StartedRequest<LoopQueue>, method: IoMethod, wait: Wait) -> 
     if !acquire_for_write(rq, method, wait) {
         return None;
     }
-    if method == IoMethod::Remap && rq.backend().file.is_cached() {
+    if method == IoMethod::Remap && !can_remap(rq) {
         if wait == Wait::Forbidden {
             return None;
         }
@@ -80,6 +80,13 @@ fn acquire(rq: &mut StartedRequest<LoopQueue>, method: IoMethod, wait: Wait) -> 
         return acquire(rq, IoMethod::Direct, wait);
     }
     Some(method)
+}
+
+/// Returns whether a write may still be remapped.
+fn can_remap(rq: &StartedRequest<LoopQueue>) -> bool {
+    let target = rq.backend();
+    let bdev = target.block_device();
+    !target.file.is_cached() && bdev.is_some_and(|bdev| target.can_access(bdev, rq))
 }
 
 /// Acquires freeze protection for a write to the file, and enters the gate of direct writes for a
@@ -94,13 +101,13 @@ fn acquire_for_write(rq: &mut StartedRequest<LoopQueue>, method: IoMethod, wait:
         if !start_write(&rq.backend().file, wait) {
             return false;
         }
-        rq.data_mut().driver_mut().holds_write = true;
+        rq.progress_mut().holds_write = true;
     }
     if method.is_direct() {
         if !enter(&rq.device().direct_writes, wait) {
             return false;
         }
-        rq.data_mut().driver_mut().in_gate = true;
+        rq.progress_mut().in_gate = true;
     }
     true
 }
@@ -127,13 +134,13 @@ fn enter(gate: &Gate, wait: Wait) -> bool {
 
 /// Releases what [`acquire`] acquired. Any context, including hard IRQ.
 pub(super) fn release(rq: &mut StartedRequest<LoopQueue>) {
-    if rq.data().driver().in_gate {
+    if rq.progress().in_gate {
         rq.device().direct_writes.leave();
-        rq.data_mut().driver_mut().in_gate = false;
+        rq.progress_mut().in_gate = false;
     }
-    if rq.data().driver().holds_write {
+    if rq.progress().holds_write {
         rq.backend().file.end_write();
-        rq.data_mut().driver_mut().holds_write = false;
+        rq.progress_mut().holds_write = false;
     }
 }
 
@@ -144,7 +151,7 @@ pub(super) fn release(rq: &mut StartedRequest<LoopQueue>) {
 /// While pages are in the cache, a direct write beside them could leave them stale (they are read
 /// before it, and not invalidated while they are dirty), or be overwritten by their writeback. So
 /// no direct write is in flight until the cache is clean and empty again.
-fn submit_exclusive(rq: StartedRequest<LoopQueue>, position: u64) {
+fn submit_alone(rq: StartedRequest<LoopQueue>, position: u64) {
     let (write, len) = (rq.op().is_write(), u64::from(rq.len()));
     // The request may end before the gate is open again, so the queue is kept.
     let queue = rq.get_queue();
@@ -165,7 +172,7 @@ fn submit_exclusive(rq: StartedRequest<LoopQueue>, position: u64) {
     }
     drop_page_cache(rq.backend());
     drop(closed);
-    if result.is_ok() && rq.data().driver().direct_refused {
+    if result.is_ok() && rq.progress().direct_refused {
         rq.device().record_refusal(alignment(position, len));
         rq.queue_revalidation();
     }

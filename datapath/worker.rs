@@ -13,15 +13,14 @@
 //! The **flusher** of the device serves many flushes with one `fdatasync()`.
 
 use super::{
-    progress::{
-        Route,
-        Server, //
-    },
+    progress::WorkerKind,
+    route,
     target::LoopQueue,
     transfer, //
 };
 use crate::{
     blk_mq::{
+        self,
         cgroup::{
             self,
             ChargeScope, //
@@ -36,6 +35,7 @@ use crate::{
         workqueue::Affinity, //
     },
 };
+use core::iter::Peekable;
 use kernel::{
     prelude::*,
     sync::{
@@ -53,9 +53,9 @@ use kernel::{
     },
 };
 
-/// The task of a worker.
+/// The requests that a worker serves.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Task {
+enum Role {
     /// Transfers data, by the route of each request.
     Transfer,
     /// Discards and zeroes.
@@ -64,13 +64,16 @@ enum Task {
     Flush,
 }
 
+/// Requests that a worker has taken.
+type Batch = Peekable<blk_mq::Batch<LoopQueue>>;
+
 /// A list that takes requests without a lock, and a work item that empties it.
 #[pin_data]
 pub(crate) struct Worker {
-    task: Task,
+    role: Role,
     requests: RequestList<LoopQueue>,
     /// The [`task::sleep_count`] of the submitter that queued the worker last.
-    submitter: Atomic<usize>,
+    last_sleep_count: Atomic<usize>,
     #[pin]
     work: Work<Worker>,
 }
@@ -81,12 +84,12 @@ impl_has_work! {
 
 impl Worker {
     /// Makes a worker without requests. May sleep.
-    fn new(task: Task) -> Result<Arc<Self>> {
+    fn new(role: Role) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
-                task,
+                role,
                 requests: RequestList::new(),
-                submitter: Atomic::new(0),
+                last_sleep_count: Atomic::new(0),
                 work <- new_work!("Worker::work"),
             }),
             GFP_KERNEL,
@@ -95,7 +98,7 @@ impl Worker {
 
     /// Makes the flusher of a device. May sleep.
     pub(crate) fn flusher() -> Result<Arc<Self>> {
-        Self::new(Task::Flush)
+        Self::new(Role::Flush)
     }
 
     /// Passes a request to the worker, and queues the worker unless it has requests already.
@@ -114,39 +117,45 @@ impl Worker {
     ///
     /// The flusher always uses the same workqueue, which runs a work item on one CPU at a time.
     fn affinity(&self) -> Affinity {
-        if self.task == Task::Flush {
+        if self.role == Role::Flush {
             return Affinity::PerCpu;
         }
-        if task::is_realtime() || task::is_on_isolated_cpu() {
+        if !task::is_current() || task::is_realtime() || task::is_on_isolated_cpu() {
             return Affinity::Unbound;
         }
-        let submitter = task::sleep_count();
-        if self.submitter.load(Relaxed) == submitter {
+        let sleep_count = task::sleep_count();
+        if self.last_sleep_count.load(Relaxed) == sleep_count {
             return Affinity::Unbound;
         }
-        self.submitter.store(submitter, Relaxed);
+        self.last_sleep_count.store(sleep_count, Relaxed);
         Affinity::PerCpu
     }
+}
 
-    fn serve(&self, rq: StartedRequest<LoopQueue>) {
-        let _scope = charge(&rq);
-        match self.task {
-            Task::Transfer => transfer::submit(rq),
-            Task::Slow | Task::Flush => transfer::submit_slow(rq),
+/// Serves requests one by one, each by `submit`.
+///
+/// The plug passes the requests to the lower device in batches, too. It is finished before the next
+/// batch is taken, so that no request is held back in it.
+fn serve(batch: Batch, submit: impl Fn(StartedRequest<LoopQueue>)) {
+    task::with_plug(|| {
+        for rq in batch {
+            let scope = charge(&rq);
+            submit(rq);
+            drop(scope);
+            task::cond_resched();
         }
-    }
+    });
+}
 
-    /// Serves flushes: one `fdatasync()` for all of them makes all writes durable that were
-    /// acknowledged before.
-    fn flush(&self, flushes: impl Iterator<Item = StartedRequest<LoopQueue>>) {
-        let mut flushes = flushes.peekable();
-        let Some(first) = flushes.peek() else { return };
-        let _scope = charge(first);
-        let target = first.backend();
-        let result = target.file.sync_data(&target.wb_err);
-        for rq in flushes {
-            rq.operation_done(result.map(|()| 0));
-        }
+/// Serves flushes: one `fdatasync()` for all of them makes all writes durable that were
+/// acknowledged before.
+fn flush(mut batch: Batch) {
+    let Some(first) = batch.peek() else { return };
+    let _scope = charge(first);
+    let target = first.backend();
+    let result = target.file.fdatasync(&target.wb_err);
+    for rq in batch {
+        rq.operation_done(result.map(|()| 0));
     }
 }
 
@@ -160,18 +169,11 @@ impl WorkItem for Worker {
             if batch.peek().is_none() {
                 break;
             }
-            if this.task == Task::Flush {
-                this.flush(batch);
-                continue;
+            match this.role {
+                Role::Transfer => serve(batch, transfer::submit),
+                Role::Slow => serve(batch, transfer::submit_slow),
+                Role::Flush => flush(batch),
             }
-            // The plug passes the requests to the lower device in batches, too. It is finished
-            // before the next batch is taken, so that no request is held back in it.
-            task::with_plug(|| {
-                for rq in batch {
-                    this.serve(rq);
-                    task::cond_resched();
-                }
-            });
         }
     }
 }
@@ -191,9 +193,9 @@ impl Workers {
 
     /// Makes the workers of a hardware context of a device with that flusher. May sleep.
     pub(crate) fn new(flusher: Arc<Worker>) -> Result<Self> {
-        let blocking = || Worker::new(Task::Transfer);
+        let blocking = || Worker::new(Role::Transfer);
         Ok(Self {
-            nowait: Worker::new(Task::Transfer)?,
+            nowait: Worker::new(Role::Transfer)?,
             root: blocking()?,
             cgroups: [
                 blocking()?,
@@ -204,19 +206,24 @@ impl Workers {
                 blocking()?,
                 blocking()?,
             ],
-            slow: Worker::new(Task::Slow)?,
+            slow: Worker::new(Role::Slow)?,
             flusher,
         })
     }
 
-    /// Passes a request to the worker of its route. `self` and `queue` outlive the call. Any
-    /// context, including hard IRQ.
-    pub(super) fn submit(&self, queue: &LoopQueue, rq: StartedRequest<LoopQueue>) {
-        let worker = match rq.data().driver().route.server {
-            Server::NowaitWorker => &self.nowait,
-            Server::Submitter | Server::BlockingWorker => self.blocking(&rq),
-            Server::SlowWorker => &self.slow,
-            Server::Flusher => &self.flusher,
+    /// Passes a request to a worker. `self` and `queue` outlive the call, even if the request ends
+    /// during it. Any context, including hard IRQ.
+    pub(super) fn submit(
+        &self,
+        queue: &LoopQueue,
+        kind: WorkerKind,
+        rq: StartedRequest<LoopQueue>,
+    ) {
+        let worker = match kind {
+            WorkerKind::Nowait => &self.nowait,
+            WorkerKind::Blocking => self.blocking(&rq),
+            WorkerKind::Slow => &self.slow,
+            WorkerKind::Flusher => &self.flusher,
         };
         worker.submit(queue, rq);
     }
@@ -225,7 +232,8 @@ impl Workers {
     fn blocking(&self, rq: &Request<LoopQueue>) -> &Arc<Worker> {
         match cgroup::id(rq) {
             0 => &self.root,
-            // The addresses of cgroups differ at least in the bits above those of a cache line.
+            // The addresses of cgroups differ at least in the bits above those of a cache line. The
+            // index is in range; but any blocking worker can serve any request.
             id => self
                 .cgroups
                 .get((id / 64) % Self::CGROUP_WORKERS)
@@ -236,11 +244,10 @@ impl Workers {
 
 /// Defers a transfer to a worker that may block. Any context, including hard IRQ.
 pub(super) fn defer(mut rq: StartedRequest<LoopQueue>) {
-    let method = rq.data().driver().route.method;
-    rq.data_mut().driver_mut().route = Route::blocking(method);
+    rq.progress_mut().route = route::reroute(&rq);
     // The request may end before the worker is queued, so the queue is kept.
     let queue = rq.get_queue();
-    queue.hw().submit(queue.device(), rq);
+    queue.hw().submit(queue.device(), WorkerKind::Blocking, rq);
 }
 
 /// Charges the I/O and the memory that a worker needs for a request to the cgroup of the request.
@@ -249,5 +256,5 @@ pub(super) fn defer(mut rq: StartedRequest<LoopQueue>) {
 /// the request has failed for want of memory before, or is swap I/O. (The C driver charges the
 /// memory for swapping out to the task that swaps, and the OOM killer may kill that task for it.)
 fn charge(rq: &StartedRequest<LoopQueue>) -> Option<ChargeScope> {
-    ChargeScope::enter(rq, !rq.data().driver().lacked_memory && !rq.is_swap())
+    ChargeScope::enter(rq, !rq.progress().lacked_memory && !rq.is_swap())
 }

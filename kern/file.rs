@@ -160,7 +160,7 @@ pub(crate) trait BackingFile {
     /// Returns whether the file supports writes: `f_op->write_iter`.
     fn has_write(&self) -> bool;
     /// Returns whether the file supports flushes: `f_op->fsync`.
-    fn has_sync(&self) -> bool;
+    fn has_fsync(&self) -> bool;
     /// Returns whether the file supports [`fallocate`](Self::fallocate): `f_op->fallocate`.
     fn has_fallocate(&self) -> bool;
     /// Returns whether the file is open for writing: `FMODE_WRITE`.
@@ -205,7 +205,7 @@ pub(crate) trait BackingFile {
     /// Returns the identity of the file: `stat()`. May sleep.
     fn identity(&self) -> Result<Identity>;
     /// Makes the data and the metadata of the file durable: `fsync()`. May sleep.
-    fn sync(&self) -> Result;
+    fn fsync(&self) -> Result;
     /// Makes the data of the file durable, and the metadata that reading it needs: `fdatasync()`.
     /// May sleep. The caller excludes other users of `wb_err`.
     ///
@@ -215,7 +215,7 @@ pub(crate) trait BackingFile {
     ///
     /// On overlayfs, writeback errors are recorded in the mapping of the underlying file, so an
     /// error that another sync has reported is missed.
-    fn sync_data(&self, wb_err: &ErrseqCursor) -> Result;
+    fn fdatasync(&self, wb_err: &ErrseqCursor) -> Result;
     /// Returns a cursor behind the writeback errors that this `struct file` has reported:
     /// `f_wb_err`.
     fn wb_err_cursor(&self) -> ErrseqCursor;
@@ -299,7 +299,7 @@ impl BackingFile for File {
         ops(self).write_iter.is_some()
     }
 
-    fn has_sync(&self) -> bool {
+    fn has_fsync(&self) -> bool {
         ops(self).fsync.is_some()
     }
 
@@ -416,12 +416,12 @@ impl BackingFile for File {
         })
     }
 
-    fn sync(&self) -> Result {
+    fn fsync(&self) -> Result {
         // SAFETY: The file is open.
         to_result(unsafe { bindings::vfs_fsync(self.as_ptr(), 0) })
     }
 
-    fn sync_data(&self, wb_err: &ErrseqCursor) -> Result {
+    fn fdatasync(&self, wb_err: &ErrseqCursor) -> Result {
         // SAFETY: The file is open.
         let result = to_result(unsafe { bindings::vfs_fsync(self.as_ptr(), 1) });
         match wb_err.advance(self) {

@@ -535,6 +535,11 @@ void rnull_loop_wake_up_count(atomic_t *count)
 	wake_up_var(count);
 }
 
+bool rnull_loop_in_task(void)
+{
+	return in_task();
+}
+
 void rnull_loop_cond_resched(void)
 {
 	cond_resched();

@@ -79,6 +79,7 @@ void rnull_loop_restore_active_memcg(struct mem_cgroup *old);
 void rnull_loop_wait_for_count(atomic_t *count, int value);
 void rnull_loop_wake_up_count(atomic_t *count);
 int rnull_loop_mutex_lock_killable(struct mutex *lock);
+bool rnull_loop_in_task(void);
 void rnull_loop_cond_resched(void);
 void rnull_loop_plug_invalidate_ts(void);
 unsigned int rnull_loop_num_online_cpus(void);

@@ -82,6 +82,13 @@ pub(crate) fn cond_resched() {
     unsafe { ffi::rnull_loop_cond_resched() };
 }
 
+/// Returns whether the code runs for the current task, and not in an interrupt: `in_task()`. Any
+/// context.
+pub(crate) fn is_current() -> bool {
+    // SAFETY: The helper has no preconditions: it reads the preemption counter of this CPU.
+    unsafe { ffi::rnull_loop_in_task() }
+}
+
 /// Returns a number that changes whenever the current task sleeps, and that hardly ever equals the
 /// number of another task. Any context.
 pub(crate) fn sleep_count() -> usize {

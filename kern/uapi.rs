@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The structures of the ioctls of loop devices.
+//! The numbers and the structures of the ioctls of loop devices.
 //!
 //! C headers: [`include/uapi/linux/loop.h`](srctree/include/uapi/linux/loop.h),
 //! [`include/linux/compat.h`](srctree/include/linux/compat.h)
@@ -8,8 +8,25 @@
 use super::ffi::{
     loop_config,
     loop_info,
-    loop_info64,
     OldDev, //
+};
+pub(crate) use super::ffi::{
+    loop_info64,
+    LOOP_CHANGE_FD,
+    LOOP_CLR_FD,
+    LOOP_CONFIGURE,
+    LOOP_CTL_ADD,
+    LOOP_CTL_GET_FREE,
+    LOOP_CTL_REMOVE,
+    LOOP_GET_STATUS,
+    LOOP_GET_STATUS64,
+    LOOP_MAJOR,
+    LOOP_SET_BLOCK_SIZE,
+    LOOP_SET_CAPACITY,
+    LOOP_SET_DIRECT_IO,
+    LOOP_SET_FD,
+    LOOP_SET_STATUS,
+    LOOP_SET_STATUS64, //
 };
 use core::{
     mem::offset_of,

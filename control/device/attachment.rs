@@ -14,6 +14,7 @@ use super::{
         settings::Settings,
         sysfs, //
     },
+    reread_partitions,
     Binding,
     LoopDevice, //
 };
@@ -130,12 +131,12 @@ impl LoopDevice {
         self.queue.take_refusals();
         let uevents = disk.suppress_uevents();
         disk.force_media_change();
-        disk.set_read_only(settings.flags.contains(Flags::READ_ONLY));
+        disk.set_ro(settings.flags.contains(Flags::READ_ONLY));
         if disk.publish(target).is_err() {
             // Cannot happen, because `detach` removes the target before the device is unbound.
             pr_err!("{}: an unbound device has a target\n", disk.name());
         }
-        self.resize(disk, capacity);
+        self.set_size(disk, capacity);
         unbound.bind(Binding {
             backing,
             settings,
@@ -230,7 +231,7 @@ impl LoopDevice {
     }
 
     /// Makes the last close detach the device: LOOP_CLR_FD.
-    pub(crate) fn clear(&self, disk: &GenDisk<Self>) -> Result {
+    pub(crate) fn clr_fd(&self, disk: &GenDisk<Self>) -> Result {
         let mut state = self.lock_killable()?;
         state
             .bound_mut()?
@@ -270,8 +271,10 @@ impl LoopDevice {
         limits.set_block_size(SECTOR_SIZE);
         // From here on requests find no target, and none is in flight.
         let target = disk.unpublish();
-        // Cannot fail, because the default limits do not contradict each other.
-        let _ = limits.commit();
+        if limits.commit().is_err() {
+            // Cannot happen, because the default limits do not contradict each other.
+            pr_err!("{}: cannot set the default limits\n", disk.name());
+        }
         disk.invalidate();
         let attributes = self.attributes.lock().take();
         drop(attributes);
@@ -296,7 +299,7 @@ impl LoopDevice {
 /// device. Clean pages slow direct I/O down: while a file has any, its direct writes complete
 /// through a workqueue.
 fn sync_cache(file: &File, settings: &Settings) {
-    let _ = file.sync();
+    let _ = file.fsync();
     if settings.flags.contains(Flags::DIRECT_IO) {
         file.drop_page_cache();
     }
@@ -319,19 +322,4 @@ fn scan_and_notify(disk: &GenDisk<LoopDevice>, scans: bool) {
     if !notified {
         disk.notify_change();
     }
-}
-
-/// Removes all partitions, and adds those of the partition table if the disk scans for them. Logs a
-/// failure and returns false then: a partition is open, so all stay, or the table cannot be read.
-/// May sleep.
-pub(super) fn reread_partitions(disk: &OpenMutex<'_, LoopDevice>) -> bool {
-    disk.reread_partitions()
-        .inspect_err(|error| {
-            pr_warn!(
-                "{}: partition scan failed (rc={})\n",
-                disk.name(),
-                error.to_errno()
-            );
-        })
-        .is_ok()
 }

@@ -15,7 +15,7 @@ use super::{
         },
         settings::Settings, //
     },
-    attachment,
+    reread_partitions,
     Binding,
     LoopDevice, //
 };
@@ -36,15 +36,7 @@ use crate::{
         uapi::LoopInfo64, //
     },
 };
-use kernel::{
-    prelude::*,
-    sync::{
-        barrier::{
-            smp_mb,
-            Write, //
-        }, //
-    }, //
-};
+use kernel::prelude::*;
 
 impl LoopDevice {
     /// Returns the settings of the device and the identity of its backing file: LOOP_GET_STATUS64.
@@ -96,7 +88,7 @@ impl LoopDevice {
         }
         drop(state);
         if scans {
-            attachment::reread_partitions(&disk.lock_open());
+            reread_partitions(&disk.lock_open());
         }
         Ok(())
     }
@@ -118,7 +110,7 @@ impl LoopDevice {
     /// Sets the size, in sectors of 512 bytes, and sends an event: `loop_set_size()`. May sleep.
     fn update_capacity(&self, disk: &GenDisk<Self>, capacity: u64) {
         let old = disk.capacity();
-        self.resize(disk, capacity);
+        self.set_size(disk, capacity);
         if capacity != old {
             // A reader that acts upon the event must not find pages that were read with the old
             // end. Dropping them may block for as long as a read of the file. Events are not
@@ -131,15 +123,6 @@ impl LoopDevice {
         } else {
             disk.notify_change();
         }
-    }
-
-    /// Sets the size, in sectors of 512 bytes, and sends no event. Does not sleep.
-    pub(super) fn resize(&self, disk: &GenDisk<Self>, capacity: u64) {
-        self.queue.set_length(geometry::bytes(capacity));
-        // Pairs with the barrier of the tag set's SRCU lock: a request that the block layer has
-        // checked against the new size is compared with the new length.
-        smp_mb(Write);
-        disk.set_capacity(capacity);
     }
 
     /// Switches direct I/O on or off: LOOP_SET_DIRECT_IO. Fails with `EINVAL` if the file or the
@@ -204,8 +187,10 @@ impl LoopDevice {
         // The device may be unbound, or bound to another file, since the request.
         if let Some(target) = frozen.backend() {
             target.holes.restrict(&mut limits);
-            // A limit of 0 contradicts no other limit.
-            let _ = limits.commit();
+            if limits.commit().is_err() {
+                // Cannot happen, because a limit of 0 contradicts no other limit.
+                pr_err!("{}: cannot disable operations\n", disk.name());
+            }
         }
     }
 
@@ -236,24 +221,25 @@ impl LoopDevice {
         } else {
             new.flags.set(Flags::DIRECT_IO, false);
         }
-        pr_notice!(
-            "{}: the backing file refused direct I/O; {}\n",
-            disk.name(),
-            if new.flags.contains(Flags::DIRECT_IO) {
-                "requests in smaller blocks use the page cache"
-            } else {
-                "direct I/O is off now"
-            }
-        );
         sync_cache_on_mode_change(binding, &new);
         let mut limits = disk.update_limits();
         binding
             .backing
             .caps
             .apply_direct(&mut limits, new.flags, disk.logical_block_size());
-        // Fails only if the alignment that the file reports makes no valid limits. Then limits and
+        let direct = new.flags.contains(Flags::DIRECT_IO);
+        // Fails if the alignment that the file reports makes no valid limits. Then limits and
         // settings stay.
-        let _ = apply_settings(disk, binding, Some(limits), new);
+        let applied = apply_settings(disk, binding, Some(limits), new);
+        pr_notice!(
+            "{}: the backing file refused direct I/O; {}\n",
+            disk.name(),
+            match (applied, direct) {
+                (Err(_), _) => "it reports an alignment that is not supported",
+                (Ok(()), true) => "requests in smaller blocks use the page cache",
+                (Ok(()), false) => "direct I/O is off now",
+            }
+        );
     }
 }
 
@@ -264,7 +250,7 @@ fn sync_cache_on_mode_change(binding: &Binding, new: &Settings) {
     if backing::caching(binding.settings.flags) != backing::caching(new.flags) {
         // Errors are reported to the writers by their own file descriptors, and by flushes of the
         // device.
-        let _ = file.sync();
+        let _ = file.fsync();
         file.drop_page_cache();
     }
 }

@@ -6,12 +6,12 @@ use super::LoopDevice;
 use crate::{
     blk_mq::GenDisk,
     kern::{
-        ffi::LOOP_MAJOR, //
         file::{
             BackingFile,
             Kind, //
         },
         mutex::LockKillable,
+        uapi::LOOP_MAJOR, //
     },
 };
 use kernel::{

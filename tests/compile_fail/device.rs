@@ -132,10 +132,9 @@ fn scan_unlocked(disk: &GenDisk<LoopDevice>) -> Result {
     Ok(())
 }
 
-// A disk is added twice.
-fn add_twice(disk: Disk<LoopDevice>) -> Result {
-    let _registered = disk.add()?;
+// A disk is deleted twice.
+fn delete_twice(disk: Disk<LoopDevice>) {
+    let _deleted = disk.delete();
     #[cfg(misuse)]
-    disk.add()?; //~ E0382
-    Ok(())
+    disk.delete(); //~ E0382
 }

@@ -109,7 +109,7 @@ fn change_data(mut rq: Started) {
 fn change_data_in_flight(rq: InFlight<LoopQueue>) {
     #[cfg(misuse)]
     let _ = rq.data_mut(); //~ E0599
-    rq.complete(Ok(0));
+    rq.finish(Ok(0));
 }
 
 // A request that is not started is submitted.
@@ -141,7 +141,7 @@ fn end_in_flight(rq: InFlight<LoopQueue>) {
     #[cfg(misuse)]
     rq.end(Status::OK); //~ E0599
     #[cfg(not(misuse))]
-    rq.complete(Ok(0));
+    rq.finish(Ok(0));
 }
 
 // A request that was split in two owners is ended by the whole.
@@ -153,9 +153,9 @@ fn split_and_end(rq: Started) {
 
 // One of two owners completes a request twice.
 fn owner_completes_twice(rq: InFlight<LoopQueue>) {
-    rq.complete(Ok(0));
+    rq.finish(Ok(0));
     #[cfg(misuse)]
-    rq.complete(Ok(0)); //~ E0382
+    rq.finish(Ok(0)); //~ E0382
 }
 
 // One of two owners requeues a request, which the other one may use.
@@ -163,7 +163,7 @@ fn owner_requeues(rq: InFlight<LoopQueue>) {
     #[cfg(misuse)]
     rq.requeue_later(Delta::from_millis(1)); //~ E0599
     #[cfg(not(misuse))]
-    rq.complete(Err(EIO));
+    rq.finish(Err(EIO));
 }
 
 // A request is ended after it was requeued.
@@ -176,7 +176,7 @@ fn requeue_and_end(rq: Started) {
 // An owner is made from a pointer by safe code, which cannot promise that there is one.
 fn from_nothing(data: *const <LoopQueue as Operations>::RequestData) {
     #[cfg(misuse)]
-    InFlight::<LoopQueue>::from_data(data).complete(Ok(0)); //~ E0133
+    InFlight::<LoopQueue>::from_data(data).finish(Ok(0)); //~ E0133
     let _ = data;
 }
 
