@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""Shared by the Python tests, which need raw ioctls: the ABI, and KTAP.
+"""Shared by the Python tests: the ABI, devices, and the clean-up after each case.
 
 As a program: lib.py COMMAND NUMBER sends a command, such as LOOP_CTL_REMOVE, to /dev/loop-control,
 or to the control node that the environment names as CONTROL.
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 import traceback
+import ktap
 
 SET_FD, CLR_FD = 0x4C00, 0x4C01
 SET_STATUS, GET_STATUS = 0x4C02, 0x4C03
@@ -351,15 +352,30 @@ def count(what, number):
     _counts[what] += number
 
 
-def check(description, better=None):
+def check(description, better=""):
     """Declares a function as a case; `better` is the reason why the C driver is known to fail
     it."""
 
     def add(function):
-        _checks.append((description, function, better))
+        _checks.append((ktap.Case(description, better if DRIVER == "loop" else ""), function))
         return function
 
     return add
+
+
+class Skip(Exception):
+    """Ends a case that is skipped."""
+
+
+def skip(reason):
+    """Skips the case."""
+    raise Skip(reason)
+
+
+def skip_all(reason):
+    """Skips the whole test."""
+    _end()
+    sys.exit(ktap.skip_all(reason))
 
 
 def _state(command, *arguments, **options):
@@ -381,45 +397,47 @@ def _clean():
     return _state("restore", SCRATCH, input=_BEFORE_CASES).stdout
 
 
-def _chosen():
-    """Returns the cases, or $SOME of them, chosen by the seed."""
-    numbers = range(len(_checks))
-    if "SOME" in os.environ:
-        numbers = random.Random(SEED).sample(numbers, min(int(os.environ["SOME"]), len(numbers)))
-    return [_checks[number] for number in sorted(numbers)]
+def _end():
+    """Removes what the test has left, and restores the state before it."""
+    _clean()
+    for line in _state("restore", input=_BEFORE).stdout.splitlines():
+        print(f"# left behind: {line}", flush=True)
+
+
+def _result(function):
+    """Runs a case, cleans up, and returns the arguments of ktap.report()."""
+    os.makedirs(SCRATCH, exist_ok=True)
+    start = time.monotonic()
+    log = ""
+    try:
+        function()
+        result, note = "passed", f"{round((time.monotonic() - start) * 1000)} ms"
+    except Skip as reason:
+        result, note = "skipped", str(reason)
+    except Exception:  # pylint: disable=broad-except
+        result, note, log = "failed", "", traceback.format_exc()
+    finally:
+        left = _clean()
+    return ("left", "", log + left) if left else (result, note, log)
+
+
+def _terminate(*_):
+    """Ends the test, which cleans up; timeout(1) may send the signal twice."""
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    sys.exit(143)
 
 
 def run_checks():
-    """Runs all cases, prints KTAP, and exits with kselftest's status."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    failed = 0
-    chosen = _chosen()
-    print(f"TAP version 13\n1..{len(chosen)}", flush=True)
-    for number, (description, function, better) in enumerate(chosen, 1):
-        better = better if DRIVER == "loop" else None
-        start = time.monotonic()
-        os.makedirs(SCRATCH, exist_ok=True)
-        try:
-            function()
-            good, note = not better, f"{round((time.monotonic() - start) * 1000)} ms"
-            if better:
-                note = f"XPASS expected of the C driver: {better}"
-        except Exception:  # pylint: disable=broad-except
-            good, note = bool(better), f"XFAIL {better}"
-            if not better:
-                note = "see above"
-                print("# " + traceback.format_exc().rstrip().replace("\n", "\n# "))
-        finally:
-            left = _clean()
-        if left:
-            good, note = False, "state not restored, see above"
-            print("# " + left.rstrip().replace("\n", "\n# "))
-        failed += not good
-        print(f"{'ok' if good else 'not ok'} {number} {description} # {note}", flush=True)
-    for what, number in _counts.items():
-        print(f"# counted: {what} {number}")
-    _state("restore", input=_BEFORE)
-    sys.exit(1 if failed else 0)
+    """Runs all cases, or $SOME of them, prints KTAP, and exits with kselftest's status."""
+    signal.signal(signal.SIGTERM, _terminate)
+    cases, results = ktap.chosen(_checks, SEED), []
+    ktap.begin(len(cases))
+    try:
+        for number, (case, function) in enumerate(cases, 1):
+            results.append(ktap.report(number, case, *_result(function)))
+    finally:
+        _end()
+    sys.exit(ktap.end(results, _counts))
 
 
 if __name__ != "__main__":
