@@ -28,14 +28,9 @@ MOST = 40 * ROUNDS
 random.seed(SEED)
 
 
-def write_text(path, text):
-    with open(path, "w", encoding="ascii") as file:
-        file.write(text)
-
-
 def set_knob(name, value, kinds=KINDS):
     for kind in kinds:
-        write_text(f"{KNOBS}/{kind}/{name}", str(value))
+        write_text(f"{KNOBS}/{kind}/{name}", value)
 
 
 def module_text():
