@@ -128,8 +128,7 @@ def mounted_squashfs():
         os.listdir(f"{SCRATCH}/mounted")
         equal("CHANGE_FD", change(fd, paths[1]), 0)
         run("umount", places[0])
-        with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as caches:
-            caches.write("3")
+        write_text("/proc/sys/vm/drop_caches", "3")
         run("diff", "-r", tree, f"{SCRATCH}/mounted")
         run("umount", f"{SCRATCH}/mounted")
 

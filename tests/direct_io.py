@@ -174,8 +174,7 @@ def while_mounted():
             with open(f"{place}/{name}", "wb") as file:
                 file.write(noise)
             switch(fd, name != "two")
-        with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as caches:
-            caches.write("3")
+        write_text("/proc/sys/vm/drop_caches", "3")
         for name in "one", "two", "three":
             with open(f"{place}/{name}", "rb") as file:
                 equal(name, file.read() == noise, True)

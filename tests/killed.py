@@ -325,8 +325,7 @@ def slow_scan():
         mounted(slow.path, slow.name, "-o", "nobarrier")
     dirty, uncached = image(1, "slow-sync/image"), numbered_image(1, "slow-read/image")
     os.sync()
-    with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as file:
-        file.write("1")
+    write_text("/proc/sys/vm/drop_caches", "1")
     device = free_device()
 
     def attach_to(path, **info):

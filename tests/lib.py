@@ -1,11 +1,13 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""Shared by the Python tests, which need raw ioctls: the ABI, and KTAP.
+"""Shared by the Python tests: the ABI, devices, images and RAM disks, cgroups, and the clean-up
+after each case. New tests use it instead of lib.sh.
 
 As a program: lib.py COMMAND NUMBER sends a command, such as LOOP_CTL_REMOVE, to /dev/loop-control,
 or to the control node that the environment names as CONTROL.
 """
 import collections
+import contextlib
 import ctypes
 import errno
 import json
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import time
 import traceback
+import ktap
 
 SET_FD, CLR_FD = 0x4C00, 0x4C01
 SET_STATUS, GET_STATUS = 0x4C02, 0x4C03
@@ -31,6 +34,12 @@ READ_ONLY, AUTOCLEAR, PARTSCAN, DIRECT_IO = 1, 4, 8, 16
 # writes in flight take effect in any order (docs/differences.md), so fio must not submit any.
 VERIFIED = ["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--serialize_overlap=1"]
 
+# The RAM disks and their uses. XFS needs at least 300 MiB.
+RAM = {"ext4": "/dev/ram0", "xfs": "/dev/ram1", "block": "/dev/ram2"}
+RAM_MIB = 320
+MKFS = {"ext4": ["-b", "4096", "-E", "lazy_itable_init=0,nodiscard"], "xfs": ["-K"]}
+
+CGROUPS = "/sys/fs/cgroup"
 LIBC = ctypes.CDLL(None, use_errno=True)
 DRIVER = "rnull_loop" if os.path.exists("/sys/module/rnull_loop") else "loop"
 
@@ -152,8 +161,8 @@ def attach(path, mode=os.O_RDWR, device_mode=os.O_RDWR, block_size=0, **info):
     device = free_device()
     fd = Fd(device, device_mode)
     fd.path = device
-    with Fd(path, mode) as backing:
-        config = Config(fd=backing.fd, block_size=block_size, info=Info(**info))
+    with Fd(path, mode) as file:
+        config = Config(fd=file.fd, block_size=block_size, info=Info(**info))
         equal("LOOP_CONFIGURE", fd.ioctl(CONFIGURE, config), 0)
     return fd
 
@@ -176,6 +185,15 @@ def detach(device):
     wait_for(lambda: not is_bound(device))
 
 
+@contextlib.contextmanager
+def attached(path, direct, *options):
+    """Attaches a file by losetup, yields the path of the device, and detaches it. After a failure,
+    the clean-up of the case does."""
+    device = run("losetup", "-f", "--show", f"--direct-io={'on' if direct else 'off'}", *options, path)
+    yield device
+    detach(device)
+
+
 def wait_for(condition, seconds=10):
     """Waits until the condition is true. The time limit is longer on slow kernels."""
     seconds *= 4 if SLOW else 1
@@ -191,8 +209,9 @@ def equal(what, got, wanted):
 
 
 def image(mib=1, name="image"):
-    """Makes an image file of zeroes in the scratch directory, and returns its path."""
-    path = f"{SCRATCH}/{name}"
+    """Makes an image file of zeroes in the scratch directory, or at an absolute path, and returns
+    its path."""
+    path = os.path.join(SCRATCH, name)
     with open(path, "wb") as file:
         file.truncate(mib << 20)
     return path
@@ -204,6 +223,21 @@ def numbered_image(mib=1, name="image", first=0):
     with open(path, "r+b") as file:
         file.write(b"".join((first + n).to_bytes(512, "little") for n in range(mib << 11)))
     return path
+
+
+def backing(kind, mib=1):
+    """Makes a backing on a RAM disk, and returns its path: the disk itself with its old content
+    ("block"), or a new sparse file on a file system ("ext4", "xfs")."""
+    if not os.path.exists("/sys/module/brd"):
+        run("modprobe", "brd", f"rd_nr={len(RAM)}", f"rd_size={RAM_MIB << 10}")
+    if kind == "block":
+        return RAM[kind]
+    place = f"{KEPT}/{kind}"
+    if not os.path.ismount(place):
+        os.makedirs(place, exist_ok=True)
+        run(f"mkfs.{kind}", "-q", *MKFS[kind], RAM[kind])
+        run("mount", RAM[kind], place)
+    return image(mib, f"{place}/image")
 
 
 def number_at(fd, sector):
@@ -222,6 +256,57 @@ def run(*command, **arguments):
     result = subprocess.run(command, capture_output=True, text=True, check=False, **arguments)
     assert result.returncode == 0, f"{command}: {result.returncode}: {result.stdout}{result.stderr}"
     return result.stdout.strip()
+
+
+def dd(*operands):
+    run("dd", *operands, "status=none")
+
+
+def noise(path, mib):
+    """Fills the beginning of a file with random data."""
+    dd("if=/dev/urandom", f"of={path}", "bs=1M", f"count={mib}", "conv=notrunc,fsync")
+
+
+@contextlib.contextmanager
+def background(*command):
+    """Runs a program in the background, and kills it at the end unless it has ended."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def write_text(path, text):
+    """Writes a setting of the kernel."""
+    with open(path, "w", encoding="ascii") as file:
+        file.write(str(text))
+
+
+@contextlib.contextmanager
+def cgroup(controllers):
+    """Makes a cgroup with controllers, such as "+io +memory", yields its directory, and kills its
+    processes at the end."""
+    write_text(f"{CGROUPS}/cgroup.subtree_control", controllers)
+    group = f"{CGROUPS}/rnull_loop_test"
+    os.mkdir(group)
+    try:
+        yield group
+    finally:
+        write_text(f"{group}/cgroup.kill", 1)
+        wait_for(lambda: _is_removed(group), 30)
+
+
+def _is_removed(group):
+    """Removes a cgroup, and returns whether that worked: its last process may still be exiting."""
+    with contextlib.suppress(OSError):
+        os.rmdir(group)
+    return not os.path.exists(group)
+
+
+def in_cgroup(group, *command):
+    """Returns the command line that runs a command in a cgroup."""
+    return "bash", "-c", 'echo $$ >"$1/cgroup.procs" && shift && exec "$@"', "-", group, *command
 
 
 def settle():
@@ -340,7 +425,10 @@ ROUNDS = int(os.environ.get("ROUNDS", 1))
 # Set on the lab's own kernels, whose checks make everything several times slower.
 SLOW = os.uname().release.endswith(("-debug", "-kcsan"))
 
+# The directory of a case, and that of the file systems on RAM disks, which last until the test
+# ends: state.sh leaves out mounts whose path begins with the first.
 SCRATCH = f"/tmp/{os.path.basename(sys.argv[0])}.scratch"
+KEPT = f"{SCRATCH}.kept"
 _checks = []
 _counts = collections.Counter()
 
@@ -351,15 +439,30 @@ def count(what, number):
     _counts[what] += number
 
 
-def check(description, better=None):
+def check(description, better=""):
     """Declares a function as a case; `better` is the reason why the C driver is known to fail
     it."""
 
     def add(function):
-        _checks.append((description, function, better))
+        _checks.append((ktap.Case(description, better if DRIVER == "loop" else ""), function))
         return function
 
     return add
+
+
+class Skip(Exception):
+    """Ends a case that is skipped."""
+
+
+def skip(reason):
+    """Skips the case."""
+    raise Skip(reason)
+
+
+def skip_all(reason):
+    """Skips the whole test."""
+    _end()
+    sys.exit(ktap.skip_all(reason))
 
 
 def _state(command, *arguments, **options):
@@ -369,57 +472,74 @@ def _state(command, *arguments, **options):
     return subprocess.run(command, text=True, check=False, stdout=subprocess.PIPE, **options)
 
 
+def _unmount_below(directory):
+    """Unmounts the file systems below a directory, the last mounted first."""
+    with open("/proc/self/mounts", encoding="utf-8") as mounts:
+        places = [line.split()[1] for line in mounts]
+    for place in reversed(places):
+        if place.startswith(f"{directory}/"):
+            subprocess.run(["umount", "-l", place], check=False)
+
+
+def release():
+    """Detaches all devices, and unmounts the file systems that a case has mounted."""
+    subprocess.run(["losetup", "-D"], check=False)
+    _unmount_below(SCRATCH)
+
+
 def _clean():
     """Removes what a case has left, restores its settings, and returns a report of what it could
     not restore."""
-    subprocess.run(["losetup", "-D"], check=False)
-    with open("/proc/self/mounts", encoding="utf-8") as mounts:
-        for directory in [line.split()[1] for line in mounts][::-1]:
-            if directory.startswith(SCRATCH):
-                subprocess.run(["umount", "-l", directory], check=False)
+    release()
     shutil.rmtree(SCRATCH, ignore_errors=True)
+    if os.path.isdir(KEPT):
+        subprocess.run(["find", KEPT, "-mindepth", "2", "-delete"], check=False)
     return _state("restore", SCRATCH, input=_BEFORE_CASES).stdout
 
 
-def _chosen():
-    """Returns the cases, or $SOME of them, chosen by the seed."""
-    numbers = range(len(_checks))
-    if "SOME" in os.environ:
-        numbers = random.Random(SEED).sample(numbers, min(int(os.environ["SOME"]), len(numbers)))
-    return [_checks[number] for number in sorted(numbers)]
+def _end():
+    """Removes what the test has left, and restores the state before it."""
+    _clean()
+    _unmount_below(KEPT)
+    shutil.rmtree(KEPT, ignore_errors=True)
+    for line in _state("restore", input=_BEFORE).stdout.splitlines():
+        print(f"# left behind: {line}", flush=True)
+
+
+def _result(function):
+    """Runs a case, cleans up, and returns the arguments of ktap.report()."""
+    os.makedirs(SCRATCH, exist_ok=True)
+    start = time.monotonic()
+    log = ""
+    try:
+        function()
+        result, note = "passed", f"{round((time.monotonic() - start) * 1000)} ms"
+    except Skip as reason:
+        result, note = "skipped", str(reason)
+    except Exception:  # pylint: disable=broad-except
+        result, note, log = "failed", "", traceback.format_exc()
+    finally:
+        left = _clean()
+    return ("left", "", log + left) if left else (result, note, log)
+
+
+def _terminate(*_):
+    """Ends the test, which cleans up; timeout(1) may send the signal twice."""
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    sys.exit(143)
 
 
 def run_checks():
-    """Runs all cases, prints KTAP, and exits with kselftest's status."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    failed = 0
-    chosen = _chosen()
-    print(f"TAP version 13\n1..{len(chosen)}", flush=True)
-    for number, (description, function, better) in enumerate(chosen, 1):
-        better = better if DRIVER == "loop" else None
-        start = time.monotonic()
-        os.makedirs(SCRATCH, exist_ok=True)
-        try:
-            function()
-            good, note = not better, f"{round((time.monotonic() - start) * 1000)} ms"
-            if better:
-                note = f"XPASS expected of the C driver: {better}"
-        except Exception:  # pylint: disable=broad-except
-            good, note = bool(better), f"XFAIL {better}"
-            if not better:
-                note = "see above"
-                print("# " + traceback.format_exc().rstrip().replace("\n", "\n# "))
-        finally:
-            left = _clean()
-        if left:
-            good, note = False, "state not restored, see above"
-            print("# " + left.rstrip().replace("\n", "\n# "))
-        failed += not good
-        print(f"{'ok' if good else 'not ok'} {number} {description} # {note}", flush=True)
-    for what, number in _counts.items():
-        print(f"# counted: {what} {number}")
-    _state("restore", input=_BEFORE)
-    sys.exit(1 if failed else 0)
+    """Runs all cases, or $SOME of them, prints KTAP, and exits with kselftest's status."""
+    signal.signal(signal.SIGTERM, _terminate)
+    cases, results = ktap.chosen(_checks, SEED), []
+    ktap.begin(len(cases))
+    try:
+        for number, (case, function) in enumerate(cases, 1):
+            results.append(ktap.report(number, case, *_result(function)))
+    finally:
+        _end()
+    sys.exit(ktap.end(results, _counts))
 
 
 if __name__ != "__main__":

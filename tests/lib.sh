@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # SPDX-License-Identifier: GPL-2.0
-# Shared by the shell tests: KTAP, scratch file systems, loop devices, and the clean-up after each
-# case.
+# Shared by the shell tests: scratch file systems, loop devices, and the clean-up after each case.
+# New tests are in Python, see lib.py.
 #
 # A test sources this file, names its cases with `check`, and ends with `run_checks`. A case is a
 # function that runs in a subshell under `set -e`: the first command that fails fails the case. At
@@ -21,6 +21,9 @@ state=$(show_state) state_of_cases=$(show_state "$scratch")
 # shellcheck disable=SC2034  # for tests
 ram_ext4=/dev/ram0 ram_xfs=/dev/ram1 ram_block=/dev/ram2 ram_spare=/dev/ram3
 ram_mib=320
+
+# lib.py has these as well: the seed, the number of repetitions, the driver, slow kernels, and the
+# options of fio. Each is a line or two, and to ask Python for them would take a process more.
 
 # The seed of everything random in a test, which shows it in the names of its cases; and the number
 # of repetitions, as a multiple of the number that suits a run of all tests.
@@ -54,7 +57,7 @@ check_better() {
 	[[ $driver != loop ]] || reasons[-1]=$1
 }
 
-# Skips the case. Commands of a case never return the status 77 by themselves.
+# Skips the case. Commands of a case never return the status 77 by themselves (ktap.py knows it).
 skip() {
 	echo "SKIP: $*"
 	exit 77
@@ -72,15 +75,21 @@ fail() {
 	blame 1 "${FUNCNAME[1]}"
 }
 
+# Runs the cases. One process of ktap.py reports all of them, because Python takes 0.3 s to start on
+# the debug kernel. Cases do not inherit its pipes: bash closes those of a coprocess in subshells.
 run_checks() {
-	local number status failed=0 skipped=0 start
-	[[ -z ${SOME-} ]] || drop_others
+	local number chosen status left start input pid
 	mkdir -p "$mnt"
-	printf 'TAP version 13\n1..%d\n' "${#names[@]}"
+	: >>"$scratch/counts"
 	trap clean_up EXIT
 	trap 'exit 143' TERM
 	trap 'exit 130' INT
-	for number in "${!names[@]}"; do
+	{ coproc KTAP { exec python3 "$tests/ktap.py" "$seed" "$scratch" 3>&1 >&4 4>&-; }; } 4>&1
+	pid=$KTAP_PID input=${KTAP[1]}
+	for number in "${!names[@]}"; do printf '%s\t%s\n' "${names[number]}" "${reasons[number]}"; done >&"$input"
+	echo >&"$input"
+	read -r -a chosen -u "${KTAP[0]}"
+	for number in "${chosen[@]}"; do
 		start=${EPOCHREALTIME/./}
 		set +e
 		(
@@ -90,56 +99,21 @@ run_checks() {
 			eval "${commands[number]}"
 		) >"$scratch/log" 2>&1 </dev/null
 		status=$?
-		clean_case >>"$scratch/log" 2>&1 || ((status)) || status=$?
+		clean_case >>"$scratch/log" 2>&1
+		left=$?
 		set -e
-		report "$((number + 1))" "$status" "${names[number]}" "${reasons[number]}" \
-			"$(((${EPOCHREALTIME/./} - start) / 1000)) ms"
+		printf '%d\t%d\t%d\n' "$status" "$left" $(((${EPOCHREALTIME/./} - start) / 1000)) >&"$input"
+		# The result is printed.
+		read -r -u "${KTAP[0]}"
 	done
-	add_up
-	((!failed)) || exit 1
-	((skipped < ${#names[@]})) || exit 4
+	exec {input}>&-
+	wait "$pid" || exit
 	exit 0
-}
-
-# Keeps $SOME cases, chosen by the seed.
-drop_others() {
-	local at
-	RANDOM=$((seed & 0x7fff))
-	while ((${#names[@]} > SOME)); do
-		at=$((RANDOM % ${#names[@]}))
-		names=("${names[@]:0:at}" "${names[@]:at+1}")
-		commands=("${commands[@]:0:at}" "${commands[@]:at+1}")
-		reasons=("${reasons[@]:0:at}" "${reasons[@]:at+1}")
-	done
 }
 
 # count WHAT NUMBER: adds to a count of the case (operations, faults, cuts, bytes, ...). The sums
 # over all cases are printed at the end, for the summary of scripts/soak.
 count() { echo "$1 $2" >>"$scratch/counts"; }
-
-add_up() {
-	[[ ! -e $scratch/counts ]] ||
-		awk '{ sum[$1] += $2 } END { for (what in sum) printf "# counted: %s %d\n", what, sum[what] }' "$scratch/counts"
-}
-
-# report NUMBER STATUS NAME REASON TIME
-report() {
-	if (($2 == 77)); then
-		skipped=$((skipped + 1))
-		echo "ok $1 $3 # SKIP $(sed -n 's/^SKIP: //p' "$scratch/log")"
-	elif (($2)) && [[ -n $4 ]]; then
-		echo "ok $1 $3 # XFAIL $4"
-	elif (($2)); then
-		failed=$((failed + 1))
-		tail -n 25 "$scratch/log" | sed 's/^/# /'
-		echo "not ok $1 $3"
-	elif [[ -n $4 ]]; then
-		failed=$((failed + 1))
-		echo "not ok $1 $3 # XPASS expected of the C driver: $4"
-	else
-		echo "ok $1 $3 # $5"
-	fi
-}
 
 # blame STATUS COMMAND: reports the line of the test (not of this file) that failed, and ends the
 # case.

@@ -15,11 +15,6 @@ RWF_NOWAIT, BLKFLSBUF = 8, 0x1261
 PAGE = 4096
 
 
-def write_to(path, text):
-    with open(path, "w", encoding="ascii") as file:
-        file.write(str(text))
-
-
 def references():
     """Returns the reference count of the module."""
     with open(f"/sys/module/{DRIVER}/refcnt", encoding="ascii") as file:
@@ -76,10 +71,10 @@ def caches_dropped():
         with attach(path) as fd:
             device = fd.path
         settle()
-        write_to("/proc/sys/vm/drop_caches", 3)
+        write_text("/proc/sys/vm/drop_caches", 3)
         with Fd(device) as fd:
             equal("sector", number_at(fd, 77), 77)
-        write_to("/proc/sys/vm/drop_caches", 2)
+        write_text("/proc/sys/vm/drop_caches", 2)
         detach(device)
 
 
@@ -270,7 +265,7 @@ def nowait():
         with attach(path, flags=flags) as fd, direct(fd.path) as user:
             with_nowait(user, 16)
             os.fsync(user.fd)
-            write_to("/proc/sys/vm/drop_caches", 3)
+            write_text("/proc/sys/vm/drop_caches", 3)
             memory = page_of(255)
             equal("uncached", os.preadv(user.fd, [memory], 0, RWF_NOWAIT), PAGE)
             # Requests for a block device are remapped to bios.

@@ -161,29 +161,17 @@ def in_flight():
         run("dmsetup", "remove", "--retry", "slow")
 
 
-CGROUPS = "/sys/fs/cgroup"
-
-
 def read_in_cgroup(device, position, length):
     """Reads by direct I/O in a cgroup of its own, and so by another worker."""
-    group = f"{CGROUPS}/small_blocks"
-    with open(f"{CGROUPS}/cgroup.subtree_control", "w", encoding="ascii") as control:
-        control.write("+io")
-    os.mkdir(group)
     code = f"""if True:
         import mmap, os
-        with open("{group}/cgroup.procs", "w") as procs:
-            procs.write(str(os.getpid()))
         fd = os.open("{device}", os.O_RDONLY | os.O_DIRECT)
         os.preadv(fd, [mmap.mmap(-1, {length})], {position})"""
-    reader = subprocess.Popen(["python3", "-c", code])
-    try:
+    with cgroup("+io") as group:
+        # A reader that blocks cannot be waited for.
+        reader = subprocess.Popen(in_cgroup(group, "python3", "-c", code))
         wait_for(lambda: reader.poll() is not None, 20)
         equal("reader", reader.returncode, 0)
-    finally:
-        wait_for(lambda: not os.path.exists(group) or not os.rmdir(group))
-        with open(f"{CGROUPS}/cgroup.subtree_control", "w", encoding="ascii") as control:
-            control.write("-io")
 
 
 @check("writes wait while the file system below is frozen, another cgroup can read", better=BETTER)

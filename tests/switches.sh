@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # The tunables of the routes to the file, in /sys/block/loopN/rnull_loop: on after each attach,
 # changed only by root, to 0 or 1, and independent of each other. Their effect is tested in
-# routes.sh.
+# routes.py.
 . "$(dirname "$0")/lib.sh"
 
 [[ $driver == rnull_loop ]] || skip_all "the C driver has no such tunables"

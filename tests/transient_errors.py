@@ -85,8 +85,7 @@ def passing(error, flags):
     for page in range(20):
         device.write(page, page + 1)
     os.fsync(device.fd)
-    with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as caches:
-        caches.write("3")
+    write_text("/proc/sys/vm/drop_caches", "3")
     for page in range(20):
         equal("read", device.read(page), PAGE)
         equal("data", device.memory[:], bytes([page + 1]) * PAGE)

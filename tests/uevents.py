@@ -351,8 +351,7 @@ def others_during_capacity():
             changer = threading.Thread(target=lambda: fd.ioctl(SET_CAPACITY))
             changer.start()
             wait_for(lambda: sysfs(device, "size") == str(32 << 11))
-            with open(f"/sys/block/{events.name}/uevent", "w", encoding="ascii") as file:
-                file.write("change 01234567-0123-0123-0123-0123456789ab SENT=1")
+            write_text(f"/sys/block/{events.name}/uevent", "change 01234567-0123-0123-0123-0123456789ab SENT=1")
         finally:
             dm("resume")
         reader.join()
@@ -411,29 +410,18 @@ def change_partitions():
 @check("an event of another process during the partition scan of an attach is not lost")
 def others_during_scan():
     device, events = listen()
-    path, groups = partitioned(), "/sys/fs/cgroup"
-    with open(f"{groups}/cgroup.subtree_control", "w", encoding="ascii") as file:
-        file.write("+io")
-    group = f"{groups}/scanner"
-    os.mkdir(group)
-    try:
+    path = partitioned()
+    with cgroup("+io") as group:
         # One read a second: the scan needs more.
-        with open(f"{group}/io.max", "w", encoding="ascii") as file:
-            file.write(f"{sysfs(device, 'dev')} riops=1")
-        command = f"echo $$ >{group}/cgroup.procs; exec losetup --partscan {device} {path}"
-        with subprocess.Popen(["sh", "-c", command]) as scanner:
+        write_text(f"{group}/io.max", f"{sysfs(device, 'dev')} riops=1")
+        with subprocess.Popen(in_cgroup(group, "losetup", "--partscan", device, path)) as scanner:
             wait_for(lambda: sysfs(device, "loop/backing_file"))
             time.sleep(0.5)
-            with open(f"/sys/block/{events.name}/uevent", "w", encoding="ascii") as file:
-                file.write("change 01234567-0123-0123-0123-0123456789ab SENT=1")
+            write_text(f"/sys/block/{events.name}/uevent", "change 01234567-0123-0123-0123-0123456789ab SENT=1")
             equal("the scan's end", scanner.poll(), None)
             equal("losetup", scanner.wait(), 0)
         equal("events", [event.get("SYNTH_ARG_SENT") for event in events.all()].count("1"), 1)
         detach(device)
-    finally:
-        os.rmdir(group)
-        with open(f"{groups}/cgroup.subtree_control", "w", encoding="ascii") as file:
-            file.write("-io")
 
 
 @check("LOOP_CHANGE_FD with PARTSCAN: partitions are replaced")
@@ -507,8 +495,7 @@ def refused_block_size():
         events.expect("refused attach")
         equal("diskseq", sysfs(device, "diskseq"), before)
         # A requested event in sysfs is sent.
-        with open(f"/sys/block/{events.name}/uevent", "w", encoding="ascii") as file:
-            file.write("change")
+        write_text(f"/sys/block/{events.name}/uevent", "change")
         events.expect("uevent", "change disk")
         equal("CONFIGURE", configure(fd, image()), 0)
         events.expect("attach", "change disk")
