@@ -58,7 +58,7 @@ module! {
 
 module_parameters! {
     max_loop: Integer = Integer::new(kern::ffi::DEFAULT_DEVICES, i32::MIN),
-        "Number of loop devices made at load. If given and not 0, also the limit for devices made by opening their nodes. Default: 8, no limit";
+        "Number of loop devices made at load. If given and not 0, opening a node makes a device only if its number is less. Default: CONFIG_BLK_DEV_LOOP_MIN_COUNT, or 8 without the C driver; no limit";
     max_part: Integer = Integer::new(0, i32::MIN),
         "Maximum number of partitions per loop device. If positive, all devices are scanned for partitions. Default: 0";
     hw_queue_depth: Integer = Integer::new(128, 1),
