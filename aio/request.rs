@@ -229,6 +229,8 @@ fn start<T: FileBacked>(
     //   request, and all of it stays while the request is in flight.
     let submitted = unsafe { Iocb::submit::<RequestCompletion<T>>(iocb, file, transfer, &span) };
     let Submitted::Done(result) = submitted else {
+        // This drops `submitter`. If `RequestCompletion` has dropped its owner before, this is the
+        // last one, and its drop calls `operation_done`.
         return Start::InFlight;
     };
     // SAFETY: `data` comes from `into_data` above. The operation is `Done`, so `RequestCompletion`

@@ -144,7 +144,7 @@ pub(crate) trait Operations: Send + Sync + Sized + 'static {
         submitter: Pin<&Submitter>,
     ) -> Result<(), Refused<Self>>;
 
-    /// Takes a request back whose operation is over: the driver ends it, or goes on with it.
+    /// Takes a request back whose operation is over: the driver ends the request, or continues it.
     ///
     /// `result` is the number of bytes done, or an error. Any context, including hard IRQ.
     fn operation_done(rq: StartedRequest<Self>, result: Result<u32>);
@@ -374,9 +374,8 @@ impl<T: Operations> Request<T> {
     /// Disables discards of the queue until the next change of its limits:
     /// `blk_queue_disable_discard()`.
     ///
-    /// Called before the failed request ends, so that its submitter finds the reason. Takes no
-    /// lock, so user space may be changing the limits at the same time; then that change already
-    /// enables discards again. The next discard fails, and the driver disables them again. Any
+    /// Takes no lock, so a concurrent change of the limits may enable discards again, see
+    /// `blk_mq/limits.rs`. Then the next discard fails, and the driver disables them again. Any
     /// context.
     pub(crate) fn disable_discard(&self) {
         // SAFETY: By the type invariant the queue is valid.
@@ -386,6 +385,9 @@ impl<T: Operations> Request<T> {
     /// Disables writes of zeroes, as [`disable_discard`](Self::disable_discard) does for discards:
     /// `blk_queue_disable_write_zeroes()`. A change of the limits that begins later keeps them
     /// disabled, unless it sets their length.
+    ///
+    /// Called before the failed request ends, because `blkdev_issue_write_zeroes()` then reads the
+    /// limit to tell why the request has failed.
     pub(crate) fn disable_write_zeroes(&self) {
         // SAFETY: By the type invariant the queue is valid.
         unsafe { ffi::rnull_loop_disable_write_zeroes(self.queue()) };
@@ -658,8 +660,8 @@ unsafe fn complete_raw<T: Operations>(rq: &Request<T>, status: Status) {
     }
     // SAFETY: By the function's requirements the request is started, and has no other user.
     if !unsafe { bindings::blk_mq_complete_request_remote(rq.raw()) } {
-        // SAFETY: The call above has marked the request as completed, and leaves it to this CPU to
-        // end it.
+        // SAFETY: The call above has marked the request as completed. It has returned false, so the
+        // block layer does not call `->complete`, and this is the one call for the request.
         unsafe { end_completed::<T>(NonNull::from(rq).cast()) };
     }
 }

@@ -8,9 +8,10 @@ use crate::aio::Wait;
 /// The task that serves a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Server {
-    /// The submitter, in the call of `->queue_rq`. Must not block.
+    /// The submitter, in the call of `->queue_rq`. Must not block on the file.
     Submitter,
-    /// The worker of a hardware context that never blocks on a file.
+    /// The worker of a hardware context that does not block on the file. A remapped request may
+    /// block on the lower device, see [`Route::bio_wait`].
     NowaitWorker,
     /// The worker of a hardware context for the request's cgroup, which may block.
     BlockingWorker,
@@ -20,7 +21,7 @@ pub(super) enum Server {
     Flusher,
 }
 
-/// The way that the data of a read or a write takes.
+/// The I/O method of a read or a write: the way of its data.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum IoMethod {
     /// As a bio to the block device that the backing file is, past the file and its page cache.
@@ -41,12 +42,12 @@ impl IoMethod {
     }
 }
 
-/// The answer to how a request is served.
+/// The server and the I/O method of a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Route {
     /// The task that serves it.
     pub(super) server: Server,
-    /// The way of its data. Meaningless for requests that are neither reads nor writes.
+    /// The I/O method. Meaningless for requests that are neither reads nor writes.
     pub(super) method: IoMethod,
 }
 
@@ -81,6 +82,14 @@ impl Route {
 }
 
 /// The driver's part of a request: its route, and how far it has come.
+///
+/// It belongs to the tag, so [`completion::end`](super::completion::end) resets it for the next
+/// request. A request that is requeued keeps it; only the route is chosen again.
+///
+/// A request that ends in another way keeps it, too, so that the next request of the tag begins
+/// with it: a [`StartedRequest`](crate::blk_mq::StartedRequest) that is dropped, of which the data
+/// path has none, and a requeued request that finds no target, because the last close has removed
+/// it.
 pub(crate) struct Progress {
     /// The route that was chosen when the request was dispatched.
     pub(super) route: Route,
@@ -95,7 +104,8 @@ pub(crate) struct Progress {
     pub(super) direct_refused: bool,
     /// True if the request holds freeze protection of the file.
     pub(super) holds_write: bool,
-    /// True if the request is inside the gate of [direct writes](LoopQueue::direct_writes).
+    /// True if the request is inside the gate of
+    /// [direct writes](super::target::LoopQueue::direct_writes).
     pub(super) in_gate: bool,
     /// The retries since the request last made progress.
     pub(super) retries: Retries,
