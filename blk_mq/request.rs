@@ -137,6 +137,19 @@ pub(crate) trait Operations: Send + Sync + Sized + 'static {
     /// the context of any submitter, which `submitter` describes, with the tag set's SRCU read lock
     /// held. May sleep, but must not wait for anything that needs requests of this queue to be
     /// dispatched. The block layer ends a refused request.
+    ///
+    /// # Examples
+    ///
+    /// A device that can only be flushed:
+    ///
+    /// ```ignore
+    /// let rq = rq.start().map_err(|rq| rq.refuse(Status::IOERR))?;
+    /// match rq.op() {
+    ///     Op::Flush => rq.end(Status::OK),
+    ///     _ => rq.end(Status::from(EOPNOTSUPP)),
+    /// }
+    /// Ok(())
+    /// ```
     fn queue_rq(
         device: &Arc<Self>,
         hw: &Self::HwData,
@@ -592,6 +605,21 @@ impl<T: Operations> StartedRequest<T> {
     /// Splits the ownership in two, for an operation that one side submits and another completes.
     ///
     /// When both owners are gone, [`Operations::operation_done`] is called.
+    ///
+    /// # Examples
+    ///
+    /// ```ignore
+    /// let (submitter, completer) = rq.into_in_flight();
+    /// // The operation owns `completer`. It calls `done` once, in any context.
+    /// start_operation(submitter.backend(), completer.into_data(), done::<T>);
+    /// // The backend stays until here, even if the operation is over.
+    /// drop(submitter);
+    ///
+    /// unsafe fn done<T: Operations>(data: *const T::RequestData, result: Result<u32>) {
+    ///     // SAFETY: `data` comes from `into_data`, and this is called once for it.
+    ///     unsafe { InFlight::<T>::from_data(data) }.complete(result);
+    /// }
+    /// ```
     pub(crate) fn into_in_flight(self) -> (InFlight<T>, InFlight<T>) {
         self.pdu().owners.store(2, Relaxed);
         self.pdu().set_result(Err(EIO));
@@ -684,7 +712,8 @@ pub(super) unsafe fn end_completed<T: Operations>(rq: NonNull<bindings::request>
     unsafe { bindings::blk_mq_end_request(rq.as_ptr(), status) };
 }
 
-/// One of the two owners of a request whose operation is in flight.
+/// One of the two owners of a request whose operation is in flight; see the example of
+/// [`StartedRequest::into_in_flight`].
 ///
 /// # Invariants
 ///

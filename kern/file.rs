@@ -55,6 +55,17 @@ pub(crate) struct DirectAlignment {
 ///
 /// Each `struct file` has such a cursor (`f_wb_err`), but all tasks that sync through that `struct
 /// file` share it: only the first sync reports an error.
+///
+/// # Examples
+///
+/// ```ignore
+/// // A write through the page cache that reports the failure of its own writeback.
+/// let cursor = ErrseqCursor::from_now(file);
+/// write_to_page_cache(file, position, len)?;
+/// file.write_back(position, len)?;
+/// // Another sync may have reported the error before `write_back`.
+/// cursor.check(file)?;
+/// ```
 pub(crate) struct ErrseqCursor(Atomic<u32>);
 
 impl ErrseqCursor {
