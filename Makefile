@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 
-# `make help` lists the targets. KDIR is the kernel build directory for the module: by default that
-# of the running kernel if it is of the module's series (scripts/kdir makes one), otherwise the
-# lab's (scripts/lab).
+# `make help` lists the targets. KDIR is the kernel build directory for the module; scripts/kbuild
+# --help explains the default.
 
 kbuild = +@scripts/kbuild $(if $(KDIR),--kdir '$(KDIR)')
 variables = $(filter-out KDIR=%,$(MAKEOVERRIDES))

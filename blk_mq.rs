@@ -28,6 +28,25 @@
 //! limits  sysfs                       frozen queues and limits, attributes of a disk
 //! ```
 //!
+//! # Examples
+//!
+//! ```ignore
+//! // The requests are for `queue`, an `Arc` of a type with `Operations`, whose `HwData` is `()`.
+//! // The disk stands for `device`, an `Arc` of a type with `DiskOperations`.
+//! let tags = KBox::pin_init(TagSet::new(1, 128), GFP_KERNEL)?;
+//! let disk = Disk::new(
+//!     tags,
+//!     device,
+//!     queue,
+//!     || Ok(()),
+//!     DiskOptions { name: fmt!("example0"), ..options },
+//! )?;
+//! // Requests that are dispatched from here on find the backend.
+//! disk.publish(backend).map_err(|_| EBUSY)?;
+//! // Visible to user space until `disk` is dropped.
+//! let disk = disk.add()?;
+//! ```
+//!
 //! C headers: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h),
 //! [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 

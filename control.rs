@@ -8,7 +8,8 @@
 //! - [`device`] - one device, and every change of its [`state`];
 //! - [`backing`] - the file behind it;
 //! - [`sysfs`] - `/sys/block/loopN/loop/*` and `/sys/block/loopN/rnull_loop/*`;
-//! - [`settings`], [`flags`], [`geometry`], [`legacy_info`] - pure logic, without a kernel.
+//! - [`state`], [`settings`], [`flags`], [`geometry`], [`legacy_info`] - pure logic, without a
+//!   kernel.
 
 #![forbid(unsafe_code)]
 

@@ -2,16 +2,16 @@
 
 //! The data path: one request, in the order of its life.
 //!
-//! 1. [`queue`] - the block layer dispatches the request;
-//! 2. [`route`] - the one decision: who serves it, by which I/O method;
-//! 3. [`worker`] - it waits for a worker, unless its submitter serves it;
-//! 4. [`transfer`] - it becomes an operation on the backing file, or a bio for the block device
-//!    that the backing file is;
-//! 5. [`completion`] - the operation is over: the request ends, or a worker goes on with it.
+//! - [`queue`] - the block layer dispatches the request;
+//! - [`route`] - the one decision: the task that serves the request, and the I/O method;
+//! - [`worker`] - the request waits for a worker, unless its submitter serves it;
+//! - [`transfer`] - the request becomes an operation on the backing file, or a bio for the block
+//!   device that the backing file is;
+//! - [`completion`] - the operation is over: the request ends, or a worker continues it.
 //!
-//! What requests need of their device is in [`target`], and what user space can switch in
-//! [`tunables`]. A request carries its route and its state in [`progress`].
-//! [`backoff`] and [`retry`] keep count of failures.
+//! Two files have the state of requests: [`target`] that of the device, [`progress`] that of one
+//! request. Three are pure logic, without a kernel: [`tunables`] has the switches of user space,
+//! [`backoff`] and [`retry`] count failures.
 
 #![forbid(unsafe_code)]
 

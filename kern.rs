@@ -2,6 +2,8 @@
 
 //! Abstractions that the `kernel` crate lacks: one file per C subsystem, each written as if it were
 //! to move to `rust/kernel/`.
+//!
+//! Nothing here has logic of loop devices. [`uapi`] and constants of [`ffi`] are their uAPI.
 
 pub(crate) mod bdev;
 pub(crate) mod bvec;

@@ -2,21 +2,23 @@
 
 //! The loop driver: makes a block device of a file or of another block device.
 //!
-//! Two wings define what a loop device does, and contain no `unsafe` code:
+//! `docs/architecture.md` follows a read and an ioctl through the code. To read the code alone,
+//! begin with `datapath/queue.rs` for requests, and with `control/ioctl.rs` for user space.
+//!
+//! The modules are listed from the highest level to the lowest. Two wings define what a loop device
+//! does, and contain no `unsafe` code:
 //!
 //! - [`control`] - from user space to a device: ioctls, sysfs, `/dev/loop-control`;
 //! - [`datapath`] - one request, in the order of its life: queue, route, worker, transfer,
 //!   completion.
 //!
-//! Three abstractions call the kernel, and do not depend on loop devices:
+//! Three abstractions call the kernel, and have no logic of loop devices:
 //!
+//! - [`aio`] - asynchronous I/O to files from inside the kernel;
 //! - [`blk_mq`] - the block layer: requests whose type is their state, disks, limits, frozen
 //!   queues;
-//! - [`aio`] - asynchronous I/O to files from inside the kernel;
-//! - [`kern`] - files, block devices, tasks, workqueues, where the `kernel` crate lacks them.
-//!
-//! The levels, from the highest: `control`, `datapath`, `aio`, `blk_mq`, `kern`. Each file uses
-//! only files of its own level and of lower ones.
+//! - [`kern`] - files, block devices, tasks, workqueues, gates, mutexes, misc devices, module
+//!   parameters, where the `kernel` crate lacks them; the uAPI of loop devices.
 
 mod aio;
 mod blk_mq;
@@ -58,7 +60,7 @@ module! {
 
 module_parameters! {
     max_loop: Integer = Integer::new(kern::ffi::DEFAULT_DEVICES, i32::MIN),
-        "Number of loop devices made at load. If given and not 0, also the limit for devices made by opening their nodes. Default: 8, no limit";
+        "Number of loop devices made at load. If given and not 0, opening a node makes a device only if its number is less. Default: CONFIG_BLK_DEV_LOOP_MIN_COUNT, or 8 without the C driver; no limit";
     max_part: Integer = Integer::new(0, i32::MIN),
         "Maximum number of partitions per loop device. If positive, all devices are scanned for partitions. Default: 0";
     hw_queue_depth: Integer = Integer::new(128, 1),

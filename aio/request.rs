@@ -6,6 +6,25 @@
 //! asynchronous I/O to a file, or to [`remap`], which submits it to a lower device as a bio. When
 //! the operation is over, [`Operations::operation_done`] gets the request back, with the number of
 //! bytes done or an error.
+//!
+//! # Examples
+//!
+//! A read, served by a worker in an [`IoWorkerScope`](crate::kern::task::IoWorkerScope):
+//!
+//! ```ignore
+//! let position = rq.position();
+//! request::submit(rq, position, Caching::Direct, Wait::Allowed);
+//!
+//! // In the `impl Operations` of the driver:
+//! fn operation_done(mut rq: StartedRequest<Self>, result: Result<u32>) {
+//!     request::free_bvecs(&mut rq);
+//!     match result {
+//!         Ok(bytes) if bytes == rq.len() => rq.end(Status::OK),
+//!         Ok(_) => rq.end(Status::IOERR),
+//!         Err(error) => rq.end(Status::from(error)),
+//!     }
+//! }
+//! ```
 
 use super::{
     Caching,

@@ -68,6 +68,21 @@ impl<T: DiskOperations> GenDisk<T> {
 
     /// Freezes the queue until the guard is dropped, which waits for all requests:
     /// `blk_mq_freeze_queue()`. May sleep.
+    ///
+    /// # Examples
+    ///
+    /// ```ignore
+    /// // The lock of the limits comes before the frozen queue.
+    /// let mut limits = disk.update_limits();
+    /// limits.set_block_size(4096);
+    /// let mut frozen = disk.freeze();
+    /// limits.commit()?;
+    /// if let Some(backend) = frozen.backend() {
+    ///     backend.block_size = 4096;
+    /// }
+    /// // The queue thaws.
+    /// drop(frozen);
+    /// ```
     pub(crate) fn freeze(&self) -> FrozenQueue<'_, T> {
         self.freeze_as(self.queue_context().backend.lock())
     }
@@ -84,7 +99,8 @@ impl<T: DiskOperations> GenDisk<T> {
         }
     }
 
-    /// Begins a change of the queue's limits: `queue_limits_start_update()`. May sleep.
+    /// Begins a change of the queue's limits: `queue_limits_start_update()`. May sleep. See the
+    /// example of [`freeze`](Self::freeze).
     pub(crate) fn update_limits(&self) -> LimitsUpdate<'_> {
         // SAFETY: By the invariants of `GenDisk` the queue is valid.
         let limits = unsafe { ffi::rnull_loop_limits_start_update(self.queue()) };

@@ -31,6 +31,20 @@ use kernel::{
 ///
 /// `head` is null, or the first of a null-terminated chain of started requests, linked by `next` of
 /// their PDUs, newest first. The list owns them all.
+///
+/// # Examples
+///
+/// ```ignore
+/// // The producer, in any context. `worker` is an `Arc` of a work item.
+/// if worker.requests.push(rq) {
+///     let _ = queue.enqueue(worker.clone());
+/// }
+///
+/// // The work item.
+/// for rq in worker.requests.take_all() {
+///     serve(rq);
+/// }
+/// ```
 pub(crate) struct RequestList<T: Operations> {
     // The list may be sent and shared, because requests may be sent to other threads, and the list
     // returns each of them once.

@@ -138,6 +138,19 @@ pub(crate) trait Operations: Send + Sync + Sized + 'static {
     /// the context of any submitter, which `submitter` describes, with the tag set's SRCU read lock
     /// held. May sleep, but must not wait for anything that needs requests of this queue to be
     /// dispatched. The block layer ends a refused request.
+    ///
+    /// # Examples
+    ///
+    /// A device that can only be flushed:
+    ///
+    /// ```ignore
+    /// let rq = rq.start().map_err(|rq| rq.refuse(Status::IOERR))?;
+    /// match rq.op() {
+    ///     Op::Flush => rq.end(Status::OK),
+    ///     _ => rq.end(Status::from(EOPNOTSUPP)),
+    /// }
+    /// Ok(())
+    /// ```
     fn queue_rq(
         device: &Arc<Self>,
         hw: &Self::HwData,
@@ -384,9 +397,8 @@ impl<T: Operations> Request<T> {
     /// Disables discards of the queue until the next change of its limits:
     /// `blk_queue_disable_discard()`.
     ///
-    /// Called before the failed request ends, so that its submitter finds the reason. Takes no
-    /// lock, so user space may be changing the limits at the same time; then that change already
-    /// enables discards again. The next discard fails, and the driver disables them again. Any
+    /// Takes no lock, so a concurrent change of the limits may enable discards again, see
+    /// `blk_mq/limits.rs`. Then the next discard fails, and the driver disables them again. Any
     /// context.
     pub(crate) fn disable_discard(&self) {
         // SAFETY: By the type invariant the queue is valid.
@@ -396,6 +408,9 @@ impl<T: Operations> Request<T> {
     /// Disables writes of zeroes, as [`disable_discard`](Self::disable_discard) does for discards:
     /// `blk_queue_disable_write_zeroes()`. A change of the limits that begins later keeps them
     /// disabled, unless it sets their length.
+    ///
+    /// Called before the failed request ends, because `blkdev_issue_write_zeroes()` then reads the
+    /// limit to tell why the request has failed.
     pub(crate) fn disable_write_zeroes(&self) {
         // SAFETY: By the type invariant the queue is valid.
         unsafe { ffi::rnull_loop_disable_write_zeroes(self.queue()) };
@@ -606,6 +621,21 @@ impl<T: Operations> StartedRequest<T> {
     /// Splits the ownership in two, for an operation that one side submits and another completes.
     ///
     /// When both owners are gone, [`Operations::operation_done`] is called.
+    ///
+    /// # Examples
+    ///
+    /// ```ignore
+    /// let (submitter, completer) = rq.into_in_flight();
+    /// // The operation owns `completer`. It calls `done` once, in any context.
+    /// start_operation(submitter.backend(), completer.into_data(), done::<T>);
+    /// // The backend stays until here, even if the operation is over.
+    /// drop(submitter);
+    ///
+    /// unsafe fn done<T: Operations>(data: *const T::RequestData, result: Result<u32>) {
+    ///     // SAFETY: `data` comes from `into_data`, and this is called once for it.
+    ///     unsafe { InFlight::<T>::from_data(data) }.complete(result);
+    /// }
+    /// ```
     pub(crate) fn into_in_flight(self) -> (InFlight<T>, InFlight<T>) {
         self.pdu().owners.store(2, Relaxed);
         self.pdu().set_result(Err(EIO));
@@ -679,8 +709,8 @@ unsafe fn complete_raw<T: Operations>(rq: &Request<T>, status: Status) {
     // SAFETY: By the function's requirements the request is started and not completed, and its owner
     // does not use it afterwards.
     if !unsafe { bindings::blk_mq_complete_request_remote(rq.raw()) } {
-        // SAFETY: The call above has marked the request as completed, and leaves it to this CPU to
-        // end it.
+        // SAFETY: The call above has marked the request as completed. It has returned false, so the
+        // block layer does not call `->complete`, and this is the one call for the request.
         unsafe { end_completed::<T>(NonNull::from(rq).cast()) };
     }
 }
@@ -703,7 +733,8 @@ pub(super) unsafe fn end_completed<T: Operations>(rq: NonNull<bindings::request>
     unsafe { bindings::blk_mq_end_request(rq.as_ptr(), status) };
 }
 
-/// One of the two owners of a request whose operation is in flight.
+/// One of the two owners of a request whose operation is in flight; see the example of
+/// [`StartedRequest::into_in_flight`].
 ///
 /// # Invariants
 ///

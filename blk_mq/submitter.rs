@@ -68,7 +68,7 @@ pub(crate) struct Submitter {
     task: *mut bindings::task_struct,
     /// The queue that the requests are on.
     queue: *mut bindings::request_queue,
-    /// True if several requests are dispatched.
+    /// True in `->queue_rqs`, whose list may have one request.
     batch: bool,
     saved: Cell<Option<Saved>>,
     plug: Opaque<bindings::blk_plug>,

@@ -61,8 +61,7 @@ pub(super) struct BackingCaps {
     discard_granularity: u32,
     /// True if seeks on the lower device are slow.
     rotational: bool,
-    /// True if the file can make a single write durable (`IOCB_DSYNC`). Otherwise the block layer
-    /// sends a write and a flush for each FUA write.
+    /// True if the file can make a single write durable (`IOCB_DSYNC`), so that the queue has FUA.
     honours_dsync: bool,
 }
 

@@ -312,8 +312,9 @@ impl Devices {
         Ok(Self(registry))
     }
 
-    /// Ends the wait of callers of [`registry`]. With a `major`, the number of all devices, the
-    /// module no longer fails to load. Without one it has failed, and the callers get `ENODEV`.
+    /// Ends the wait of callers of [`registry`]. With a `major`, that of all devices, they get the
+    /// registry, and the module must not fail to load any more. Without one the module has failed
+    /// to load, and they fail with `ENODEV`.
     ///
     /// The waiting callers hold `misc_mtx` or `major_names_lock`. So once the control device is
     /// registered, no misc device may be registered or unregistered before this call, and once the
@@ -328,7 +329,7 @@ impl Devices {
         };
     }
 
-    /// Adds the first `count` devices. Logs failures and goes on; the C driver ignores them. May
+    /// Adds the first `count` devices. Logs a failure and continues; the C driver ignores it. May
     /// sleep.
     pub(crate) fn add(&self, count: u32) {
         for index in 0..count {

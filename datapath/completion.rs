@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Step 5 of a request: its operation is over.
+//! Completion: the operation of a request is over.
 //!
 //! A file may transfer less than it is asked to. The C driver requeues the rest of a short read but
-//! takes a short write for a success. Here both go on until they are complete or make no progress,
-//! which is an error that the submitter sees. A transient error (`ENOMEM`, `EAGAIN`, `EINTR`) is
-//! [retried](super::retry) for a limited time.
+//! takes a short write for a success. Here both continue until they are complete or make no
+//! progress, which is an error that the submitter sees. A transient error (`ENOMEM`, `EAGAIN`,
+//! `EINTR`) is [retried](super::retry) for a limited time.
 
 use super::{
     retry::{
@@ -102,7 +102,7 @@ fn record_nowait(rq: &mut StartedRequest<LoopQueue>, outcome: &Outcome) {
 }
 
 /// Continues a transfer that has done `bytes` bytes at the next whole block, where direct I/O may
-/// begin.
+/// continue.
 ///
 /// A blocking transfer of less than a block makes no progress, as at the end of a truncated file.
 /// Then the part of a read that was not found reads as zeroes, not as the old content of the

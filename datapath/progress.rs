@@ -18,7 +18,7 @@ pub(super) enum Server {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum WorkerKind {
     /// The worker of a hardware context that does not block on the file. A remapped request may
-    /// wait for a tag of the lower device.
+    /// block on the lower device, see [`Route::bio_wait`].
     Nowait,
     /// The worker of a hardware context for the request's cgroup, which may block.
     Blocking,
@@ -28,7 +28,7 @@ pub(super) enum WorkerKind {
     Flusher,
 }
 
-/// The way that the data of a read or a write takes.
+/// The I/O method of a read or a write: the way of its data.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum IoMethod {
     /// As a bio to the block device that the backing file is, past the file and its page cache.
@@ -49,12 +49,12 @@ impl IoMethod {
     }
 }
 
-/// The decision how to serve a request.
+/// The server and the I/O method of a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Route {
     /// The task that serves it.
     pub(super) server: Server,
-    /// The way of its data. Meaningless for requests that are neither reads nor writes.
+    /// The I/O method. Meaningless for requests that are neither reads nor writes.
     pub(super) method: IoMethod,
 }
 
@@ -88,6 +88,14 @@ impl Route {
 }
 
 /// The driver's part of a request: its route, and how far it has come.
+///
+/// It belongs to the tag, so [`completion::end`](super::completion::end) resets it for the next
+/// request. A request that is requeued keeps it; only the route is chosen again.
+///
+/// A request that ends in another way keeps it, too, so that the next request of the tag begins
+/// with it: a [`StartedRequest`](crate::blk_mq::StartedRequest) that is dropped, of which the data
+/// path has none, and a requeued request that finds no target, because the last close has removed
+/// it.
 pub(crate) struct Progress {
     /// The route that was chosen when the request was dispatched.
     pub(super) route: Route,

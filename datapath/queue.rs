@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Step 1 of a request: the block layer dispatches it, and [`route`] decides who serves it.
+//! Queue: the block layer dispatches a request, and [`route`] decides which task serves it.
+//!
+//! [`LoopQueue`] itself is in `datapath/target.rs`.
 
 use super::{
     completion,
@@ -48,8 +50,8 @@ impl Operations for LoopQueue {
         rq: IdleRequest<Self>,
         submitter: Pin<&Submitter>,
     ) -> Result<(), Refused<Self>> {
-        // The last close and its writeback may come after LOOP_CLR_FD, so it only matters whether
-        // there is a target, and not whether the device is still bound.
+        // A request needs a target, which the device keeps between LOOP_CLR_FD and the last close,
+        // whose writeback must reach the file.
         let mut rq = match rq.start() {
             Ok(rq) => rq,
             // The device had no opener when it lost its target, so there are no writes to flush.

@@ -1,32 +1,31 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Step 2 of a request: the one decision about who serves it, and by which I/O method.
+//! Route: the one decision about which task serves a request, and by which I/O method.
 //!
-//! A blocking worker is always right. The shorter ways are allowed where they make no difference
-//! but in time:
+//! A blocking worker is always right for a read or a write. The shorter routes are allowed where
+//! they make no difference but in time.
 //!
 //! # The submitter
 //!
-//! Serving a request in the context of its submitter saves two context switches. A variant without
-//! the rules below was merged into the C driver in 2025 and reverted: it overflowed stacks, and
-//! re-entered file systems. The rules about the submitter, which may be any task, are in
-//! [`Submitter`]. The rules about the request:
+//! Serving a request in the context of its submitter saves two context switches. Without rules it
+//! would overflow stacks and re-enter file systems. The rules about the submitter, which may be any
+//! task, are at the head of `blk_mq/submitter.rs`. The rules about the request:
 //!
 //! - **Remapped requests**: No file system code runs, so any task may submit. The lower device may
 //!   still throttle (`io.cost`); then the submitter sleeps. A non-blocking bio cannot be split, so
 //!   a worker serves long requests.
-//! - **Requests to a file, in a batch**: While the submitter has a plug, a worker serves them. The
-//!   flush of the plug may have been caused by a request that is on no list yet, and the file
-//!   system might wait for the queue of that request.
+//! - **Requests to a file, in a batch**: A worker serves them while the submitter has a plug,
+//!   because the submitter may then hold a request that is on no list; `blk_mq/submitter.rs`
+//!   explains the deadlock.
 //! - **Reads of a file**: Only for user tasks, and only while the disk has no exclusive owner.
 //!   Otherwise we would re-enter a file system while the task holds the locks and the
 //!   `journal_info` of another one. (A file system may be mounted just after the check; the
 //!   requests in flight were then submitted by other tasks. A loop device on top of this one is no
-//!   exclusive owner, but its saved I/O context is detected.) The file system is told not to block.
+//!   exclusive owner, but its saved I/O context is detected.) The I/O is non-blocking.
 //! - **Writes to a file**: The result of a write depends on the task: its limits, privileges and
-//!   signals. Only writes for which none of these matters, over allocated blocks, are submitted;
-//!   file systems refuse the rest when they are told not to block. FUA writes may block on the
-//!   journal.
+//!   signals. Only writes for which none of these matters are submitted, and they are non-blocking:
+//!   a file system fails a write over blocks that are not allocated yet. FUA writes may block on
+//!   the journal.
 //! - **cgroups**: I/O to a file is charged to the current task, so the cgroup of the request must
 //!   be that of the task. They differ where a scheduler, or a lack of tags, makes a task dispatch
 //!   the requests of others.
@@ -43,7 +42,7 @@
 //! wait behind a request that blocks. Writes to a file nearly always block, if only for the next
 //! time stamp.
 //!
-//! User space can forbid these ways for each device, see [`tunables`](super::tunables).
+//! User space can forbid these routes for each device, see [`tunables`](super::tunables).
 
 use super::{
     progress::{
@@ -68,8 +67,8 @@ use crate::{
     kern::file::BackingFile, //
 };
 
-/// Decides how to serve a request that `submitter` dispatches. May be asked once for each dispatch,
-/// because the answer counts as a chance of [`Backoff`](super::backoff::Backoff). Does not sleep.
+/// Returns the route of a request that `submitter` dispatches. Called once for each dispatch,
+/// because each call counts as a chance of [`Backoff`](super::backoff::Backoff). Does not sleep.
 pub(super) fn route(rq: &StartedRequest<LoopQueue>, submitter: &Submitter) -> Route {
     match rq.op() {
         Op::Read | Op::Write => route_transfer(rq, submitter),

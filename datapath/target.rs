@@ -127,9 +127,9 @@ impl LoopQueue {
 
     /// Returns whether a request ends beyond the device.
     ///
-    /// The block layer checks that before it waits for a frozen queue, and not afterwards.
-    /// Meanwhile the device may have moved in the backing file, and the request must not reach what
-    /// was never part of the device.
+    /// The block layer checks that before a bio waits for a frozen queue, and not again after the
+    /// thaw. While the queue was frozen, the device may have moved in the backing file. The request
+    /// must not reach data of the file outside of the device.
     pub(super) fn is_exceeded_by(&self, rq: &Request<Self>) -> bool {
         let end = rq.position().saturating_add(u64::from(rq.len()));
         rq.op() != Op::Flush && end > self.length.load(Relaxed)
@@ -172,9 +172,9 @@ pub(crate) struct Target {
     pub(crate) nowait: bool,
     /// True if the log has a line about a request that failed because there was no memory.
     pub(crate) warned: Atomic<bool>,
-    /// True if non-blocking reads succeed.
+    /// The record of non-blocking reads.
     pub(crate) reads: Backoff,
-    /// True if non-blocking writes succeed.
+    /// The record of non-blocking writes.
     pub(crate) writes: Backoff,
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Step 4 of a request: it becomes an operation on the backing file.
+//! Transfer: a request becomes an operation on the backing file.
 
 use super::{
     progress::IoMethod,
@@ -35,7 +35,8 @@ use kernel::{
     prelude::*, //
 };
 
-/// Serves a read or a write by its route. May sleep, unless the route is non-blocking.
+/// Serves a read or a write by its route. May sleep; if the route is non-blocking, the operation
+/// itself is non-blocking.
 ///
 /// [`completion`](super::completion) gets the request back, also if it would block.
 pub(super) fn submit(mut rq: StartedRequest<LoopQueue>) {
@@ -148,9 +149,10 @@ pub(super) fn release(rq: &mut StartedRequest<LoopQueue>) {
 /// because the request is not in whole blocks of direct I/O, or because direct I/O of it was
 /// refused. May sleep.
 ///
-/// While pages are in the cache, a direct write beside them could leave them stale (they are read
-/// before it, and not invalidated while they are dirty), or be overwritten by their writeback. So
-/// no direct write is in flight until the cache is clean and empty again.
+/// A page in the cache also holds data beside that of the request. A direct write of such data
+/// would leave the page stale, because a dirty page is not invalidated, and the writeback of the
+/// page would overwrite the direct write (lost write). So the gate of direct writes is closed until
+/// the cache is clean and empty again.
 fn submit_alone(rq: StartedRequest<LoopQueue>, position: u64) {
     let (write, len) = (rq.op().is_write(), u64::from(rq.len()));
     // The request may end before the gate is open again, so the queue is kept.
@@ -222,9 +224,9 @@ fn free_or_zero(rq: &StartedRequest<LoopQueue>) -> Result {
 
 /// Calls `fallocate()` for the range of a request, unless the file is known not to support `mode`.
 ///
-/// The limits of the queue say so before the request ends, because its submitter looks at them for
-/// the reason of the failure. They say so for good after a revalidation, which waits until no
-/// request is in flight.
+/// The limit of the queue is set to 0 before the request ends, because
+/// `blkdev_issue_write_zeroes()` then reads the limit to tell why the request has failed. The
+/// revalidation keeps it at 0; it waits until no request is in flight.
 fn fallocate(rq: &StartedRequest<LoopQueue>, mode: Fallocate) -> Result {
     let target = rq.backend();
     if !target.holes.supports(mode) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Step 3 of a request, unless its submitter serves it: it waits for a worker.
+//! Workers: the tasks that serve requests, except those that their submitters serve.
 //!
 //! Each hardware context has several workers, so that a request that blocks delays few others:
 //!
@@ -10,7 +10,7 @@
 //!   so that a throttled cgroup delays few others, and sequential I/O mostly stays in order;
 //! - the **slow worker** serves discards and writes of zeroes.
 //!
-//! The **flusher** of the device serves many flushes with one `fdatasync()`.
+//! The **flusher** of the device serves the flushes of all hardware contexts.
 
 use super::{
     progress::WorkerKind,
@@ -101,8 +101,9 @@ impl Worker {
         Self::new(Role::Flush)
     }
 
-    /// Passes a request to the worker, and queues the worker unless it has requests already.
-    /// `queue` outlives the call. Any context, including hard IRQ.
+    /// Passes a request to the worker, and queues the worker unless it has requests already. The
+    /// request may end before this returns, so the caller keeps `queue` in another way. Any
+    /// context, including hard IRQ.
     fn submit(self: &Arc<Self>, queue: &LoopQueue, rq: StartedRequest<LoopQueue>) {
         if self.requests.push(rq) {
             queue.enqueue(self.clone(), self.affinity());
@@ -113,7 +114,7 @@ impl Worker {
     ///
     /// A submitter that slept since it last queued the worker is synchronous: its CPU is about to
     /// become idle, so the worker runs there, because waking another CPU takes longer. Otherwise
-    /// the worker runs on any CPU, and the submitter goes on.
+    /// the worker runs on any CPU, and the submitter continues.
     ///
     /// The flusher always uses the same workqueue, which runs a work item on one CPU at a time.
     fn affinity(&self) -> Affinity {
@@ -211,8 +212,8 @@ impl Workers {
         })
     }
 
-    /// Passes a request to a worker. `self` and `queue` outlive the call, even if the request ends
-    /// during it. Any context, including hard IRQ.
+    /// Passes a request to a worker. The request may end before this returns, so the caller keeps
+    /// `self` and `queue` in another way. Any context, including hard IRQ.
     pub(super) fn submit(
         &self,
         queue: &LoopQueue,

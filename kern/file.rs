@@ -55,6 +55,17 @@ pub(crate) struct DirectAlignment {
 ///
 /// Each `struct file` has such a cursor (`f_wb_err`), but all tasks that sync through that `struct
 /// file` share it: only the first sync reports an error.
+///
+/// # Examples
+///
+/// ```ignore
+/// // A write through the page cache that reports the failure of its own writeback.
+/// let cursor = ErrseqCursor::from_now(file);
+/// write_to_page_cache(file, position, len)?;
+/// file.write_back(position, len)?;
+/// // Another sync may have reported the error before `write_back`.
+/// cursor.check(file)?;
+/// ```
 pub(crate) struct ErrseqCursor(Atomic<u32>);
 
 impl ErrseqCursor {
@@ -65,9 +76,10 @@ impl ErrseqCursor {
     /// cursor of `errseq_sample()` would. Nor is such an error marked as seen, as by
     /// `errseq_check_and_advance()`, because later openers of the file would miss it.
     ///
-    /// While an error is unseen, an equal one does not change the `errseq_t`. It is not lost: the
-    /// sync through this `struct file` reports it; or another sync does, and the mark that it sets
-    /// is a change.
+    /// While an error is unseen, an equal error does not change the `errseq_t`. The equal error is
+    /// not lost: the sync through this `struct file` reports it, unless another sync has reported
+    /// it before. That other sync has marked it as seen, which changes the `errseq_t`, so the
+    /// cursor reports it.
     pub(crate) fn from_now(file: &File) -> Self {
         // SAFETY: An open file has a mapping, so `wb_err` is valid for reads. C code may change it
         // at the same time: then the cursor is before or behind the new error.

@@ -22,6 +22,21 @@ use kernel::{
 ///
 /// Unlike a reader-writer semaphore, a user may leave on another CPU and in another context than it
 /// entered, and is turned away instead of put to sleep while the gate is closed.
+///
+/// # Examples
+///
+/// ```ignore
+/// // A user, in any context.
+/// if gate.enter() {
+///     write_past_the_page_cache();
+///     gate.leave();
+/// }
+///
+/// // A task that may sleep.
+/// let closed = gate.close();
+/// // No user is inside, and none can enter.
+/// drop(closed);
+/// ```
 #[pin_data]
 pub(crate) struct Gate {
     /// The number of users inside, plus `CLOSED` while the gate is closed.

@@ -176,7 +176,7 @@ truncated() {
 	umount "$mnt"
 }
 
-# frozen FILE-SYSTEM DIRECT: I/O blocks and goes on after the thaw; a detach in between waits,
+# frozen FILE-SYSTEM DIRECT: I/O blocks and continues after the thaw; a detach in between waits,
 # and can be killed.
 frozen() {
 	local job status=0

@@ -246,7 +246,7 @@ file_on_bad_disk() {
 	cmp "$device" "$image"
 }
 
-# The disk is suspended for a while: the device waits, and goes on.
+# The disk is suspended for a while: the device waits, and continues.
 suspended() {
 	local device job
 	create good

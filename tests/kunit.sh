@@ -18,5 +18,5 @@ suite() {
 
 while read -r name; do
 	check "$name" suite "$name"
-done < <(sed -n 's/.*kunit_tests(\(\w*\)).*/\1/p' "$tests"/../*.rs "$tests"/../*/*.rs)
+done < <(find "$tests/.." -name .git -prune -o -name '*.rs' -exec sed -n 's/.*kunit_tests(\(\w*\)).*/\1/p' {} + | sort)
 run_checks

@@ -74,7 +74,7 @@ detach_many() {
 	wait_for 10 unbound "${devices[0]}"
 	wait_for 10 unbound "${devices[1]}"
 	equal left "$(losetup -nO NAME | wc -l)" 4
-	# After a failure losetup goes on with the other devices, but reports the failure.
+	# After a failure losetup continues with the other devices, but reports the failure.
 	refuse "${devices[0]}: detach failed: No such device or address" losetup -d "${devices[0]}" "${devices[2]}"
 	wait_for 10 unbound "${devices[2]}"
 	losetup -D

@@ -128,7 +128,7 @@ def frozen_below():
                 finally:
                     run("fsfreeze", "-u", place)
                 writer.join(20)
-                assert not writer.is_alive(), "the write does not go on"
+                assert not writer.is_alive(), "the write does not continue"
                 with open(path, "rb") as file:
                     file.seek(8192)
                     equal("the file", file.read(8192), bytes([value]) * 8192)

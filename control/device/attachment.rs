@@ -312,10 +312,10 @@ fn sync_cache(file: &File, settings: &Settings) {
 /// that it finds on the disk. It comes before the caller can close the device. An opener that acts
 /// upon it finds the partitions, because opening waits for `open_mutex`.
 ///
-/// The block layer sends the event itself when it has found a partition table. To suppress that one
-/// and send another before the scan would lose the events of all other senders for as long as the
-/// scan reads the device. After a table without partitions, which cannot be told from a missing
-/// table, the event is sent twice.
+/// If the scan finds a partition table, the block layer sends the event. Uevents are not suppressed
+/// to send it before the scan instead, because the events of all other senders would be lost while
+/// the scan reads the device. A table without partitions cannot be distinguished from a missing
+/// table, so after such a table the event is sent twice.
 fn scan_and_notify(disk: &GenDisk<LoopDevice>, scans: bool) {
     let disk = disk.lock_open();
     let notified = scans && reread_partitions(&disk) && disk.has_partitions();
