@@ -17,7 +17,8 @@
 //!   read through a started request and changed through a [`FrozenQueue`], so the request path
 //!   needs neither a lock nor a reference count.
 //!
-//! The files, each of which uses only those above it:
+//! The files, each of which uses only those above it. ([`Disk`] also names the module as the owner
+//! of its operations, which `module!` defines in the crate root.)
 //!
 //! ```text
 //! bio  submitter  major  backend      a bio, the submitting task, a major number, the cell
@@ -34,7 +35,8 @@
 //! // The requests are for `queue`, an `Arc` of a type with `Operations`, whose `HwData` is `()`.
 //! // The disk stands for `device`, an `Arc` of a type with `DiskOperations`.
 //! let tags = KBox::pin_init(TagSet::new(1, 128), GFP_KERNEL)?;
-//! let disk = Disk::new(
+//! // Visible to user space until `disk` is dropped.
+//! let disk = Disk::add(
 //!     tags,
 //!     device,
 //!     queue,
@@ -43,8 +45,6 @@
 //! )?;
 //! // Requests that are dispatched from here on find the backend.
 //! disk.publish(backend).map_err(|_| EBUSY)?;
-//! // Visible to user space until `disk` is dropped.
-//! let disk = disk.add()?;
 //! ```
 //!
 //! C headers: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h),

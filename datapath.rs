@@ -10,8 +10,8 @@
 //! - [`completion`] - the operation is over: the request ends, or a worker continues it.
 //!
 //! Two files have the state of requests: [`target`] that of the device, [`progress`] that of one
-//! request. Three are pure logic, without a kernel: [`tunables`] has the switches of user space,
-//! [`backoff`] and [`retry`] count failures.
+//! request. Three are pure logic, without a kernel: [`tunables`] are what user space allows in
+//! `/sys/block/loopN/rnull_loop`, [`backoff`] and [`retry`] count failures.
 
 #![forbid(unsafe_code)]
 

@@ -43,7 +43,7 @@ use crate::{
         parameter::{
             module_parameters,
             Integer,
-            Switch, //
+            Bool, //
         },
     },
 };
@@ -67,7 +67,7 @@ module_parameters! {
         "Queue depth for each hardware queue. Default: 128";
     nr_hw_queues: Integer = Integer::new(0, 0),
         "Number of hardware queues per device. Default: 0, one per CPU, at most 8";
-    standalone: Switch = Switch::new(),
+    standalone: Bool = Bool::new(),
         "Work beside another loop driver: devices are /dev/loopr*, the control device is /dev/loopr-control";
 }
 

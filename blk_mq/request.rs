@@ -625,15 +625,15 @@ impl<T: Operations> StartedRequest<T> {
     /// # Examples
     ///
     /// ```ignore
-    /// let (submitter, completer) = rq.into_in_flight();
+    /// let (starter, completer) = rq.into_in_flight();
     /// // The operation owns `completer`. It calls `done` once, in any context.
-    /// start_operation(submitter.backend(), completer.into_data(), done::<T>);
+    /// start_operation(starter.backend(), completer.into_data(), done::<T>);
     /// // The backend stays until here, even if the operation is over.
-    /// drop(submitter);
+    /// drop(starter);
     ///
     /// unsafe fn done<T: Operations>(data: *const T::RequestData, result: Result<u32>) {
     ///     // SAFETY: `data` comes from `into_data`, and this is called once for it.
-    ///     unsafe { InFlight::<T>::from_data(data) }.complete(result);
+    ///     unsafe { InFlight::<T>::from_data(data) }.finish(result);
     /// }
     /// ```
     pub(crate) fn into_in_flight(self) -> (InFlight<T>, InFlight<T>) {

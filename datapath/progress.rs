@@ -89,13 +89,9 @@ impl Route {
 
 /// The driver's part of a request: its route, and how far it has come.
 ///
-/// It belongs to the tag, so [`completion::end`](super::completion::end) resets it for the next
-/// request. A request that is requeued keeps it; only the route is chosen again.
-///
-/// A request that ends in another way keeps it, too, so that the next request of the tag begins
-/// with it: a [`StartedRequest`](crate::blk_mq::StartedRequest) that is dropped, of which the data
-/// path has none, and a requeued request that finds no target, because the last close has removed
-/// it.
+/// The memory belongs to the tag. So [`queue_rq`](super::queue) resets it when a request is
+/// dispatched for the first time. A request that is requeued keeps it; only the route is chosen
+/// again.
 pub(crate) struct Progress {
     /// The route that was chosen when the request was dispatched.
     pub(super) route: Route,

@@ -66,7 +66,7 @@ pub(crate) struct LoopQueue {
     /// The workqueues of the workers: one for each [`Affinity`]. Made when the device is bound for
     /// the first time. They go with the device, because destroying a workqueue waits for its work.
     workqueues: SetOnce<(OwnedQueue, OwnedQueue)>,
-    /// The switches of user space.
+    /// The tunables of the device.
     pub(crate) tunables: Tunables,
     /// Entered by direct writes; closed by transfers through the page cache of the backing file of
     /// a device with direct I/O.

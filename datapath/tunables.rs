@@ -15,20 +15,20 @@ use kernel::{
 };
 
 /// A tunable that is on or off.
-pub(crate) struct Switch(Atomic<bool>);
+pub(crate) struct Tunable(Atomic<bool>);
 
-impl Switch {
-    /// Makes a switch that is on.
+impl Tunable {
+    /// Makes a tunable that is on.
     fn new() -> Self {
         Self(Atomic::new(true))
     }
 
-    /// Returns whether the switch is on. Any context.
+    /// Returns whether the tunable is on. Any context.
     pub(crate) fn is_on(&self) -> bool {
         self.0.load(Relaxed)
     }
 
-    /// Turns the switch on or off. Requests in flight keep their route. Any context.
+    /// Turns the tunable on or off. Requests in flight keep their route. Any context.
     pub(crate) fn set(&self, on: bool) {
         self.0.store(on, Relaxed);
     }
@@ -37,27 +37,27 @@ impl Switch {
 /// The tunables of a device.
 pub(crate) struct Tunables {
     /// True if the submitter of a request may serve it.
-    pub(crate) inline: Switch,
+    pub(crate) inline: Tunable,
     /// True if requests may be remapped to the block device that the backing file is.
-    pub(crate) remap: Switch,
+    pub(crate) remap: Tunable,
     /// True if non-blocking I/O to the backing file may be tried.
-    pub(crate) nowait: Switch,
+    pub(crate) nowait: Tunable,
 }
 
 impl Tunables {
     /// Makes tunables that are all on.
     pub(crate) fn new() -> Self {
         Self {
-            inline: Switch::new(),
-            remap: Switch::new(),
-            nowait: Switch::new(),
+            inline: Tunable::new(),
+            remap: Tunable::new(),
+            nowait: Tunable::new(),
         }
     }
 
     /// Turns all tunables on.
     pub(crate) fn reset(&self) {
-        for switch in [&self.inline, &self.remap, &self.nowait] {
-            switch.set(true);
+        for tunable in [&self.inline, &self.remap, &self.nowait] {
+            tunable.set(true);
         }
     }
 

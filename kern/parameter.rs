@@ -104,29 +104,29 @@ unsafe impl Parameter for Integer {
     };
 }
 
-/// A switch.
+/// A parameter that is on or off.
 #[repr(transparent)]
-pub(crate) struct Switch(Atomic<bool>);
+pub(crate) struct Bool(Atomic<bool>);
 
-impl Switch {
-    /// Makes a switch that is off unless user space turns it on.
+impl Bool {
+    /// Makes a parameter that is off unless user space turns it on.
     pub(crate) const fn new() -> Self {
         Self(Atomic::new(false))
     }
 
-    /// Returns whether the switch is on.
+    /// Returns whether the parameter is on.
     pub(crate) fn is_on(&self) -> bool {
         self.0.load(Relaxed)
     }
 }
 
-// SAFETY: Both operations expect a `bool` at `arg`, and a `Switch` is a transparent wrapper of one.
+// SAFETY: Both operations expect a `bool` at `arg`, and a `Bool` is a transparent wrapper of one.
 // `param_set_bool()` writes it without an atomic operation, but only before the module is
 // initialized: sysfs does not allow writes (`perm` in `Entry::new`).
-unsafe impl Parameter for Switch {
+unsafe impl Parameter for Bool {
     const TYPE: &'static str = "bool";
     const OPS: &'static bindings::kernel_param_ops = &bindings::kernel_param_ops {
-        // A switch that is given without a value is on.
+        // A parameter that is given without a value is on.
         flags: bindings::KERNEL_PARAM_OPS_FL_NOARG as c_uint,
         set: Some(bindings::param_set_bool),
         get: Some(bindings::param_get_bool),

@@ -6,15 +6,15 @@
 . "$(dirname "$0")/lib.sh"
 
 [[ $driver == rnull_loop ]] || skip_all "the C driver has no such tunables"
-switches=(inline remap nowait)
+tunables=(inline remap nowait)
 
-switch() { echo "/sys/block/${device#/dev/}/rnull_loop/$1"; }
+tunable() { echo "/sys/block/${device#/dev/}/rnull_loop/$1"; }
 
 # shows VALUE...: the values of the tunables.
 shows() {
 	local name
-	for name in "${switches[@]}"; do
-		equal "$name" "$(<"$(switch "$name")")" "$1"
+	for name in "${tunables[@]}"; do
+		equal "$name" "$(<"$(tunable "$name")")" "$1"
 		shift
 	done
 }
@@ -24,8 +24,8 @@ attached() { device=$(attach "$(backing tmpfs 1)"); }
 there() {
 	local name
 	attached
-	for name in "${switches[@]}"; do
-		equal "mode and owner of $name" "$(stat -c '%a %U' "$(switch "$name")")" '644 root'
+	for name in "${tunables[@]}"; do
+		equal "mode and owner of $name" "$(stat -c '%a %U' "$(tunable "$name")")" '644 root'
 	done
 	shows 1 1 1
 	detach "$device"
@@ -34,32 +34,32 @@ there() {
 
 independent() {
 	attached
-	echo 0 >"$(switch inline)"
+	echo 0 >"$(tunable inline)"
 	shows 0 1 1
-	echo 0 >"$(switch remap)"
+	echo 0 >"$(tunable remap)"
 	shows 0 0 1
-	echo 1 >"$(switch inline)"
+	echo 1 >"$(tunable inline)"
 	shows 1 0 1
-	echo 0 >"$(switch nowait)"
+	echo 0 >"$(tunable nowait)"
 	shows 1 0 0
 	# Without a newline, too.
-	printf 1 >"$(switch remap)"
+	printf 1 >"$(tunable remap)"
 	shows 1 1 0
 	detach "$device"
 }
 
 # write_to NAME VALUE: prints the error of the write.
-write_to() { printf %s "$2" | dd of="$(switch "$1")" conv=notrunc status=none; }
+write_to() { printf %s "$2" | dd of="$(tunable "$1")" conv=notrunc status=none; }
 
 refuses() {
 	local name value start
 	attached
-	for name in "${switches[@]}"; do
+	for name in "${tunables[@]}"; do
 		for start in 0 1; do
-			echo "$start" >"$(switch "$name")"
+			echo "$start" >"$(tunable "$name")"
 			for value in 2 -1 01 10 on '1 ' $'\n' $'1\n\n' $'0\n1'; do
 				refuse 'Invalid argument' write_to "$name" "$value"
-				equal "$name after '$value'" "$(<"$(switch "$name")")" "$start"
+				equal "$name after '$value'" "$(<"$(tunable "$name")")" "$start"
 			done
 		done
 	done
@@ -71,7 +71,7 @@ reset_at_attach() {
 	local name before
 	attached
 	before=$device
-	for name in "${switches[@]}"; do echo 0 >"$(switch "$name")"; done
+	for name in "${tunables[@]}"; do echo 0 >"$(tunable "$name")"; done
 	shows 0 0 0
 	# Changes of a bound device keep the values.
 	losetup --direct-io=on "$device" 2>/dev/null || :
@@ -89,7 +89,7 @@ each_device() {
 	local other
 	attached
 	other=$device
-	echo 0 >"$(switch remap)"
+	echo 0 >"$(tunable remap)"
 	device=$(attach "$(backing tmpfs 1 other)")
 	shows 1 1 1
 	device=$other
@@ -99,10 +99,10 @@ each_device() {
 unprivileged() {
 	local name
 	attached
-	for name in "${switches[@]}"; do
-		equal "$name" "$(setpriv --reuid=nobody --regid=nogroup --clear-groups cat "$(switch "$name")")" 1
+	for name in "${tunables[@]}"; do
+		equal "$name" "$(setpriv --reuid=nobody --regid=nogroup --clear-groups cat "$(tunable "$name")")" 1
 		refuse 'Permission denied' setpriv --reuid=nobody --regid=nogroup --clear-groups \
-			tee "$(switch "$name")"
+			tee "$(tunable "$name")"
 	done
 	shows 1 1 1
 	detach "$device"
