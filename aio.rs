@@ -2,10 +2,10 @@
 
 //! Asynchronous I/O to files from inside the kernel.
 //!
-//! [`submit`] starts a [`Transfer`] between an open file and memory that bio_vecs describe. The file
-//! carries it out before the call returns, or calls [`Completion::complete`] when it is over, in any
-//! context. Nothing is copied or allocated: the file's `read_iter` or `write_iter` gets the memory
-//! as an `iov_iter`, and the caller provides the [`Iocb`], the state of the operation.
+//! [`submit`] starts a [`Transfer`] between an open file and memory that bio_vecs describe. The
+//! file carries it out before the call returns, or calls [`Completion::complete`] when it is over,
+//! in any context. Nothing is copied or allocated: the file's `read_iter` or `write_iter` gets the
+//! memory as an `iov_iter`, and the caller provides the [`Iocb`], the state of the operation.
 //!
 //! This file knows neither requests nor loop devices. [`request`] binds it to the block layer.
 //!
@@ -152,8 +152,8 @@ pub(crate) unsafe fn submit<C: Completion>(
     let iocb = owner.into_iocb();
     let kiocb = iocb.cast::<bindings::kiocb>();
     let wb_err = transfer.durable.then(|| ErrseqCursor::from_now(file));
-    // SAFETY: By the requirements of `Completion` the `Iocb`, which is a `struct kiocb`, is valid and
-    // has no operation in flight.
+    // SAFETY: By the requirements of `Completion` the `Iocb`, which is a `struct kiocb`, is valid
+    // and has no operation in flight.
     unsafe {
         kiocb.write(bindings::kiocb {
             ki_filp: file.as_ptr(),
@@ -173,8 +173,8 @@ pub(crate) unsafe fn submit<C: Completion>(
     if ret == -(bindings::EIOCBQUEUED as isize) {
         return Submitted::Queued;
     }
-    // SAFETY: `iocb` comes from `into_iocb` above. The file did not return `-EIOCBQUEUED`, so it does
-    // not call `callback`, and the owner is taken back once.
+    // SAFETY: `iocb` comes from `into_iocb` above. The file did not return `-EIOCBQUEUED`, so it
+    // does not call `callback`, and the owner is taken back once.
     let owner = unsafe { C::from_iocb(iocb) };
     // A page whose writeback failed is clean, and a `struct file` reports the error once: to this
     // write, or to another sync that used the `struct file` since the write began. So the write has

@@ -42,8 +42,8 @@ use crate::{
         ffi, miscdevice,
         parameter::{
             module_parameters,
-            Integer,
-            Bool, //
+            Bool,
+            Integer, //
         },
     },
 };

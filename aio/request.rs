@@ -290,8 +290,8 @@ pub(crate) fn remap<T: FileBacked>(mut rq: StartedRequest<T>, sector: u64, wait:
     let nowait = wait == Wait::Forbidden;
     let raw = rq.as_ptr();
     // This function and the bio each have an owner: the block layer uses the block device until
-    // `Bio::submit` returns. If the bio were the only owner and ended before that, the backend could
-    // be replaced and its file closed: use after free.
+    // `Bio::submit` returns. If the bio were the only owner and ended before that, the backend
+    // could be replaced and its file closed: use after free.
     let (starter, completer) = rq.into_in_flight();
     // SAFETY: The request stays in flight until both owners are gone: `starter` below, and
     // `completer` when `complete` is called.

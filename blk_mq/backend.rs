@@ -26,10 +26,10 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// - `present` and `value` are written by the owner of the [`Writer`] alone. `value` is written only
-///   while the queue is frozen, or while `present` is false and the queue has been seen without
-///   requests since it became false. The writer is locked from when `present` becomes false until
-///   that write.
+/// - `present` and `value` are written by the owner of the [`Writer`] alone. `value` is written
+///   only while the queue is frozen, or while `present` is false and the queue has been seen
+///   without requests since it became false. The writer is locked from when `present` becomes
+///   false until that write.
 /// - While `present` is true, `value` is `Some`.
 #[pin_data]
 pub(super) struct BackendCell<V> {

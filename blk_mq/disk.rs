@@ -119,8 +119,8 @@ pub(super) struct DiskContext<T: DiskOperations> {
 }
 
 impl<T: DiskOperations> DiskContext<T> {
-    /// Makes the context of a disk of `device`, whose queue is for `queue` and has the parts `hw` of
-    /// its hardware contexts.
+    /// Makes the context of a disk of `device`, whose queue is for `queue` and has the parts `hw`
+    /// of its hardware contexts.
     fn new(
         device: Arc<T>,
         queue: Arc<T::Queue>,

@@ -706,8 +706,8 @@ unsafe fn complete_raw<T: Operations>(rq: &Request<T>, status: Status) {
     if unsafe { ffi::rnull_loop_should_fake_timeout(rq.queue()) } {
         return;
     }
-    // SAFETY: By the function's requirements the request is started and not completed, and its owner
-    // does not use it afterwards.
+    // SAFETY: By the function's requirements the request is started and not completed, and its
+    // owner does not use it afterwards.
     if !unsafe { bindings::blk_mq_complete_request_remote(rq.raw()) } {
         // SAFETY: The call above has marked the request as completed. It has returned false, so the
         // block layer does not call `->complete`, and this is the one call for the request.
