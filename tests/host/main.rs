@@ -32,9 +32,7 @@ mod kern {
 
         pub(crate) use raw::{
             __kernel_old_dev_t as OldDev,
-            loop_config,
-            loop_info,
-            loop_info64, //
+            *, //
         };
 
         /// Checks the flags, which `flags.rs` writes as numbers, against the kernel's header.
@@ -49,6 +47,7 @@ mod kern {
         }
     }
 
+    #[allow(unused_imports)]
     #[path = "kern/uapi.rs"]
     pub(crate) mod uapi;
 }
