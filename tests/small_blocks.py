@@ -3,6 +3,7 @@
 """Direct I/O to a file whose disk has larger blocks than the device: requests in whole blocks
 bypass the page cache of the file, the others use it, and both see each other's data. A later
 refusal of direct I/O does not end the use of the device."""
+import errno
 import mmap
 import os
 import random
@@ -248,6 +249,29 @@ def direct_bytes(direct, position, length, value=None):
         return memory[:]
     memory[:] = bytes([value]) * length
     return equal("written", os.pwritev(direct.fd, [memory], position), length)
+
+
+@check("a read across the end of a truncated file fails, and what the file lacks reads as zeroes", better=BETTER)
+def truncated():
+    """The rest behind the end of the file begins inside a block of direct I/O."""
+    with disk(mib=320) as low:
+        path = backing("xfs", low)
+        with attach(path, flags=DIRECT_IO) as fd, Fd(fd.path, os.O_RDWR | os.O_DIRECT) as user:
+            settle()
+            direct_bytes(user, 0, 2 * BLOCK, 7)
+            os.truncate(path, BLOCK + SECTOR + 100)
+            memory = mmap.mmap(-1, 4 * BLOCK)
+            memory[:] = b"\xff" * len(memory)
+            try:
+                raise AssertionError(f"read {os.preadv(user.fd, [memory], 0)} bytes")
+            except OSError as error:
+                equal("error", errno.errorcode[error.errno], "EIO")
+            equal("before the end", set(memory[: BLOCK + SECTOR]), {7})
+            assert set(memory[BLOCK + SECTOR :]) <= {0, 7}, "the memory has its old content"
+            equal("dio", dio(fd.path), "1")
+            device = fd.path
+        detach(device)
+        run("umount", f"{SCRATCH}/place")
 
 
 @check("the disk below is replaced by one with larger blocks, as pvmove does", better="the C driver fails requests in smaller blocks")
