@@ -99,8 +99,8 @@ pub(crate) struct Iocb(Opaque<bindings::kiocb>);
 ///
 /// # Safety
 ///
-/// [`into_iocb`](Self::into_iocb) returns an `Iocb` that is pinned and has no operation in flight.
-/// It stays valid until [`from_iocb`](Self::from_iocb) is called.
+/// [`into_iocb`](Self::into_iocb) returns an `Iocb` that is pinned, and stays valid until
+/// [`from_iocb`](Self::from_iocb) is called.
 pub(crate) unsafe trait Completion: Send + Sized {
     /// Turns the owner into its `Iocb`.
     fn into_iocb(self) -> *mut Iocb;
@@ -141,8 +141,8 @@ pub(crate) enum Submitted<C> {
 /// - `file` stays open;
 /// - `span` describes memory that stays valid, and so do its bio_vecs.
 ///
-/// The `Iocb` of `owner` stays valid until this function returns, even if the owner is taken back
-/// before.
+/// The `Iocb` of `owner` has no other operation in flight. It stays valid until this function
+/// returns, even if the owner is taken back before.
 pub(crate) unsafe fn submit<C: Completion>(
     owner: C,
     file: &File,
@@ -152,8 +152,8 @@ pub(crate) unsafe fn submit<C: Completion>(
     let iocb = owner.into_iocb();
     let kiocb = iocb.cast::<bindings::kiocb>();
     let wb_err = transfer.durable.then(|| ErrseqCursor::from_now(file));
-    // SAFETY: By the requirements of `Completion` the `Iocb`, which is a `struct kiocb`, is valid
-    // and has no operation in flight.
+    // SAFETY: By the requirements of `Completion` the `Iocb`, which is a `struct kiocb`, is valid.
+    // By the function's requirements it has no operation in flight.
     unsafe {
         kiocb.write(bindings::kiocb {
             ki_filp: file.as_ptr(),

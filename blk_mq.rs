@@ -10,7 +10,7 @@
 //!
 //! - **The type of a request is its state.** [`IdleRequest`] → [`StartedRequest`] ⇄ two
 //!   [`InFlight`]. Each step consumes the one before, so a request is neither ended twice nor used
-//!   by a former owner. A request that is dropped ends with an I/O error.
+//!   by a former owner. A request that is dropped is over with `EIO`.
 //! - **A disk is visible only when it is complete.** [`Disk::add`] takes everything that a disk
 //!   needs, and there is no disk that is not added.
 //! - **The backend of a queue changes only while no request uses it.** [`Operations::Backend`] is

@@ -136,8 +136,7 @@ pub(crate) trait FileBacked: Operations<RequestData = FileIoPdu<Self::Data>> {
     fn io_granularity(rq: &StartedRequest<Self>) -> Option<u32>;
 }
 
-// SAFETY: The `Iocb` is in the PDU, which never moves and outlives the request. The functions of
-// this file begin an operation only with both owners of a request, so no other one is in flight.
+// SAFETY: The `Iocb` is in the PDU, which never moves and outlives the request.
 unsafe impl<T: FileBacked> Completion for InFlight<T> {
     fn into_iocb(self) -> *mut Iocb {
         // The operation is the first field of the PDU.
@@ -259,7 +258,8 @@ fn start<T: FileBacked>(
     // - the backend stays, and so does its file;
     // - the memory of the request stays, and so do the bio_vecs, which are those of its bios or in
     //   its PDU;
-    // - the PDU stays, which has the `Iocb`.
+    // - the PDU stays, which has the `Iocb`. `rq` was the only owner, so no other operation is in
+    //   flight.
     match unsafe { super::submit(completer, file, transfer, &span) } {
         // Drops `starter`: the last owner calls `operation_done`.
         Submitted::Queued => Start::InFlight,
@@ -295,7 +295,8 @@ pub(crate) fn remap<T: FileBacked>(mut rq: StartedRequest<T>, sector: u64, wait:
     let (starter, completer) = rq.into_in_flight();
     // SAFETY: The request stays in flight until both owners are gone: `starter` below, and
     // `completer` when `complete` is called.
-    // - The request is a read or a write, and `span` describes memory of it.
+    // - The request is a read or a write, and `span` describes memory of it. `rq` was the only
+    //   owner, so the `Bio` is not in use.
     // - The file of the backend keeps `bdev` open, and the backend stays while the request is in
     //   flight.
     unsafe { Bio::submit(completer, raw, bdev, sector, &span, nowait) };

@@ -60,7 +60,8 @@ impl<V> BackendCell<V> {
     ///
     /// For as long as the reference lives, there must be a request on the queue of this cell, with
     /// a tag that it had before this call. A full barrier must lie between the two: that of the tag
-    /// set's SRCU read lock, or that of passing the request to another task.
+    /// set's SRCU read lock, or that of passing the request to another task. On a queue with a
+    /// scheduler, which is never seen without requests, a request without a tag will do.
     pub(super) unsafe fn get(&self) -> Option<&V> {
         // ORDERING: Pairs with the release store that follows the write of `value`.
         if !self.present.load(Acquire) {
@@ -120,7 +121,11 @@ pub(super) struct Writer<'a, V> {
 
 impl<V> Writer<'_, V> {
     /// Keeps requests that are dispatched from here on from finding the value.
-    pub(super) fn hide(&mut self) {
+    ///
+    /// # Safety
+    ///
+    /// The value is [taken](Self::take) before this writer is dropped.
+    pub(super) unsafe fn hide(&mut self) {
         self.cell.present.store(false, Relaxed);
     }
 

@@ -23,7 +23,7 @@ pub(crate) struct Bio(Opaque<bindings::bio>);
 ///
 /// # Safety
 ///
-/// [`into_bio`](Self::into_bio) returns a `Bio` that is pinned and not in use. It stays valid until
+/// [`into_bio`](Self::into_bio) returns a `Bio` that is pinned, and stays valid until
 /// [`from_bio`](Self::from_bio) is called.
 pub(crate) unsafe trait BioCompletion: Send + Sized {
     /// Turns the owner into its `Bio`.
@@ -76,6 +76,7 @@ impl Bio {
     ///
     /// # Safety
     ///
+    /// - The `Bio` of `owner` is not in use.
     /// - `rq` is a valid read or write, and is not completed before `complete` is called. `span`
     ///   describes memory of it, and that memory and the bio_vecs stay valid for as long.
     /// - `bdev` is open until then, and until this function returns.
@@ -93,8 +94,9 @@ impl Bio {
         let opf = kept | if nowait { ffi::REQ_NOWAIT } else { 0 };
         // SAFETY: As above.
         let source = unsafe { (*rq).bio };
-        // SAFETY: By the requirements of `BioCompletion` the bio is valid and not in use. Without a
-        // block device, `bio_init()` looks up no blkcg; without an array, it needs no bio_vecs.
+        // SAFETY: By the requirements of `BioCompletion` the bio is valid, and by those of this
+        // function it is not in use. Without a block device, `bio_init()` looks up no blkcg;
+        // without an array, it needs no bio_vecs.
         unsafe { bindings::bio_init(bio, core::ptr::null_mut(), core::ptr::null_mut(), 0, opf) };
         // SAFETY: By the function's requirements `rq` is a read or a write, so it has a bio, which
         // stays until `rq` is completed. The caller owns `rq`, so nothing changes the bio.

@@ -194,12 +194,15 @@ unsafe impl<T: DiskOperations> Send for DiskRef<T> {}
 unsafe impl<T: DiskOperations> Sync for DiskRef<T> {}
 
 impl<T: DiskOperations> DiskRef<T> {
-    /// Makes a disk that is not added. The caller keeps `tags` until the disk is released, or is
-    /// added and deleted.
-    fn new(
+    /// Makes a disk that is not added.
+    ///
+    /// # Safety
+    ///
+    /// The caller keeps `tags` until the disk is released, or is added and deleted.
+    unsafe fn new(
         tags: &TagSet<T::Queue>,
         mut context: KBox<DiskContext<T>>,
-        options: &DiskOptions<'_>,
+        options: DiskOptions<'_>,
     ) -> Result<Self> {
         let queuedata: *mut Context<T::Queue> = &mut *context.queue;
         let mut limits = bindings::queue_limits {
@@ -209,8 +212,8 @@ impl<T: DiskOperations> DiskRef<T> {
             max_segment_size: u32::MAX,
             ..pin_init::zeroed()
         };
-        // SAFETY: The tag set is set up, and the caller keeps it until the queue has stopped using
-        // it. The limits are valid for the call, and the lock class is static.
+        // SAFETY: The tag set is set up. By the function's requirements it stays until the queue
+        // has stopped using it. The limits are valid for the call, and the lock class is static.
         let raw = from_err_ptr(unsafe {
             bindings::__blk_mq_alloc_disk(
                 tags.raw(),
@@ -225,19 +228,13 @@ impl<T: DiskOperations> DiskRef<T> {
         // revalidation after the disk is deleted, and before it is released.
         unsafe { context.queue.revalidation.set_disk(raw) };
         // SAFETY: The disk is new, and nothing else can find it.
-        unsafe { raw.as_mut() }.private_data = KBox::into_raw(context).cast();
+        let disk = unsafe { raw.as_mut() };
+        disk.private_data = KBox::into_raw(context).cast();
         // INVARIANT: The disk was made above, and has its context. It is not added.
-        Ok(Self {
+        let this = Self {
             raw,
             _driver: PhantomData,
-        })
-    }
-
-    /// Sets the fields of a disk that was not added yet.
-    fn set_up(&mut self, options: DiskOptions<'_>) -> Result {
-        // SAFETY: By the type invariant the disk is valid. It was not added, and this is the only
-        // reference, so nothing else can find it.
-        let disk = unsafe { self.raw.as_mut() };
+        };
         disk.fops = Fops::<T>::table();
         disk.major = options.major.try_into()?;
         disk.first_minor = options.first_minor.try_into()?;
@@ -247,8 +244,8 @@ impl<T: DiskOperations> DiskRef<T> {
         let mut name =
             kernel::str::NullTerminatedFormatter::new(&mut disk.disk_name).ok_or(EINVAL)?;
         fmt::Write::write_fmt(&mut name, options.name).map_err(|_| EINVAL)?;
-        self.suppress_partition_scan(!options.scan_partitions);
-        Ok(())
+        this.suppress_partition_scan(!options.scan_partitions);
+        Ok(this)
     }
 
     /// Returns whether there are other references to the disk, which is not added. Once false, this
@@ -351,9 +348,9 @@ impl<T: DiskOperations> Disk<T> {
             hw.push(new_hw_data()?, GFP_KERNEL)?;
         }
         let context = DiskContext::new(device, queue, hw)?;
-        // On failure the disk is released before the parameter `tags`, which the release needs.
-        let mut disk = DiskRef::new(&tags, context, &options)?;
-        disk.set_up(options)?;
+        // SAFETY: `tags` goes with the disk. On failure the disk is released before the parameter
+        // `tags`, which is dropped after local variables.
+        let disk = unsafe { DiskRef::new(&tags, context, options) }?;
         let raw = disk.raw;
         // SAFETY: The disk is set up, and was not added yet.
         to_result(unsafe {
@@ -413,8 +410,8 @@ impl<T: DiskOperations> GenDisk<T> {
         // SAFETY: The disk of a `BlockDevice` is valid; its `fops` do not change.
         let fops = unsafe { (*disk).fops };
         let is_of_driver = core::ptr::eq(fops, Fops::<T>::table());
-        // SAFETY: Only `Disk::new` sets these `fops`, after `private_data`, and the disk is valid
-        // for as long as `bdev`.
+        // SAFETY: Only `DiskRef::new` sets these `fops`, after `private_data`, and the disk is
+        // valid for as long as `bdev`.
         is_of_driver.then(|| unsafe { Self::from_raw(disk) })
     }
 
@@ -756,7 +753,7 @@ impl<T: DiskOperations> Fops<T> {
     /// Called by the block layer alone, for a disk whose `fops` are these, under its `open_mutex`.
     unsafe extern "C" fn open(disk: *mut bindings::gendisk, mode: bindings::blk_mode_t) -> c_int {
         // SAFETY: By the function's requirements the disk is valid during the call. Only
-        // `DiskRef::set_up` sets these `fops`.
+        // `DiskRef::new` sets these `fops`.
         let disk = unsafe { GenDisk::<T>::from_raw(disk) };
         from_result(|| T::open(disk, Mode(mode)).map(|()| 0))
     }
@@ -768,7 +765,7 @@ impl<T: DiskOperations> Fops<T> {
     /// Called by the block layer alone, for a disk whose `fops` are these, under its `open_mutex`.
     unsafe extern "C" fn release(disk: *mut bindings::gendisk) {
         // SAFETY: By the function's requirements the disk is valid during the call. Only
-        // `DiskRef::set_up` sets these `fops`.
+        // `DiskRef::new` sets these `fops`.
         let disk = unsafe { GenDisk::<T>::from_raw(disk) };
         // INVARIANT: By the function's requirements the lock is held; the caller releases it.
         T::release(&OpenMutex {
@@ -820,7 +817,7 @@ impl<T: DiskOperations> Fops<T> {
     ) -> (&'a GenDisk<T>, &'a BlockDevice) {
         // SAFETY: By the function's requirements `bdev` is open, so it and its disk are valid.
         let bdev = unsafe { BlockDevice::from_raw(bdev) };
-        // SAFETY: As above. Only `DiskRef::set_up` sets these `fops`.
+        // SAFETY: As above. Only `DiskRef::new` sets these `fops`.
         let disk = unsafe { GenDisk::from_raw(bdev.disk()) };
         (disk, bdev)
     }

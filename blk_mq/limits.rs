@@ -55,7 +55,8 @@ impl<T: DiskOperations> GenDisk<T> {
     /// than to freeze the queue. If there may be requests, the queue is frozen.
     pub(crate) fn unpublish(&self) -> Option<Backend<T>> {
         let mut writer = self.queue_context().backend.lock();
-        writer.hide();
+        // SAFETY: The value is taken below.
+        unsafe { writer.hide() };
         // SAFETY: By the invariants of `GenDisk` the queue is valid.
         if unsafe { ffi::rnull_loop_queue_has_requests(self.queue()) } {
             let mut frozen = self.freeze_as(writer);

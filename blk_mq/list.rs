@@ -108,7 +108,7 @@ impl<T: Operations> Drop for RequestList<T> {
 }
 
 /// Requests taken from a [`RequestList`], oldest first. Requests that are left when this is dropped
-/// end with an I/O error.
+/// are over with `EIO`.
 ///
 /// # Invariants
 ///

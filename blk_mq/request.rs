@@ -10,7 +10,7 @@
 //!     │      ^    └─ requeue_later(): idle again
 //!     │      │ Operations::operation_done()
 //!     v      │
-//! InFlight, InFlight                                      submitter and completion callback
+//! InFlight, InFlight                                      the starter and the operation
 //! ```
 //!
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
@@ -120,7 +120,9 @@ impl Op {
 /// Mirrors `struct blk_mq_ops`.
 pub(crate) trait Operations: Send + Sync + Sized + 'static {
     /// The driver's part of each request (the PDU). Made once for each tag, not for each request:
-    /// a request that is not [requeued](Request::is_requeued) finds what the last one has left.
+    /// a request that is not [requeued](IdleRequest::is_requeued) finds what the last one has left.
+    /// It owns nothing while a request is requeued, because a requeued request may, hardly ever,
+    /// not be recognized.
     type RequestData: Send + Sync;
 
     /// The driver's part of each hardware context.
@@ -276,14 +278,6 @@ impl<T: Operations> Request<T> {
     fn queue(&self) -> *mut bindings::request_queue {
         // SAFETY: By the type invariant the request is valid; `q` does not change.
         unsafe { (*self.raw()).q }
-    }
-
-    /// Returns whether the request was [requeued](StartedRequest::requeue_later):
-    /// `RQF_DONTPREP`.
-    pub(crate) fn is_requeued(&self) -> bool {
-        // SAFETY: By the type invariant the request is valid. The block layer does not change the
-        // flags of a request before the driver starts it.
-        unsafe { (*self.raw()).rq_flags & ffi::RQF_DONTPREP != 0 }
     }
 
     fn cmd_flags(&self) -> bindings::blk_opf_t {
@@ -477,6 +471,13 @@ impl<T: Operations> IdleRequest<T> {
         Self(rq.cast())
     }
 
+    /// Returns whether the request was [requeued](StartedRequest::requeue_later): `RQF_DONTPREP`.
+    pub(crate) fn is_requeued(&self) -> bool {
+        // SAFETY: By the type invariant the request is valid and not started, so that nothing
+        // changes its flags.
+        unsafe { (*self.raw()).rq_flags & ffi::RQF_DONTPREP != 0 }
+    }
+
     /// Refuses the request: the block layer ends it with `status`.
     pub(crate) fn refuse(self, status: Status) -> Refused<T> {
         Refused { rq: self, status }
@@ -608,7 +609,10 @@ impl<T: Operations> StartedRequest<T> {
         let rq = ManuallyDrop::new(self);
         // Keeps what the driver has noted of the request, and the block layer from merging other
         // bios into it, which would inherit that.
-        // SAFETY: As of `set_quiet`.
+        // SAFETY: By the type invariant the request is started, and its only owner was consumed, so
+        // this may change the flags. If the timeout handler changes them at the same time, one of
+        // the changes may be lost: then the driver does not recognize the request, or the timer
+        // runs once more.
         unsafe { (*rq.raw()).rq_flags |= ffi::RQF_DONTPREP };
         // SAFETY: By the type invariant the request is started, and its only owner was consumed.
         unsafe { bindings::blk_mq_requeue_request(rq.raw(), false) };

@@ -110,7 +110,10 @@ fn record_nowait(rq: &mut StartedRequest<LoopQueue>, outcome: &Outcome) {
 fn resume(mut rq: StartedRequest<LoopQueue>, bytes: u32) {
     let whole = rq.whole_blocks(bytes);
     if whole != 0 {
-        rq.progress_mut().retries.reset();
+        let progress = rq.progress_mut();
+        progress.retries.reset();
+        // Another rest may be in whole blocks of direct I/O.
+        progress.direct_refused = false;
         if let Err(error) = rq.advance(whole) {
             return fail(rq, error);
         }

@@ -93,7 +93,7 @@ impl Route {
 /// dispatched for the first time. A request that is requeued keeps it; only the route is chosen
 /// again.
 pub(crate) struct Progress {
-    /// The route that was chosen when the request was dispatched.
+    /// The route that was chosen when the request was dispatched or deferred.
     pub(super) route: Route,
     /// True if the operation in flight is non-blocking.
     pub(super) nowait: bool,

@@ -52,6 +52,7 @@ impl Operations for LoopQueue {
     ) -> Result<(), Refused<Self>> {
         // A request needs a target, which the device keeps between LOOP_CLR_FD and the last close,
         // whose writeback must reach the file.
+        let requeued = rq.is_requeued();
         let mut rq = match rq.start() {
             Ok(rq) => rq,
             // The device had no opener when it lost its target, so there are no writes to flush.
@@ -65,7 +66,7 @@ impl Operations for LoopQueue {
             rq.end(Status::IOERR);
             return Ok(());
         }
-        if !rq.is_requeued() {
+        if !requeued {
             *rq.progress_mut() = Progress::new();
         }
         let route = route::route(&rq, &submitter);

@@ -3,7 +3,8 @@
 //! Route: the one decision about which task serves a request, and by which I/O method.
 //!
 //! A blocking worker is always right for a read or a write. The shorter routes are allowed where
-//! they make no difference but in time.
+//! they make no difference but in time. If one of them turns out to be impossible, the request is
+//! deferred to a blocking worker, and [`reroute`] chooses the I/O method anew.
 //!
 //! # The submitter
 //!
@@ -83,8 +84,8 @@ pub(super) fn route(rq: &StartedRequest<LoopQueue>, submitter: &Submitter) -> Ro
     }
 }
 
-/// Decides how to serve a transfer, or the rest of one, that must block: because a non-blocking
-/// operation would have blocked, was short or was refused. Any context, including hard IRQ.
+/// Decides how a worker that may block serves a transfer, or the rest of one, after an operation
+/// that would have blocked, was short or was refused. Any context, including hard IRQ.
 pub(super) fn reroute(rq: &StartedRequest<LoopQueue>) -> Route {
     Route::blocking(method(rq.backend(), rq))
 }

@@ -214,8 +214,8 @@ impl Target {
             .is_some_and(|bdev| self.is_misaligned(rq, bdev.logical_block_size()))
     }
 
-    /// Returns whether the block device that the file is takes a request: it is long enough and,
-    /// for a write, writable.
+    /// Returns whether the block device that the file is takes a request, see
+    /// [`BlockDevice::can_access`].
     pub(super) fn can_access(&self, bdev: &BlockDevice, rq: &Request<LoopQueue>) -> bool {
         bdev.can_access(rq.op().is_write(), self.position_of(rq), rq.len())
     }

@@ -28,7 +28,8 @@ impl Tunable {
         self.0.load(Relaxed)
     }
 
-    /// Turns the tunable on or off. Requests in flight keep their route. Any context.
+    /// Turns the tunable on or off. Requests that are dispatched or deferred from here on heed it.
+    /// Any context.
     pub(crate) fn set(&self, on: bool) {
         self.0.store(on, Relaxed);
     }
