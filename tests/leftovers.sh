@@ -103,7 +103,7 @@ cannot_be_put_back() {
 	local status=0
 	mkdir -p "$scratch/busy"
 	PLANTED="mount -t tmpfs busy $scratch/busy; cd $scratch/busy
-		sleep 600 >/dev/null 2>&1 & echo \$! >$scratch/sleeper" inner "$1" >"$scratch/out" || status=$?
+		sleep 600 >/dev/null 2>&1 & echo \$! >$scratch/sleeper" STATE_SECONDS=1 inner "$1" >"$scratch/out" || status=$?
 	kill "$(<"$scratch/sleeper")"
 	wait_for 10 umount "$scratch/busy"
 	cat "$scratch/out"

@@ -6,7 +6,7 @@
 # disks, tunables of loop devices, sysctls, tracing, fault injection, cgroups, modprobe's
 # configuration, mounts, disks. "show" prints it, one setting a line. The others read such lines
 # from standard input: "compare" fails and prints the differences; "restore" first tries to restore
-# the state, for about 10 seconds.
+# the state, for about 10 seconds, or $STATE_SECONDS.
 #
 # With SCRATCH, between two cases of a test, it leaves out the parts that a test may keep until it
 # ends: mounts below that directory, RAM disks, fault injection, sysctls, swap, and udev. Reading
@@ -82,7 +82,7 @@ compare_state() {
 
 # restore_state BEFORE [SCRATCH]
 restore_state() {
-	local end=$((SECONDS + 10)) tries=0
+	local end=$((SECONDS + ${STATE_SECONDS-10})) tries=0
 	until state_is "$@"; do
 		((tries++ < 3 || SECONDS < end)) || {
 			compare_state "$@"
