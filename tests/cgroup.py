@@ -122,10 +122,11 @@ def throttled(direct):
                 "--rw=read", "--bs=64k", "--size=16m", "--output-format=terse"]  # fmt: skip
         with background(*in_cgroup(group, *load)) as job:
             wait_for(lambda: moved(group, "rbytes", device) >= 16 * BLOCK)
-            run("timeout", "20", "dd", f"if={device}", "of=/dev/null", "iflag=direct", "bs=64k",
+            run("timeout", str(80 if SLOW else 20), "dd", f"if={device}", "of=/dev/null", "iflag=direct", "bs=64k",
                 "skip=256", "count=256", "status=none")  # fmt: skip
+            # As many as in 128 s; there are twice as many.
             read = moved(group, "rbytes", DISK)
-            assert read <= 32 * BLOCK, f"the cgroup is not throttled: {read}"
+            assert read <= 128 * BLOCK, f"the cgroup is not throttled: {read}"
             write_text(limit, f"{sysfs(DISK, 'dev')} rbps=max")
             equal("fio", job.wait(), 0)
 
@@ -145,7 +146,7 @@ def scheduled():
         # Reads 64 MiB, by two jobs.
         load = ["fio", "--name=reads", f"--filename={device}", "--ioengine=libaio", "--direct=1", "--iodepth=32",
                 "--iodepth_batch=8", "--rw=randread", "--bs=4k", "--size=32m", "--numjobs=2",
-                "--group_reporting", "--output-format=terse"]  # fmt: skip
+                "--thread", "--group_reporting", "--output-format=terse"]  # fmt: skip
         settle()
         queue = f"/sys/block/{os.path.basename(device)}/queue"
         write_text(f"{queue}/scheduler", "mq-deadline")
@@ -162,7 +163,7 @@ def scheduled():
 
 
 def priority(number, level, shown):
-    """Reads with a priority of a class, which is also that of the disk's requests."""
+    """Checks that the disk's requests have the priority of the reader."""
     with on_image(direct=True) as device:
         requests = traced_on(
             DISK, "block_rq_issue", run, "ionice", "-c", number, "-n", level,

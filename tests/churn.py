@@ -77,17 +77,7 @@ def process(seed):
 
 @check(f"{PROCESSES} processes for {SECONDS} s")
 def churn():
-    children = []
-    for seed in range(1, PROCESSES + 1):
-        pid = os.fork()
-        if not pid:
-            try:
-                process(seed)
-                os._exit(0)
-            except BaseException:  # pylint: disable=broad-except
-                print("# " + traceback.format_exc().replace("\n", "\n# "), flush=True)
-                os._exit(1)
-        children.append(pid)
+    children = [forked(process, seed) for seed in range(1, PROCESSES + 1)]
     statuses = [os.waitpid(pid, 0)[1] for pid in children]
     equal("statuses of the processes", statuses, [0] * PROCESSES)
     for number in NUMBERS:

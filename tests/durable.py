@@ -102,7 +102,7 @@ def plain_writes(device):
 
 def to_block(remap, fua):
     with bound("block", True, fua) as device:
-        write_text(f"/sys/block/{os.path.basename(device)}/rnull_loop/remap", remap)
+        tune(device, "remap", remap)
         plain_writes(device)
         got = issued(write_each, device, "direct,dsync")
         equal("writes", got.data, WRITES)

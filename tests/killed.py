@@ -25,11 +25,7 @@ class Child:
         self.outcome = None
         self.waiting = 0
         self.reading, writing = os.pipe()
-        self.pid = os.fork()
-        if not self.pid:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.write(writing, json.dumps(function()).encode())
-            os._exit(0)
+        self.pid = forked(lambda: os.write(writing, json.dumps(function()).encode()))
         os.close(writing)
 
     def ended(self):
@@ -412,17 +408,19 @@ def requests():
     disk = image(64, "disk")
     run("mkfs.ext4", "-q", disk)
     mounted(disk, "place", "-o", "loop")
+
+    def read(path, started):
+        buffer = mmap.mmap(-1, size)
+        reader = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        os.write(started, b"x")
+        while True:
+            os.preadv(reader, [buffer], 0)
+
     with attach(image(32, "place/image")) as fd:
         run("dmesg", "--clear")
         for turn in range(20):
-            buffer = mmap.mmap(-1, size)
             ready, writing = os.pipe()
-            pid = os.fork()
-            if not pid:
-                reader = os.open(fd.path, os.O_RDONLY | os.O_DIRECT)
-                os.write(writing, b"x")
-                while True:
-                    os.preadv(reader, [buffer], 0)
+            pid = forked(read, fd.path, writing)
             os.read(ready, 1)
             os.close(ready)
             os.close(writing)

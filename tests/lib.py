@@ -124,7 +124,9 @@ class Fd:
         else:
             value = ctypes.c_ulong(argument)
         result = LIBC.ioctl(self.fd, ctypes.c_ulong(command), value)
-        return result if result >= 0 else "-" + errno.errorcode[ctypes.get_errno()]
+        number = ctypes.get_errno()
+        # Numbers that are internal to the kernel have no name.
+        return result if result >= 0 else f"-{errno.errorcode.get(number, number)}"
 
 
 def control(command, number=0):
@@ -135,7 +137,9 @@ def control(command, number=0):
 
 def free_device():
     """Returns the path of a device that is not bound."""
-    path = f"/dev/loop{control(CTL_GET_FREE)}"
+    number = control(CTL_GET_FREE)
+    assert isinstance(number, int), f"CTL_GET_FREE: {number}"
+    path = f"/dev/loop{number}"
     wait_for(lambda: os.path.exists(path))
     return path
 
@@ -283,6 +287,11 @@ def write_text(path, text):
         file.write(str(text))
 
 
+def tune(device, tunable, value):
+    """Sets a tunable of a device of rnull_loop."""
+    write_text(f"/sys/block/{os.path.basename(device)}/rnull_loop/{tunable}", value)
+
+
 @contextlib.contextmanager
 def cgroup(controllers):
     """Makes a cgroup with controllers, such as "+io +memory", yields its directory, and kills its
@@ -338,22 +347,38 @@ def mounted(source, name, *options):
     return place
 
 
+def forked(function, *arguments):
+    """Calls a function in another process, and returns the id of the process. Its status is 0, or 1
+    after an exception, which is printed."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        function(*arguments)
+        status = 0
+    except BaseException:  # pylint: disable=broad-except
+        print("# " + traceback.format_exc().rstrip().replace("\n", "\n# "), flush=True)
+    finally:
+        os._exit(status)
+
+
 def as_nobody(function):
     """Returns the result of a function in a process without privileges."""
+
+    def inside():
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+        os.write(writing, json.dumps(function()).encode())
+
     reading, writing = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
-            os.write(writing, json.dumps(function()).encode())
-        finally:
-            os._exit(0)
+    pid = forked(inside)
     os.close(writing)
     with os.fdopen(reading) as file:
         text = file.read()
-    os.waitpid(pid, 0)
+    equal("status of the process", os.waitpid(pid, 0)[1], 0)
     return json.loads(text)
 
 
@@ -472,6 +497,12 @@ def _state(command, *arguments, **options):
     return subprocess.run(command, text=True, check=False, stdout=subprocess.PIPE, **options)
 
 
+def _restore(before, *scratch):
+    """Restores a state, and returns a report of what could not be restored."""
+    result = _state("restore", *scratch, input=before)
+    return result.stdout or ("state.sh failed" if result.returncode else "")
+
+
 def _unmount_below(directory):
     """Unmounts the file systems below a directory, the last mounted first."""
     with open("/proc/self/mounts", encoding="utf-8") as mounts:
@@ -494,7 +525,7 @@ def _clean():
     shutil.rmtree(SCRATCH, ignore_errors=True)
     if os.path.isdir(KEPT):
         subprocess.run(["find", KEPT, "-mindepth", "2", "-delete"], check=False)
-    return _state("restore", SCRATCH, input=_BEFORE_CASES).stdout
+    return _restore(_BEFORE_CASES, SCRATCH)
 
 
 def _end():
@@ -502,7 +533,7 @@ def _end():
     _clean()
     _unmount_below(KEPT)
     shutil.rmtree(KEPT, ignore_errors=True)
-    for line in _state("restore", input=_BEFORE).stdout.splitlines():
+    for line in _restore(_BEFORE).splitlines():
         print(f"# left behind: {line}", flush=True)
 
 
@@ -543,7 +574,8 @@ def run_checks():
 
 
 if __name__ != "__main__":
-    _BEFORE, _BEFORE_CASES = _state("show").stdout, _state("show", SCRATCH).stdout
+    _BEFORE, _BEFORE_CASES = (_state("show", *scratch).stdout for scratch in ((), (SCRATCH,)))
+    assert _BEFORE and _BEFORE_CASES, "state.sh shows nothing"
 else:
     outcome = control(globals()[sys.argv[1].removeprefix("LOOP_")], int(sys.argv[2]))
     print(outcome)

@@ -10,7 +10,7 @@ from lib import *
 SECONDS = 8 * ROUNDS
 IMAGE = 16
 LIBC.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
-RAM = [f"/dev/ram{number}" for number in range(4)]
+DISKS = [f"/dev/ram{number}" for number in range(4)]
 
 
 def race(mode, device, *backings):
@@ -21,11 +21,11 @@ def race(mode, device, *backings):
         count(what, int(number))
 
 
-def place(kind, disk=RAM[0], size=IMAGE):
+def place(kind, disk=DISKS[0], size=IMAGE):
     """Makes an empty image in a file system of a kind, or clears a disk; returns its path."""
     if kind == "block":
-        run("blkdiscard", RAM[1])
-        return RAM[1]
+        run("blkdiscard", DISKS[1])
+        return DISKS[1]
     run(f"mkfs.{kind}", "-q", "-f" if kind == "xfs" else "-F", disk)
     mounted(disk, kind)
     path = image(size, f"{kind}/image")
@@ -60,8 +60,8 @@ def attach_and_detach():
 
 def change_and_read(flags):
     # A disk with slow reads, so that some are in flight.
-    with open(f"/sys/block/{os.path.basename(RAM[0])}/size", encoding="ascii") as size:
-        run("dmsetup", "create", "--noudevsync", "slow", "--table", f"0 {size.read().strip()} delay {RAM[0]} 0 2")
+    with open(f"/sys/block/{os.path.basename(DISKS[0])}/size", encoding="ascii") as size:
+        run("dmsetup", "create", "--noudevsync", "slow", "--table", f"0 {size.read().strip()} delay {DISKS[0]} 0 2")
     run("dmsetup", "mknodes")
     paths = [place("ext4", "/dev/mapper/slow", 2 * IMAGE), image(2 * IMAGE, "ext4/other")]
     with attach(paths[0], os.O_RDONLY, os.O_RDONLY, flags=flags | READ_ONLY) as fd:
@@ -92,12 +92,12 @@ def unmount_both():
     outer, inner = f"{SCRATCH}/outer", f"{SCRATCH}/inner"
     os.makedirs(outer)
     os.makedirs(inner)
-    run("mkfs.ext4", "-q", "-F", RAM[0])
-    mount(RAM[0], outer, "ext4")
+    run("mkfs.ext4", "-q", "-F", DISKS[0])
+    mount(DISKS[0], outer, "ext4")
     run("mkfs.ext4", "-q", "-F", image(8, "outer/image"))
     unmount(outer)
     for _ in range(50 * ROUNDS if SLOW else 1000):
-        mount(RAM[0], outer, "ext4")
+        mount(DISKS[0], outer, "ext4")
         with attach(f"{outer}/image", flags=AUTOCLEAR | DIRECT_IO) as fd:
             mount(fd.path, inner, "ext4")
         with open(f"{inner}/file", "wb") as file:

@@ -36,8 +36,8 @@ class Submitters(NamedTuple):
 
 
 def written(kind):
-    """Makes a file with allocated blocks in a file system; its times are so old that reads do not
-    change them."""
+    """Makes a file with allocated blocks in a file system, and waits, so that the first read makes
+    the access time later than the write, and further reads change no time."""
     file = backing(kind, MIB)
     noise(file, MIB)
     time.sleep(0.1)
@@ -60,10 +60,6 @@ def bound(kind, direct=True):
         settle()
         warm(device)
         yield Bound(device, file, RAM[kind])
-
-
-def tune(device, tunable, value):
-    write_text(f"/sys/block/{os.path.basename(device)}/rnull_loop/{tunable}", value)
 
 
 def submitted(disk, operation, sectors, function, *arguments):
@@ -326,6 +322,7 @@ for tunable in "inline", "nowait":
         with bound("ext4") as on:
             written_by_task(on)
             tune(on.device, tunable, 0)
+            noise(DATA, 1)
             by_workers(submitted(on.disk, "W", 8, writes, on.device), WRITES)
         arrived(on.file)
 
@@ -350,6 +347,7 @@ def privileged():
     workers are."""
     with bound("ext4") as on:
         written_by_task(on)
+        noise(DATA, 1)
         os.chmod(on.file, 0o4755)
         groups = f"--groups={os.stat(on.device).st_gid}"
         bios = submitted(on.disk, "W", 8, writes, on.device, "setpriv", "--reuid=nobody", "--regid=nogroup", groups)

@@ -43,7 +43,7 @@ read_state() {
 	[[ ! $value =~ ([0-9]+)[0-9]{2}\)?$ ]] || value=${BASH_REMATCH[1]}00
 	state_now+=("$state_tracing/buffer_size_kb:$value")
 	mapfile -t -O "${#state_now[@]}" state_now < <(exec grep -asH -d skip '' "${state_volatile[@]/#/--exclude=}" "${files[@]}")
-	for file in /sys/fs/cgroup/*/ /sys/block/*; do
+	for file in /sys/fs/cgroup/*/ /sys/block/* /sys/block/loop*/loop; do
 		[[ -n ${1-} && $file == /sys/block/ram* || ! -e $file ]] || state_now+=("$file")
 	done
 	while read -r _ file _; do
@@ -118,6 +118,7 @@ undo() {
 remove() {
 	case $1 in
 	'mount '*) umount "${1#mount }" ;;
+	/sys/block/loop*/loop) losetup -d "/dev/$(cut -d / -f 4 <<<"$1")" ;;
 	# Entries of a disk are removed with the disk.
 	/sys/block/*/*) ;;
 	/sys/block/ram*) rmmod brd ;;
