@@ -4,8 +4,8 @@
 //!
 //! [`submit`] starts a [`Transfer`] between an open file and memory that bio_vecs describe. The
 //! file carries it out before the call returns, or calls [`Completion::complete`] when it is over,
-//! in any context. Nothing is copied or allocated: the file's `read_iter` or `write_iter` gets the
-//! memory as an `iov_iter`, and the caller provides the [`Iocb`], the state of the operation.
+//! in any context. Nothing is copied or allocated here: the file's `read_iter` or `write_iter` gets
+//! the memory as an `iov_iter`, and the caller provides the [`Iocb`], the state of the operation.
 //!
 //! This file knows neither requests nor loop devices. [`request`] binds it to the block layer.
 //!

@@ -59,7 +59,7 @@ pub(super) struct Route {
 }
 
 impl Route {
-    /// Makes a route for a server that may block, which is always right.
+    /// Makes a route for a blocking worker, which can serve every read or write.
     pub(super) fn blocking(method: IoMethod) -> Self {
         Self {
             server: Server::Worker(WorkerKind::Blocking),

@@ -48,7 +48,9 @@ impl Retries {
     /// The number of times that the delay doubles: up to 640 ms.
     const DOUBLINGS: u32 = 6;
     /// The minimum number of retries. One retry may take longer than the times below, as when it
-    /// waits for a thaw.
+    /// waits for a thaw. The delays of so many retries are 7030 ms in total, so a smaller
+    /// `MAX_BUSY` has no effect without a smaller count, unless retries of other requests end the
+    /// delays early.
     const MIN_COUNT: u32 = 16;
     /// The time during which a request is retried while the file is busy, in milliseconds. The
     /// delays limit the number of retries in that time; it is larger if retries of other requests

@@ -2,9 +2,9 @@
 
 //! Route: the one decision about which task serves a request, and by which I/O method.
 //!
-//! A blocking worker is always right for a read or a write. The shorter routes are allowed where
-//! they make no difference but in time. If one of them turns out to be impossible, the request is
-//! deferred to a blocking worker, and [`reroute`] chooses the I/O method anew.
+//! A blocking worker can serve every read or write. The shorter routes are allowed where they make
+//! no difference but in time. If one of them turns out to be impossible, the request is deferred to
+//! a blocking worker, and [`reroute`] chooses the I/O method anew.
 //!
 //! # The submitter
 //!

@@ -254,8 +254,9 @@ pub(super) fn defer(mut rq: StartedRequest<LoopQueue>) {
 /// Charges the I/O and the memory that a worker needs for a request to the cgroup of the request.
 ///
 /// The memory is not charged if the cgroup may have none left and its tasks wait for this request:
-/// the request has failed for want of memory before, or is swap I/O. (The C driver charges the
-/// memory for swapping out to the task that swaps, and the OOM killer may kill that task for it.)
+/// the request has failed before because there was no memory, or is swap I/O. (The C driver charges
+/// the memory for swapping out to the task that swaps, and the OOM killer may kill that task for
+/// it.)
 fn charge(rq: &StartedRequest<LoopQueue>) -> Option<ChargeScope> {
     ChargeScope::enter(rq, !rq.progress().lacked_memory && !rq.is_swap())
 }
