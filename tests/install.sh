@@ -77,6 +77,12 @@ only_ours() {
 	"$@"
 }
 
+# scripts_only COMMAND...: runs cases of the scripts, in which the kernel makes no difference.
+scripts_only() {
+	[[ -z $slow ]] || skip "the kernel makes no difference"
+	only_ours "$@"
+}
+
 drivers() { find /sys/module -maxdepth 1 \( -name loop -o -name rnull_loop \) -printf '%f\n' | sort; }
 devices() { find /sys/block -maxdepth 1 -name 'loop*' | wc -l; }
 loaded() { equal 'drivers loaded' "$(drivers | xargs)" "$1"; }
@@ -524,15 +530,15 @@ check "nothing loads the C driver while rnull_loop is unloaded" only_ours instal
 check "initramfs tools find loop.ko of this kernel and of another one" installed in_initramfs
 check "from the C driver to the module and back" only_ours fresh switched
 check "a kernel without the module keeps the C driver" only_ours fresh kernel_without_it
-check "make install DESTDIR=..." only_ours fresh below_destdir
-check "make install DESTDIR=... as a user" only_ours fresh below_destdir_as_user
-check "make install refuses an unsigned module under lockdown" only_ours fresh locked_down
-check "make install reports a built-in C driver" only_ours fresh built_in
-check "DKMS builds, installs and removes the module" only_ours fresh with_dkms dkms_builds
-check "make install DKMS=1 names missing packages and changes nothing" only_ours fresh with_dkms dkms_lacks_packages
-check "make install DKMS=1 undoes a failed build" only_ours fresh with_dkms dkms_build_fails
-check "a failed DKMS build does not fail apt" only_ours fresh with_dkms dkms_fails_under_apt
-check "make without a build directory names scripts/kdir" only_ours fresh names_kdir
-check "make clean works without a lab" only_ours fresh cleans
-check "make install refuses a wrong kernel, user, option and tree" only_ours fresh refusals
+check "make install DESTDIR=..." scripts_only fresh below_destdir
+check "make install DESTDIR=... as a user" scripts_only fresh below_destdir_as_user
+check "make install refuses an unsigned module under lockdown" scripts_only fresh locked_down
+check "make install reports a built-in C driver" scripts_only fresh built_in
+check "DKMS builds, installs and removes the module" scripts_only fresh with_dkms dkms_builds
+check "make install DKMS=1 names missing packages and changes nothing" scripts_only fresh with_dkms dkms_lacks_packages
+check "make install DKMS=1 undoes a failed build" scripts_only fresh with_dkms dkms_build_fails
+check "a failed DKMS build does not fail apt" scripts_only fresh with_dkms dkms_fails_under_apt
+check "make without a build directory names scripts/kdir" scripts_only fresh names_kdir
+check "make clean works without a lab" scripts_only fresh cleans
+check "make install refuses a wrong kernel, user, option and tree" scripts_only fresh refusals
 run_checks
