@@ -83,7 +83,7 @@ impl ErrseqCursor {
     pub(crate) fn from_now(file: &File) -> Self {
         // SAFETY: An open file has a mapping, so `wb_err` is valid for reads. C code may change it
         // at the same time: then the cursor is before or behind the new error.
-        let now = unsafe { (&raw const (*(*file.as_ptr()).f_mapping).wb_err).read_volatile() };
+        let now = unsafe { (&raw const (*mapping(file)).wb_err).read_volatile() };
         Self(Atomic::new(now))
     }
 
@@ -93,14 +93,10 @@ impl ErrseqCursor {
     /// Does not notice an error that is equal to an unseen one. The next sync of the file reports
     /// both.
     pub(crate) fn check(&self, file: &File) -> Result {
-        // SAFETY: An open file has a mapping, so `wb_err` is valid; the call accesses it
-        // atomically.
-        to_result(unsafe {
-            bindings::errseq_check(
-                &raw mut (*(*file.as_ptr()).f_mapping).wb_err,
-                self.0.load(Relaxed),
-            )
-        })
+        // SAFETY: An open file has a mapping; this only computes an address inside it.
+        let wb_err = unsafe { &raw mut (*mapping(file)).wb_err };
+        // SAFETY: `wb_err` is valid; the call accesses it atomically.
+        to_result(unsafe { bindings::errseq_check(wb_err, self.0.load(Relaxed)) })
     }
 
     /// Fails if there is an error behind the cursor, marks the error as seen, and moves the cursor
@@ -108,14 +104,11 @@ impl ErrseqCursor {
     /// error.
     pub(crate) fn advance(&self, file: &File) -> Result {
         let mut since = self.0.load(Relaxed);
-        // SAFETY: An open file has a mapping, so `wb_err` is valid; the call accesses it
-        // atomically. `since` is valid for reads and writes.
-        let result = to_result(unsafe {
-            bindings::errseq_check_and_advance(
-                &raw mut (*(*file.as_ptr()).f_mapping).wb_err,
-                &mut since,
-            )
-        });
+        // SAFETY: An open file has a mapping; this only computes an address inside it.
+        let wb_err = unsafe { &raw mut (*mapping(file)).wb_err };
+        // SAFETY: `wb_err` is valid; the call accesses it atomically. `since` is valid for reads and
+        // writes.
+        let result = to_result(unsafe { bindings::errseq_check_and_advance(wb_err, &mut since) });
         self.0.store(since, Relaxed);
         result
     }
@@ -274,10 +267,16 @@ fn ops(file: &File) -> &bindings::file_operations {
     unsafe { &*(*file.as_ptr()).f_op }
 }
 
+/// Returns the mapping of a file's data: `f_mapping`.
+fn mapping(file: &File) -> *mut bindings::address_space {
+    // SAFETY: The file is open, so it is valid. Its mapping does not change while it is open.
+    unsafe { (*file.as_ptr()).f_mapping }
+}
+
 /// Returns the inode of a file's data: `f_mapping->host`.
 fn host(file: &File) -> *mut bindings::inode {
-    // SAFETY: An open file has a mapping, which has a host; neither changes while the file is open.
-    unsafe { (*(*file.as_ptr()).f_mapping).host }
+    // SAFETY: An open file has a mapping, whose host does not change.
+    unsafe { (*mapping(file)).host }
 }
 
 /// Returns whether the mode of a file has `flag`, which is set by `open()` alone.
@@ -290,14 +289,14 @@ fn mode_has(file: &File, flag: bindings::fmode_t) -> bool {
 /// may deny the access. May sleep.
 fn stat(file: &File, mask: u32, checked: bool) -> Result<bindings::kstat> {
     let mut stat: bindings::kstat = pin_init::zeroed();
-    // SAFETY: The file is open, so its path is valid; `stat` is valid for writes.
-    to_result(unsafe {
-        let path = ffi::rnull_loop_file_path(file.as_ptr());
-        if checked {
-            bindings::vfs_getattr(path, &mut stat, mask, bindings::AT_STATX_SYNC_AS_STAT)
-        } else {
-            bindings::vfs_getattr_nosec(path, &mut stat, mask, 0)
-        }
+    // SAFETY: The file is open, so it is valid and has a path.
+    let path = unsafe { ffi::rnull_loop_file_path(file.as_ptr()) };
+    to_result(if checked {
+        // SAFETY: The path is valid while the file is open; `stat` is valid for writes.
+        unsafe { bindings::vfs_getattr(path, &mut stat, mask, bindings::AT_STATX_SYNC_AS_STAT) }
+    } else {
+        // SAFETY: The path is valid while the file is open; `stat` is valid for writes.
+        unsafe { bindings::vfs_getattr_nosec(path, &mut stat, mask, 0) }
     })?;
     Ok(stat)
 }

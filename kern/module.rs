@@ -6,6 +6,7 @@
 
 use kernel::{
     bindings,
+    prelude::*,
     ModuleMetadata, //
 };
 
@@ -17,13 +18,16 @@ use kernel::{
 pub(crate) struct ModuleRef(());
 
 impl ModuleRef {
-    /// Takes a reference. The caller runs under another one, as under that of an open device. Any
-    /// context.
-    pub(crate) fn get() -> Self {
-        // SAFETY: This code is part of the module, so the module is loaded while it runs.
-        // INVARIANT: The call takes the reference that the value owns.
-        unsafe { bindings::__module_get(crate::LocalModule::THIS_MODULE.as_ptr()) };
-        Self(())
+    /// Takes a reference: `try_module_get()`. Fails with `ENODEV` if the module is being unloaded.
+    /// Any context.
+    pub(crate) fn get() -> Result<Self> {
+        // SAFETY: The pointer is that of this module, whose memory is valid while its code runs.
+        if unsafe { bindings::try_module_get(crate::LocalModule::THIS_MODULE.as_ptr()) } {
+            // INVARIANT: The call has taken the reference that the value owns.
+            Ok(Self(()))
+        } else {
+            Err(ENODEV)
+        }
     }
 }
 

@@ -118,6 +118,7 @@ impl LoopDevice {
             capacity,
         } = prepared?;
         self.queue.make_workqueues(disk.name())?;
+        let module = ModuleRef::get()?;
         let Backing { file, caps, .. } = &backing;
         let mut limits = disk.update_limits();
         caps.apply(&mut limits, file, settings.flags, block_size);
@@ -140,7 +141,7 @@ impl LoopDevice {
         unbound.bind(Binding {
             backing,
             settings,
-            _module: ModuleRef::get(),
+            _module: module,
         });
         if scans {
             disk.suppress_partition_scan(false);
