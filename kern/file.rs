@@ -106,8 +106,8 @@ impl ErrseqCursor {
         let mut since = self.0.load(Relaxed);
         // SAFETY: An open file has a mapping; this only computes an address inside it.
         let wb_err = unsafe { &raw mut (*mapping(file)).wb_err };
-        // SAFETY: `wb_err` is valid; the call accesses it atomically. `since` is valid for reads and
-        // writes.
+        // SAFETY: `wb_err` is valid; the call accesses it atomically. `since` is valid for reads
+        // and writes.
         let result = to_result(unsafe { bindings::errseq_check_and_advance(wb_err, &mut since) });
         self.0.store(since, Relaxed);
         result
