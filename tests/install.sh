@@ -262,7 +262,8 @@ beside() {
 	modprobe rnull_loop standalone=1
 	modprobe loop
 	loaded 'loop rnull_loop'
-	modprobe -r loop
+	# udev may still have a device open.
+	wait_for 10 modprobe -r loop
 	loaded rnull_loop
 }
 
