@@ -15,6 +15,7 @@ old_conf=/etc/modprobe.d/rnull_loop.conf
 other=7.3.99-other
 # The module that `modprobe loop` must load.
 expected=$driver
+was_unloaded=''
 
 [[ $driver != none ]] || skip_all "no loop driver is loaded"
 
@@ -28,13 +29,11 @@ make_tree() {
 	depmod -b "$scratch/root" "$release"
 }
 
-# fresh COMMAND...: runs a case as on a machine that has just booted: the module is not installed,
-# and no driver is loaded.
-fresh() {
+# in_tree COMMAND...: runs a case with a tree of modules and a configuration of its own; the module
+# is not installed there.
+in_tree() {
 	[[ -d $scratch/root ]] || make_tree
 	trap 'back' EXIT
-	wait_for 10 unload_driver 2>/dev/null
-	rm -f /dev/loop*
 	mount -t tmpfs modules "$modules"
 	cp -a "$scratch/root$modules/." "$modules"
 	mount -t tmpfs modprobe.d /etc/modprobe.d
@@ -42,10 +41,27 @@ fresh() {
 	"$@"
 }
 
+# fresh COMMAND...: works like `in_tree`, as on a machine that has just booted: no driver is loaded.
+fresh() {
+	was_unloaded=1
+	trap 'back' EXIT
+	wait_for 10 unload_driver 2>/dev/null
+	rm -f /dev/loop*
+	in_tree "$@"
+}
+
 # installed COMMAND...: works like `fresh`, with the driver under test installed as the system's.
 installed() { fresh install_and "$@"; }
 install_and() {
-	[[ $driver == loop ]] || "$repo/scripts/install"
+	if [[ -d $scratch/installed ]]; then
+		cp -a "$scratch/installed/modules/." "$modules"
+		cp -a "$scratch/installed/modprobe.d/." /etc/modprobe.d
+	elif [[ $driver != loop ]]; then
+		"$repo/scripts/install"
+		mkdir "$scratch/installed"
+		cp -a "$modules" "$scratch/installed/modules"
+		cp -a /etc/modprobe.d "$scratch/installed"
+	fi
 	"$@"
 }
 
@@ -55,14 +71,16 @@ back() {
 	local status=$?
 	unmount_below "$mnt"
 	losetup -D || :
-	wait_for 10 nothing_loaded || :
+	[[ -z $was_unloaded ]] || wait_for 10 nothing_loaded || :
 	umount -q /proc/cmdline || :
 	umount -lq /usr/src /var/lib/dkms || :
 	# udev keeps the lists of modules open.
 	umount -l "$modules" /etc/modprobe.d /run/modprobe.d
 	rm -rf "/lib/modules/$other"
-	rm -f /dev/loop*
-	load_driver
+	if [[ -n $was_unloaded ]]; then
+		rm -f /dev/loop*
+		load_driver
+	fi
 	exit "$status"
 }
 
@@ -531,15 +549,15 @@ check "nothing loads the C driver while rnull_loop is unloaded" only_ours instal
 check "initramfs tools find loop.ko of this kernel and of another one" installed in_initramfs
 check "from the C driver to the module and back" only_ours fresh switched
 check "a kernel without the module keeps the C driver" only_ours fresh kernel_without_it
-check "make install DESTDIR=..." scripts_only fresh below_destdir
-check "make install DESTDIR=... as a user" scripts_only fresh below_destdir_as_user
-check "make install refuses an unsigned module under lockdown" scripts_only fresh locked_down
-check "make install reports a built-in C driver" scripts_only fresh built_in
+check "make install DESTDIR=..." scripts_only in_tree below_destdir
+check "make install DESTDIR=... as a user" scripts_only in_tree below_destdir_as_user
+check "make install refuses an unsigned module under lockdown" scripts_only in_tree locked_down
+check "make install reports a built-in C driver" scripts_only in_tree built_in
 check "DKMS builds, installs and removes the module" scripts_only fresh with_dkms dkms_builds
-check "make install DKMS=1 names missing packages and changes nothing" scripts_only fresh with_dkms dkms_lacks_packages
-check "make install DKMS=1 undoes a failed build" scripts_only fresh with_dkms dkms_build_fails
-check "a failed DKMS build does not fail apt" scripts_only fresh with_dkms dkms_fails_under_apt
-check "make without a build directory names scripts/kdir" scripts_only fresh names_kdir
-check "make clean works without a lab" scripts_only fresh cleans
-check "make install refuses a wrong kernel, user, option and tree" scripts_only fresh refusals
+check "make install DKMS=1 names missing packages and changes nothing" scripts_only in_tree with_dkms dkms_lacks_packages
+check "make install DKMS=1 undoes a failed build" scripts_only in_tree with_dkms dkms_build_fails
+check "a failed DKMS build does not fail apt" scripts_only in_tree with_dkms dkms_fails_under_apt
+check "make without a build directory names scripts/kdir" scripts_only in_tree names_kdir
+check "make clean works without a lab" scripts_only in_tree cleans
+check "make install refuses a wrong kernel, user, option and tree" scripts_only in_tree refusals
 run_checks

@@ -30,7 +30,7 @@ overlap() {
 		echo "$scheduler" >"$queue/scheduler"
 		# Requests wait in the scheduler, where they are sorted and merged.
 		[[ $scheduler == none ]] || echo 8 >"$queue/nr_requests"
-		"$overlap" "$seed" "$rounds" "$device" >"$scratch/overlaps"
+		"$overlap" "$seed" "$milliseconds" "$device" >"$scratch/overlaps"
 		while read -r what number; do count "$what" "$number"; done <"$scratch/overlaps"
 	done
 	dd if="$device" of="$scratch/seen" bs=128k count=1 iflag=direct status=none
@@ -58,6 +58,8 @@ changing() {
 }
 
 mkdir -p "$scratch"
+# The time of one scheduler.
+milliseconds=$((rounds * (${slow:-0} ? 1500 : 600)))
 overlap=$(program overlap -pthread)
 modprobe -a mq-deadline bfq kyber-iosched 2>/dev/null || :
 for kind in ext4 xfs tmpfs block; do

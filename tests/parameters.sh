@@ -56,11 +56,14 @@ hardware_queues() {
 
 devices() { equal devices "$(find /sys/block -name 'loop*' | wc -l)" "$1"; }
 
-# shown NAME VALUE: the parameter can be read, and not written.
+# shown NAME=VALUE...: the parameters can be read, and not written.
 shown() {
-	local file=/sys/module/$driver/parameters/$1
-	equal "$1" "$(<"$file")" "$2"
-	equal "mode of $1" "$(stat -c %a "$file")" 444
+	local setting file
+	for setting; do
+		file=/sys/module/$driver/parameters/${setting%=*}
+		equal "${setting%=*}" "$(<"$file")" "${setting#*=}"
+		equal "mode of ${setting%=*}" "$(stat -c %a "$file")" 444
+	done
 }
 
 # on_demand NUMBER ERROR: opening a node makes its device, unless max_loop forbids it.
@@ -100,12 +103,17 @@ huge_numbers() {
 	equal 'LOOP_CTL_ADD 65535' "$(python3 "$tests/lib.py" LOOP_CTL_ADD 65535)" 65535
 }
 
+# refused PARAMETER...: the module does not load with any of the values, and does load afterwards.
 refused() {
+	local bad
 	trap 'back_to_defaults' EXIT
 	wait_for 10 unload_driver 2>/dev/null
-	refuse 'Invalid' load_driver "$1"
-	[[ ! -e /sys/module/$driver && ! -e /dev/loop-control && ! -e /sys/block/loop0 ]]
-	! grep -q ' loop$' /proc/devices || fail "major 7 is still registered"
+	for bad; do
+		echo "$bad"
+		refuse 'Invalid' load_driver "$bad"
+		[[ ! -e /sys/module/$driver && ! -e /dev/loop-control && ! -e /sys/block/loop0 ]]
+		! grep -q ' loop$' /proc/devices || fail "major 7 is still registered"
+	done
 	load_driver
 	works
 }
@@ -134,18 +142,11 @@ check "max_loop=4 limits the devices made by opening nodes" with max_loop=4 -- o
 check "max_part=10, rounded up to 15" with max_part=10 -- partition_minors
 check_better "the C driver makes a device with the minor numbers of another one" \
 	"LOOP_CTL_ADD of numbers without minors" with max_part=15 -- huge_numbers
-check "max_part=10 is shown as 15" with max_part=10 -- shown max_part 15
-check "max_part is shown" with -- shown max_part 0
-check "max_loop is shown" with -- shown max_loop 8
-check "max_loop=0x10 is shown" with max_loop=0x10 -- shown max_loop 16
-check "hw_queue_depth is shown" with -- shown hw_queue_depth 128
-check "hw_queue_depth=64 is shown" with hw_queue_depth=64 -- shown hw_queue_depth 64
-check "nr_hw_queues=1 is shown" only_ours with nr_hw_queues=1 -- shown nr_hw_queues 1
-check "standalone is shown" only_ours with -- shown standalone N
-for bad in hw_queue_depth=0 hw_queue_depth=-1 hw_queue_depth=x max_part=256 max_loop=1048577 max_loop=y; do
-	check "$bad is refused" refused $bad
-done
-for bad in nr_hw_queues=-1 nr_hw_queues=z; do
-	check "$bad is refused" only_ours refused $bad
-done
+check "the defaults are shown" with -- shown max_loop=8 max_part=0 hw_queue_depth=128
+check "max_loop=0x10 max_part=10 hw_queue_depth=64 are shown, max_part rounded up to 15" \
+	with max_loop=0x10 max_part=10 hw_queue_depth=64 -- shown max_loop=16 max_part=15 hw_queue_depth=64
+check "nr_hw_queues=1 and standalone are shown" only_ours with nr_hw_queues=1 -- shown nr_hw_queues=1 standalone=N
+check "invalid values are refused" refused hw_queue_depth=0 hw_queue_depth=-1 hw_queue_depth=x max_part=256 \
+	max_loop=1048577 max_loop=y
+check "invalid numbers of hardware queues are refused" only_ours refused nr_hw_queues=-1 nr_hw_queues=z
 run_checks

@@ -10,7 +10,7 @@
 
 disk=$ram_ext4 log=$ram_xfs replayed=$ram_block changes=$ram_spare
 sectors=$((96 << 11)) image_mib=64
-cuts=$((10 * rounds)) steps=$((rounds < 40 ? 40 + 10 * rounds : 440))
+cuts=$((6 * rounds)) steps=$((rounds < 40 ? 40 + 10 * rounds : 440))
 
 modprobe -a dm-log-writes dm-snapshot || skip_all "there is no dm-log-writes or no dm-snapshot"
 mkdir -p "$scratch"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * overlap SEED SECONDS DEVICE
+ * overlap SEED MILLISECONDS DEVICE
  *
  * Threads write and read the first 128 KiB of a block device with direct I/O, many requests at a
  * time, and most of these requests overlap. A write that was acknowledged before another write of
@@ -309,15 +309,23 @@ static void one_round(void)
 	memcpy(before, at_rest, SIZE);
 }
 
+static unsigned long milliseconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000UL + now.tv_nsec / 1000000;
+}
+
 int main(int argc, char **argv)
 {
-	time_t end;
+	unsigned long end;
 	unsigned int t, i;
 
 	if (argc != 4)
-		errx(2, "usage: overlap SEED SECONDS DEVICE");
+		errx(2, "usage: overlap SEED MILLISECONDS DEVICE");
 	seed = number(argv[1]);
-	end = time(NULL) + number(argv[2]);
+	end = milliseconds() + number(argv[2]);
 	device = open(argv[3], O_RDWR | O_DIRECT);
 	if (device < 0 || ioctl(device, BLKSSZGET, &block_size))
 		err(1, "%s", argv[3]);
@@ -334,7 +342,7 @@ int main(int argc, char **argv)
 		err(1, "write");
 	do
 		one_round();
-	while (time(NULL) <= end);
+	while (milliseconds() < end);
 	printf("writes %lu\nbytes_checked %lu\nblocks_with_two_in_flight %lu\nblocks_overtaken %lu\n", writes,
 	       bytes_checked, blocks_with_two, blocks_overtaken);
 	return 0;
