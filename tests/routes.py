@@ -349,6 +349,8 @@ def privileged():
         written_by_task(on)
         noise(DATA, 1)
         os.chmod(on.file, 0o4755)
+        # udev sets the group of the node.
+        settle()
         groups = f"--groups={os.stat(on.device).st_gid}"
         bios = submitted(on.disk, "W", 8, writes, on.device, "setpriv", "--reuid=nobody", "--regid=nogroup", groups)
         by_workers(bios, WRITES)
