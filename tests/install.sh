@@ -255,7 +255,8 @@ beside() {
 	modprobe rnull_loop standalone=1
 	modprobe loop
 	loaded 'loop rnull_loop'
-	modprobe -r loop
+	# udev may still have a device open.
+	wait_for 10 modprobe -r loop
 	loaded rnull_loop
 }
 
@@ -268,7 +269,7 @@ while_unloading() {
 	rm -f /dev/loop-control
 	mknod /dev/loop-control c 10 237
 	udevadm settle
-	modprobe -r loop &
+	wait_for 10 modprobe -r loop &
 	unloading=$!
 	while kill -0 "$unloading" 2>/dev/null; do
 		: 2>/dev/null <>/dev/loop-control || :
