@@ -294,7 +294,7 @@ while_unloading() {
 	rm -f /dev/loop-control
 	mknod /dev/loop-control c 10 237
 	udevadm settle
-	modprobe -r loop &
+	wait_for 10 modprobe -r loop &
 	unloading=$!
 	while kill -0 "$unloading" 2>/dev/null; do
 		: 2>/dev/null <>/dev/loop-control || :

@@ -21,7 +21,8 @@ beside_c_driver() {
 	[[ $lines == *rnull_loop:*'major 7'* ]] || fail "the log says: $lines"
 	cmp "$image" "$device"
 	detach "$device"
-	rmmod loop
+	# udev may still have a device open.
+	wait_for 10 rmmod loop
 	load_driver
 	equal 'device of ours' "$(attach "$image")" "$device"
 	cmp "$image" "$device"

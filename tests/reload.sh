@@ -118,7 +118,7 @@ unload_waits() {
 	local keeper unloading
 	dmesg -C
 	keep_disk /dev/loop0
-	unload_driver &
+	wait_for 10 unload_driver 2>/dev/null &
 	unloading=$!
 	wait_for 20 told_of_waiting || fail "nothing in the log"
 	kill -0 "$unloading" || fail "unloaded before its disk was released"
@@ -137,7 +137,7 @@ remove_does_not_wait() {
 	timeout 10 python3 "$tests/lib.py" LOOP_CTL_REMOVE 77
 	timeout 10 python3 "$tests/lib.py" LOOP_CTL_ADD 77
 	wait_for 10 timeout 10 python3 "$tests/lib.py" LOOP_CTL_REMOVE 77
-	unload_driver &
+	wait_for 10 unload_driver 2>/dev/null &
 	unloading=$!
 	sleep 2
 	kill -0 "$unloading" || fail "unloaded before its disk was released"
