@@ -10,6 +10,7 @@ import collections
 import contextlib
 import ctypes
 import errno
+import gc
 import json
 import os
 import random
@@ -98,7 +99,9 @@ assert ctypes.sizeof(Info) == 232 and ctypes.sizeof(Config) == 304
 
 
 class Fd:
-    """An open file, which is closed at the end of a `with`."""
+    """An open file, which is closed at the end of a `with`, or when nothing refers to it any more."""
+
+    fd = -1
 
     def __init__(self, path, flags=os.O_RDWR):
         self.fd = os.open(path, flags | os.O_CLOEXEC)
@@ -107,6 +110,9 @@ class Fd:
         return self
 
     def __exit__(self, *_):
+        self.close()
+
+    def __del__(self):
         self.close()
 
     def fileno(self):
@@ -521,6 +527,8 @@ def release():
 def _clean():
     """Removes what a case has left, restores its settings, and returns a report of what it could
     not restore."""
+    # A failed case has left files open; a device that is open is not detached.
+    gc.collect()
     release()
     shutil.rmtree(SCRATCH, ignore_errors=True)
     if os.path.isdir(KEPT):
