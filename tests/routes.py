@@ -6,6 +6,8 @@ event block_bio_queue names the task. Probes on read functions show requests tha
 import contextlib
 import mmap
 import os
+import shutil
+import stat
 import subprocess
 import time
 from typing import NamedTuple
@@ -349,10 +351,11 @@ def privileged():
         written_by_task(on)
         noise(DATA, 1)
         os.chmod(on.file, 0o4755)
-        # udev sets the group of the node.
-        settle()
-        groups = f"--groups={os.stat(on.device).st_gid}"
-        bios = submitted(on.disk, "W", 8, writes, on.device, "setpriv", "--reuid=nobody", "--regid=nogroup", groups)
+        node = f"{SCRATCH}/node"
+        os.mknod(node, 0o600 | stat.S_IFBLK, os.stat(on.device).st_rdev)
+        shutil.chown(node, "nobody")
+        nobody = "setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"
+        bios = submitted(on.disk, "W", 8, writes, node, *nobody)
         by_workers(bios, WRITES)
         equal("mode of the image", oct(os.stat(on.file).st_mode & 0o7777), "0o4755")
     arrived(on.file)
