@@ -62,6 +62,11 @@ looking() {
 	wait "$looker" || :
 }
 
+# has_partitions DEVICE NUMBER
+has_partitions() {
+	(($(find "/sys/block/${1#/dev/}/" -maxdepth 1 -name 'loop*p*' | wc -l) == $2))
+}
+
 partitioned() {
 	local image round device
 	image=$(backing tmpfs 8)
@@ -76,10 +81,11 @@ partitioned() {
 	dmesg -C
 	for ((round = 0; round < $1; round++)); do
 		device=$(attach -P "$image")
-		equal partitions "$(find "/sys/block/${device#/dev/}/" -maxdepth 1 -name 'loop*p*' | wc -l)" 4
+		# udev rereads the table of a device that was open for writing.
+		wait_for 10 has_partitions "$device" 4 || fail "there are not 4 partitions in round $round"
 		losetup -d "$device"
 		wait_for 10 unbound "$device" || fail "bound in round $round"
-		equal 'partitions after detach' "$(find "/sys/block/${device#/dev/}/" -maxdepth 1 -name 'loop*p*' | wc -l)" 0
+		has_partitions "$device" 0 || fail "there are partitions after detach in round $round"
 	done
 	# The kernel logs rescans that fail.
 	! dmesg | grep -E 'partition scan (of|failed)' || fail "a partition scan failed"
