@@ -44,6 +44,9 @@ has() {
 
 has_now() { [[ $(partitions "$1") == "${*:2}" ]]; }
 
+# udev may have a partition open.
+partx_deletes() { wait_for 10 partx -d "$@"; }
+
 partx_adds() {
 	local image device
 	image=$(partitioned tmpfs)
@@ -55,7 +58,7 @@ partx_adds() {
 	has "$device" 1:2048+8192 2:10240+4096
 	cmp -i 1M:0 -n 4M "$scratch/copy" "${device}p1"
 	refuse 'error adding partitions 1-2' partx -a "$device"
-	partx -d --nr 1 "$device"
+	partx_deletes --nr 1 "$device"
 	has "$device" 2:10240+4096
 	partx -u "$device"
 	has "$device" 1:2048+8192 2:10240+4096
@@ -65,7 +68,7 @@ partx_adds() {
 	blockdev --flushbufs "$device"
 	partx -u "$device"
 	has "$device" 1:2048+8192 2:10240+8192
-	partx -d "$device"
+	partx_deletes "$device"
 	has "$device"
 	refuse 'specified range' partx -d --nr 7:5 "$device"
 }
@@ -78,7 +81,7 @@ partx_in_use() {
 	mkfs.ext4 -q "${device}p1"
 	mount "${device}p1" "$mnt"
 	refuse 'error deleting partition 1' partx -d --nr 1 "$device"
-	partx -d --nr 2 "$device"
+	partx_deletes --nr 2 "$device"
 	has "$device" 1:2048+8192
 	touch "$mnt/file"
 }
