@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 
-# `make help` lists what there is. KDIR is the kernel build directory the module is built against:
-# by default the running kernel's where that is of the module's series (scripts/kdir makes one), else
-# the lab's (scripts/lab).
+# `make help` lists the targets. KDIR is the kernel build directory for the module; scripts/kbuild
+# --help explains the default.
 
 kbuild = +@scripts/kbuild $(if $(KDIR),--kdir '$(KDIR)')
 variables = $(filter-out KDIR=%,$(MAKEOVERRIDES))
@@ -10,36 +9,36 @@ variables = $(filter-out KDIR=%,$(MAKEOVERRIDES))
 modules: ## build rnull-loop.ko (default)
 	$(kbuild) modules $(variables)
 
-install: ## the module as this machine's loop driver (as root; DKMS=1, RELEASE=, DESTDIR=)
+install: ## make the module this machine's loop driver (as root; DKMS=1, RELEASE=, DESTDIR=)
 	@scripts/install $(if $(DKMS),--dkms) $(if $(RELEASE),--release '$(RELEASE)') \
 		$(if $(DESTDIR)$(INSTALL_MOD_PATH),--destdir '$(or $(DESTDIR),$(INSTALL_MOD_PATH))')
 
-uninstall: ## take that away again
+uninstall: ## undo `make install`
 	@scripts/install --remove
 
-clean: ## remove what was built
+clean: ## remove the files that a build has made
 	@scripts/kbuild clean
 
-demo: ## the main job on real input, from nothing
+demo: ## show the module at work on real data, from nothing
 	@scripts/demo
 
-test: ## every test, on the host and in the VM; those of the ABI on the C driver, too
+test: ## all tests, on the host and in the VM; those of the ABI also on the C driver
 	@scripts/test
 	@scripts/test --driver loop --abi
 
 test-debug: ## the tests in the VM and KUnit on a kernel with KASAN, lockdep, kmemleak, ...
 	@scripts/test --kernel debug
 
-soak: ## races, faults and power cuts at random on that kernel (MINUTES=30, SEED=)
+soak: ## random races, faults and power cuts on that kernel (MINUTES=30, SEED=)
 	@scripts/soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
-bench: ## raw backing, C driver and this one measured in turns (BENCH=full: the whole matrix)
+bench: ## measure raw backing, C driver and rnull_loop in turn (BENCH=full: the whole matrix)
 	@scripts/bench
 
-check: ## format, clippy, documentation, shell scripts
+check: ## format, comments, clippy, documentation, shell scripts
 	@scripts/check
 
-matrix: ## the module for other configurations, architectures and compilers
+matrix: ## build the module for other configurations, architectures and compilers
 	@scripts/matrix
 
 doc: ## HTML documentation of the module in doc/
@@ -51,7 +50,7 @@ rust-analyzer: ## rust-project.json for an editor
 rustfmt: ## format the Rust files
 	@scripts/check --format
 
-lab: ## prepare toolroot, kernel and VM
+lab: ## prepare the toolroot, the kernel and the VM
 	@scripts/lab
 
 help: ## this list

@@ -2,11 +2,10 @@
 
 //! Asynchronous I/O to files from inside the kernel.
 //!
-//! Whoever has memory described by bio_vecs and wants it read from or written to an open file gives
-//! a [`Transfer`] to [`Iocb::submit`] and is called back when it is over: at once, when the file
-//! could do it at once, or later, from whatever context the file's device completes it in. Nothing
-//! is copied and nothing is allocated: the memory goes to the file's `read_iter` or `write_iter` as
-//! an `iov_iter`, the state of the operation lies in an [`Iocb`] that the caller provides.
+//! [`submit`] starts a [`Transfer`] between an open file and memory that bio_vecs describe. The
+//! file carries it out before the call returns, or calls [`Completion::complete`] when it is over,
+//! in any context. Nothing is copied or allocated here: the file's `read_iter` or `write_iter` gets
+//! the memory as an `iov_iter`, and the caller provides the [`Iocb`], the state of the operation.
 //!
 //! This file knows neither requests nor loop devices. [`request`] binds it to the block layer.
 //!
@@ -16,9 +15,9 @@
 pub(crate) mod request;
 
 use crate::kern::{
-    bvec::Memory,
+    bvec::BvecSpan,
     ffi,
-    file::ErrorCursor, //
+    file::ErrseqCursor, //
 };
 use kernel::{
     bindings,
@@ -27,7 +26,7 @@ use kernel::{
     types::Opaque, //
 };
 
-/// Which way the data goes.
+/// The direction of a transfer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
     /// From the file to memory.
@@ -36,40 +35,40 @@ pub(crate) enum Direction {
     Write,
 }
 
-/// How the file is to do it.
+/// The use of the page cache by a transfer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Caching {
     /// Through the page cache, before the call returns.
     Buffered,
-    /// Past the page cache, asynchronously where the file can.
+    /// Past the page cache, and asynchronously if the file can: `IOCB_DIRECT`.
     Direct,
 }
 
-/// What an operation may do before it is under way.
+/// The blocking mode of a submission.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wait {
-    /// Sleep on whatever the file needs.
+    /// It may block on anything that the operation needs.
     Allowed,
-    /// Nothing that takes long: where it would have to, it fails with `EAGAIN`, or `EOPNOTSUPP` where
-    /// the file cannot say. `IOCB_NOWAIT`; through the page cache, also `IOCB_NOIO`.
+    /// It is non-blocking: an operation that would block fails with `EAGAIN`, and with `EOPNOTSUPP`
+    /// if the file does not support that. `IOCB_NOWAIT`; through the page cache, also `IOCB_NOIO`.
     Forbidden,
 }
 
-/// What to transfer.
+/// The parameters of a transfer.
 #[derive(Clone, Copy)]
 pub(crate) struct Transfer {
-    /// Which way.
+    /// The direction.
     pub(crate) direction: Direction,
-    /// How.
+    /// The use of the page cache.
     pub(crate) caching: Caching,
-    /// Whether to wait.
+    /// The blocking mode.
     pub(crate) wait: Wait,
-    /// Whether what is written must be durable when it is over: `IOCB_DSYNC`. It fails, too, where something
-    /// else of the file fails to be written back meanwhile and cannot be told apart.
+    /// True if a write must be durable when it is over: `IOCB_DSYNC`. Such a write also fails on an
+    /// unrelated writeback error of the file, because the two cannot be distinguished.
     pub(crate) durable: bool,
-    /// Where in the file, in bytes.
+    /// The position in the file, in bytes.
     pub(crate) position: i64,
-    /// With which I/O priority.
+    /// The I/O priority.
     pub(crate) ioprio: u16,
 }
 
@@ -92,115 +91,143 @@ impl Transfer {
     }
 }
 
-/// What is told of the end of an operation.
-pub(crate) trait Completion {
-    /// The operation of `iocb` is over: `result` is the number of bytes done or a negative errno.
-    ///
-    /// Called once for every submission that is [`Submitted::Queued`], before or after
-    /// [`Iocb::submit`] returns, from any context, hard interrupts included.
-    ///
-    /// # Safety
-    ///
-    /// `iocb` must have been submitted with this `Completion`, and its operation must be over.
-    unsafe fn complete(iocb: *mut Iocb, result: isize);
-}
-
-/// What became of a submission.
-pub(crate) enum Submitted {
-    /// It is under way, or over: [`Completion::complete`] tells.
-    Queued,
-    /// It is over, with that result, and nobody else is told.
-    Done(isize),
-}
-
 /// The state of one operation: `struct kiocb`.
 #[repr(transparent)]
 pub(crate) struct Iocb(Opaque<bindings::kiocb>);
 
-impl Iocb {
-    /// Begins the transfer of `memory` between itself and `file`.
-    ///
-    /// May sleep, see [`Wait`]. For a write the caller has freeze protection of the file
-    /// ([`start_write`](crate::kern::file::BackingFile::start_write)) until it is over.
+/// The owner of an [`Iocb`], which goes with the operation and gets its result.
+///
+/// # Safety
+///
+/// [`into_iocb`](Self::into_iocb) returns an `Iocb` that is pinned, and stays valid until
+/// [`from_iocb`](Self::from_iocb) is called.
+pub(crate) unsafe trait Completion: Send + Sized {
+    /// Turns the owner into its `Iocb`.
+    fn into_iocb(self) -> *mut Iocb;
+
+    /// Takes the owner of an `Iocb` back.
     ///
     /// # Safety
     ///
-    /// - `this` is pinned, valid until `C::complete` is called for it and until this function
-    ///   returns, and has no other operation under way.
-    /// - `file` has the operation asked for, and stays open for as long.
-    /// - `memory` describes valid memory, and the bio_vecs and that memory stay for as long.
-    pub(crate) unsafe fn submit<C: Completion>(
-        this: *mut Self,
-        file: &File,
-        transfer: Transfer,
-        memory: &Memory,
-    ) -> Submitted {
-        let kiocb = this.cast::<bindings::kiocb>();
-        let failures = transfer.durable.then(|| ErrorCursor::from_now(file));
-        // SAFETY: By the function's requirements `this` is valid and has no operation under way.
-        unsafe {
-            kiocb.write(bindings::kiocb {
-                ki_filp: file.as_ptr(),
-                ki_pos: transfer.position,
-                ki_complete: (transfer.caching == Caching::Direct).then_some(callback::<C>),
-                ki_flags: transfer.flags(),
-                ki_ioprio: transfer.ioprio,
-                ..pin_init::zeroed()
-            })
-        };
-        let ret = match transfer.direction {
-            // SAFETY: `kiocb` is set up, the rest is by the function's requirements.
-            Direction::Read => unsafe { read(file, kiocb, memory) },
-            // SAFETY: As above.
-            Direction::Write => unsafe { write(file, kiocb, memory) },
-        };
-        if ret == -(bindings::EIOCBQUEUED as isize) {
-            return Submitted::Queued;
-        }
-        // A page that was not written back is clean, and the file tells of it once: to this write, or to
-        // whoever else synced the file meanwhile.
-        match failures.map(|failures| failures.advance(file)) {
-            Some(Err(error)) if ret >= 0 => Submitted::Done(error.to_errno() as isize),
-            _ => Submitted::Done(ret),
-        }
+    /// `iocb` must come from [`into_iocb`](Self::into_iocb), and is taken back once.
+    unsafe fn from_iocb(iocb: *mut Iocb) -> Self;
+
+    /// Takes the result of the operation, which is over: the number of bytes done, or a negative
+    /// errno.
+    ///
+    /// Called once for each submission that is [`Submitted::Queued`], before or after [`submit`]
+    /// returns. Any context, including hard IRQ.
+    fn complete(self, result: isize);
+}
+
+/// The state of an operation after its submission.
+pub(crate) enum Submitted<C> {
+    /// It is in flight, or over: [`Completion::complete`] is called with its result.
+    Queued,
+    /// It is over, with this result; [`Completion::complete`] is not called.
+    Done(C, isize),
+}
+
+/// Starts the transfer between `file` and the memory of `span`.
+///
+/// May sleep, see [`Wait`]. For a write, the caller holds freeze protection of the file
+/// ([`start_write`](crate::kern::file::BackingFile::start_write)) until the operation is over.
+///
+/// # Safety
+///
+/// Until this function returns and, if the submission is [`Submitted::Queued`], until
+/// [`Completion::complete`] is called:
+///
+/// - `file` stays open;
+/// - `span` describes memory that stays valid, and so do its bio_vecs.
+///
+/// The `Iocb` of `owner` has no other operation in flight. It stays valid until this function
+/// returns, even if the owner is taken back before.
+pub(crate) unsafe fn submit<C: Completion>(
+    owner: C,
+    file: &File,
+    transfer: Transfer,
+    span: &BvecSpan,
+) -> Submitted<C> {
+    let iocb = owner.into_iocb();
+    let kiocb = iocb.cast::<bindings::kiocb>();
+    let wb_err = transfer.durable.then(|| ErrseqCursor::from_now(file));
+    // SAFETY: By the requirements of `Completion` the `Iocb`, which is a `struct kiocb`, is valid.
+    // By the function's requirements it has no operation in flight.
+    unsafe {
+        kiocb.write(bindings::kiocb {
+            ki_filp: file.as_ptr(),
+            ki_pos: transfer.position,
+            ki_complete: (transfer.caching == Caching::Direct).then_some(callback::<C>),
+            ki_flags: transfer.flags(),
+            ki_ioprio: transfer.ioprio,
+            ..pin_init::zeroed()
+        })
+    };
+    let ret = match transfer.direction {
+        // SAFETY: `kiocb` was set up above; the rest is required of this function, too.
+        Direction::Read => unsafe { read(file, kiocb, span) },
+        // SAFETY: As above.
+        Direction::Write => unsafe { write(file, kiocb, span) },
+    };
+    if ret == -(bindings::EIOCBQUEUED as isize) {
+        return Submitted::Queued;
+    }
+    // SAFETY: `iocb` comes from `into_iocb` above. The file did not return `-EIOCBQUEUED`, so it
+    // does not call `callback`, and the owner is taken back once.
+    let owner = unsafe { C::from_iocb(iocb) };
+    // A page whose writeback failed is clean, and a `struct file` reports the error once: to this
+    // write, or to another sync that used the `struct file` since the write began. So the write has
+    // a cursor of its own.
+    match wb_err.map(|wb_err| wb_err.advance(file)) {
+        Some(Err(error)) if ret >= 0 => Submitted::Done(owner, error.to_errno() as isize),
+        _ => Submitted::Done(owner, ret),
     }
 }
 
+/// Calls `->read_iter` of a file; returns `-EINVAL` if the file has none.
+///
 /// # Safety
 ///
-/// As of [`Iocb::submit`]; `kiocb` is set up.
-unsafe fn read(file: &File, kiocb: *mut bindings::kiocb, memory: &Memory) -> isize {
-    // SAFETY: The file is open, so it has operations.
+/// The requirements of [`submit`] hold, and it has set `kiocb` up.
+unsafe fn read(file: &File, kiocb: *mut bindings::kiocb, span: &BvecSpan) -> isize {
+    // SAFETY: An open file has operations, which stay while it is open.
     let Some(read_iter) = (unsafe { (*(*file.as_ptr()).f_op).read_iter }) else {
         return EINVAL.to_errno() as isize;
     };
-    let iter = memory.iter(bindings::ITER_DEST);
-    // SAFETY: By the function's requirements.
+    let iter = span.iter(bindings::ITER_DEST);
+    // SAFETY: By the function's requirements `kiocb` is set up for this file, and stays valid until
+    // the operation is over, as does the memory that `iter` describes.
     unsafe { read_iter(kiocb, iter.get()) }
 }
 
+/// Calls `->write_iter` of a file; returns `-EINVAL` if the file has none.
+///
 /// # Safety
 ///
-/// As of [`Iocb::submit`]; `kiocb` is set up.
-unsafe fn write(file: &File, kiocb: *mut bindings::kiocb, memory: &Memory) -> isize {
-    // SAFETY: `kiocb` is ours until `write_iter` is called.
+/// The requirements of [`submit`] hold, and it has set `kiocb` up.
+unsafe fn write(file: &File, kiocb: *mut bindings::kiocb, span: &BvecSpan) -> isize {
+    // SAFETY: By the function's requirements `kiocb` is valid; the file does not use it before
+    // `write_iter` is called.
     unsafe { (*kiocb).ki_flags |= bindings::IOCB_WRITE as c_int };
-    // SAFETY: The file is open, so it has operations.
+    // SAFETY: An open file has operations, which stay while it is open.
     let Some(write_iter) = (unsafe { (*(*file.as_ptr()).f_op).write_iter }) else {
         return EINVAL.to_errno() as isize;
     };
-    let iter = memory.iter(bindings::ITER_SOURCE);
-    // SAFETY: By the function's requirements.
+    let iter = span.iter(bindings::ITER_SOURCE);
+    // SAFETY: By the function's requirements `kiocb` is set up for this file, and stays valid until
+    // the operation is over, as does the memory that `iter` describes.
     unsafe { write_iter(kiocb, iter.get()) }
 }
 
-/// `->ki_complete`: the operation went on when `submit` returned, and is over now.
+/// Calls `C::complete` when an asynchronous operation is over: `->ki_complete`.
 ///
 /// # Safety
 ///
-/// Called once by the file, for a kiocb that [`Iocb::submit`] gave it with the same `C`.
+/// Called once by the file, for a kiocb that [`submit`] passed to it with the same `C`.
 unsafe extern "C" fn callback<C: Completion>(kiocb: *mut bindings::kiocb, ret: c_long) {
-    // SAFETY: By the function's requirements the operation is over; an `Iocb` is a `struct kiocb`,
-    // and `submit` got `EIOCBQUEUED`, so this is the one call of `complete`.
-    unsafe { C::complete(kiocb.cast(), ret) };
+    // SAFETY: By the function's requirements `kiocb` is the `Iocb` of an owner of type `C`. A file
+    // that calls this returns `-EIOCBQUEUED`, so `submit` does not take the owner back, and this is
+    // the one call for it.
+    unsafe { C::from_iocb(kiocb.cast()) }.complete(ret);
 }

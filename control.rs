@@ -1,44 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `/dev/loop-control`: devices are added, removed and found.
+//! The control path: from user space to a device.
+//!
+//! - [`loop_control`] - `/dev/loop-control` adds, removes and finds devices;
+//! - [`registry`] - all devices;
+//! - [`ioctl`] - `LOOP_*`: an argument from user space becomes a call to a device;
+//! - [`device`] - one device, and every change of its [`state`];
+//! - [`backing`] - the file behind it;
+//! - [`sysfs`] - `/sys/block/loopN/loop/*` and `/sys/block/loopN/rnull_loop/*`;
+//! - [`state`], [`settings`], [`flags`], [`geometry`], [`legacy_info`] - pure logic, without a
+//!   kernel.
 
 #![forbid(unsafe_code)]
 
-use crate::{
-    kern::ffi,
-    registry, //
-};
-use kernel::{
-    fs::File,
-    miscdevice::{
-        MiscDevice,
-        MiscDeviceRegistration, //
-    },
-    prelude::*,
-};
-
-/// One open `/dev/loop-control`.
-pub(crate) struct Control;
-
-#[vtable]
-impl MiscDevice for Control {
-    type Ptr = KBox<Self>;
-
-    fn open(_file: &File, _misc: &MiscDeviceRegistration<Self>) -> Result<KBox<Self>> {
-        // Waits while the module may still fail to load; nobody must have this open then.
-        registry::registry()?;
-        Ok(KBox::new(Control, GFP_KERNEL)?)
-    }
-
-    fn ioctl(_this: &Self, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
-        // User space passes an `int`; a negative number is none in particular.
-        let index = u32::try_from(arg as i32).ok();
-        let registry = registry::registry()?;
-        match cmd {
-            ffi::LOOP_CTL_ADD => registry.add(index).map(|index| index as isize),
-            ffi::LOOP_CTL_REMOVE => registry.remove(index).map(|()| 0),
-            ffi::LOOP_CTL_GET_FREE => registry.get_free().map(|index| index as isize),
-            _ => Err(ENOSYS),
-        }
-    }
-}
+mod backing;
+pub(crate) mod device;
+mod flags;
+pub(crate) mod geometry;
+mod ioctl;
+mod legacy_info;
+pub(crate) mod loop_control;
+pub(crate) mod registry;
+mod settings;
+pub(crate) mod state;
+mod sysfs;

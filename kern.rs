@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the `kernel` crate lacks: one file per C subsystem, each written as if it were to move to
-//! `rust/kernel/`.
+//! Abstractions that the `kernel` crate lacks: one file per C subsystem, each written as if it were
+//! to move to `rust/kernel/`.
+//!
+//! Nothing here has logic of loop devices. [`uapi`] and constants of [`ffi`] are their uAPI.
 
 pub(crate) mod bdev;
 pub(crate) mod bvec;
-pub(crate) mod cgroup;
 pub(crate) mod ffi;
 pub(crate) mod file;
 pub(crate) mod gate;
@@ -13,7 +14,6 @@ pub(crate) mod miscdevice;
 pub(crate) mod module;
 pub(crate) mod mutex;
 pub(crate) mod parameter;
-pub(crate) mod sysfs;
 pub(crate) mod task;
 pub(crate) mod time;
 pub(crate) mod uapi;

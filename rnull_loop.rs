@@ -1,79 +1,53 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Loop devices: a file, or a block device, becomes a block device.
+//! The loop driver: makes a block device of a file or of another block device.
 //!
-//! # From user space to a device
+//! `docs/architecture.md` follows a read and an ioctl through the code. To read the code alone,
+//! begin with `datapath/queue.rs` for requests, and with `control/ioctl.rs` for user space.
 //!
-//! - [`control`] - `/dev/loop-control`, devices are added, removed and found;
-//! - [`registry`] - all devices;
-//! - [`ioctl`] - `LOOP_*`, what user space passes becomes a call to a device;
-//! - [`device`] - one device and every change of its [`state`];
-//! - [`backing`] - the file behind it;
-//! - [`sysfs`] - `/sys/block/loopN/loop/*`;
-//! - [`settings`], [`switches`], [`flags`], [`geometry`], [`info`] - what can be said without a kernel.
+//! The modules are listed from the highest level to the lowest. Two wings define what a loop device
+//! does, and contain no `unsafe` code:
 //!
-//! # One request, in the order of its life
+//! - [`control`] - from user space to a device: ioctls, sysfs, `/dev/loop-control`;
+//! - [`datapath`] - one request, in the order of its life: queue, route, worker, transfer,
+//!   completion.
 //!
-//! 1. [`queue`] - the block layer hands it over;
-//! 2. [`inline`] - it goes on at once, where that is allowed;
-//!    [`worker`] - or it waits for a worker of its hardware context;
-//! 3. [`command`] - it becomes an operation on the backing file, or a bio for the block device
-//!    that the file is; [`backoff`] - what fails is tried less often;
-//! 4. [`completion`] - the result goes back.
+//! Three abstractions call the kernel, and have no logic of loop devices:
 //!
-//! # How the kernel is called
-//!
-//! The files above say what a loop device does and contain no `unsafe`; the compiler sees to it.
-//! All of that is in the abstractions, which know nothing of loop devices:
-//!
-//! - [`blk_mq`] - tag sets, requests whose state is their type, disks, limits, frozen queues;
 //! - [`aio`] - asynchronous I/O to files from inside the kernel;
-//! - [`kern`] - files, block devices, control groups, tasks, workqueues, sysfs.
+//! - [`blk_mq`] - the block layer: requests whose type is their state, disks, limits, frozen
+//!   queues;
+//! - [`kern`] - files, block devices, tasks, workqueues, gates, mutexes, misc devices, module
+//!   parameters, where the `kernel` crate lacks them; the uAPI of loop devices.
 
 mod aio;
-mod backing;
-mod backoff;
 mod blk_mq;
-mod command;
-mod completion;
 mod control;
-mod device;
-mod flags;
-mod geometry;
-mod info;
-mod inline;
-mod ioctl;
+mod datapath;
 mod kern;
-mod queue;
-mod registry;
-mod retry;
-mod settings;
-mod state;
-mod switches;
-mod sysfs;
-mod worker;
 
 use crate::{
     blk_mq::Major,
-    control::Control,
-    kern::{
-        miscdevice,
-        parameter::{
-            module_parameters,
-            Integer,
-            Switch, //
+    control::{
+        geometry,
+        loop_control::Control,
+        registry::{
+            self,
+            Devices,
+            OnDemand,
+            Parameters, //
         },
     },
-    registry::{
-        Devices,
-        OnDemand,
-        Parameters, //
+    kern::{
+        ffi, miscdevice,
+        parameter::{
+            module_parameters,
+            Bool,
+            Integer, //
+        },
     },
 };
-use kernel::{
-    bindings,
-    prelude::*, //
-};
+use kernel::prelude::*;
 
 module! {
     type: LoopModule,
@@ -86,63 +60,64 @@ module! {
 
 module_parameters! {
     max_loop: Integer = Integer::new(kern::ffi::DEFAULT_DEVICES, i32::MIN),
-        "Number of loop devices made at load; given, also the most there can be by opening nodes. Default: 8, no limit";
+        "Number of loop devices made at load. If given and not 0, opening a node makes a device only if its number is less. Default: CONFIG_BLK_DEV_LOOP_MIN_COUNT, or 8 without the C driver; no limit";
     max_part: Integer = Integer::new(0, i32::MIN),
-        "Maximum number of partitions per loop device; given, all devices are scanned. Default: 0";
+        "Maximum number of partitions per loop device. If positive, all devices are scanned for partitions. Default: 0";
     hw_queue_depth: Integer = Integer::new(128, 1),
         "Queue depth for each hardware queue. Default: 128";
     nr_hw_queues: Integer = Integer::new(0, 0),
-        "Number of hardware queues of a device, 0: one per CPU, at most 8. Default: 0";
-    standalone: Switch = Switch::new(),
-        "Work beside another loop driver: devices are /dev/loopr*, made by /dev/loopr-control";
+        "Number of hardware queues per device. Default: 0, one per CPU, at most 8";
+    standalone: Bool = Bool::new(),
+        "Work beside another loop driver: devices are /dev/loopr*, the control device is /dev/loopr-control";
 }
 
-/// What the module is known by: `standalone`, it leaves the names and numbers of loop devices to
-/// another driver. Its own still begin with "loop", by which `losetup` and `lsblk` know them.
+/// The names and numbers of the module. With `standalone` it leaves those of the C driver to
+/// another loop driver. The names of disks still begin with "loop", because `losetup` and `lsblk`
+/// recognize loop devices by that.
 struct Names {
-    /// How the names of disks begin.
+    /// The prefix of disk names.
     disk: &'static str,
-    /// The control device.
+    /// The name of the control device.
     control: &'static CStr,
     /// The minor number of the control device.
     control_minor: u32,
     /// The name of the major.
     major: &'static CStr,
-    /// The major, 0 for any that is free.
+    /// The major number; 0 for any free one.
     major_number: u32,
 }
 
 const NAMES: Names = Names {
     disk: "loop",
     control: c"loop-control",
-    control_minor: bindings::LOOP_CTRL_MINOR,
+    control_minor: ffi::LOOP_CTRL_MINOR,
     major: c"loop",
-    major_number: bindings::LOOP_MAJOR,
+    major_number: ffi::LOOP_MAJOR,
 };
 
 const STANDALONE_NAMES: Names = Names {
     disk: "loopr",
     control: c"loopr-control",
-    control_minor: bindings::MISC_DYNAMIC_MINOR,
+    control_minor: ffi::MISC_DYNAMIC_MINOR,
     major: c"loopr",
     major_number: 0,
 };
 
-/// What the module registers; fields are dropped in the order of their declaration: first nobody
-/// can ask for devices any more, then the devices go.
+/// The registrations of the loaded module. Fields are dropped in the order of their declaration:
+/// the control device and the major first, so that no task can add devices while they are removed.
 struct LoopModule {
     _control: Pin<KBox<miscdevice::Registration<Control>>>,
     _major: Major,
     _devices: Devices,
 }
 
-/// How the parameters of the module say that devices are made, with `names`, and how many at once;
-/// `EINVAL` for values that make no sense together.
+/// Returns the parameters of devices with `names`, and the number of devices to make at load, from
+/// the module parameters. Fails with `EINVAL` for more partitions or devices than there are minors.
 fn parameters(names: &Names) -> Result<(Parameters, u32)> {
     let part_shift = geometry::part_shift(max_part.value())?;
-    // User space reads how many minors the partitions of a device have.
+    // User space reads `max_part` from sysfs to compute the minor numbers of devices.
     if part_shift != 0 {
-        max_part.show(geometry::most_partitions(part_shift));
+        max_part.show(geometry::max_partitions(part_shift));
     }
     let count = geometry::max_loop(max_loop.value(), part_shift)?;
     let parameters = Parameters {
@@ -155,8 +130,8 @@ fn parameters(names: &Names) -> Result<(Parameters, u32)> {
     Ok((parameters, count))
 }
 
-/// Says in the log why the module cannot be loaded.
-fn explain(error: Error) -> Error {
+/// Logs the reason if the module cannot be loaded beside another loop driver; returns `error`.
+fn log_busy(error: Error) -> Error {
     if error == EBUSY && !standalone.is_on() {
         pr_err!(
             "another loop driver is loaded or built in: it holds major 7 and /dev/loop-control; standalone=1 works beside it\n"
@@ -178,14 +153,14 @@ impl kernel::Module for LoopModule {
         };
         let (parameters, count) = parameters(&names)?;
         let devices = Devices::new(parameters)?;
-        // First, for of a major that is taken the kernel has a line in the log of its own.
+        // Before the major, because the kernel logs a major that is taken as an error of its own.
         let control = miscdevice::Registration::new(names.control, names.control_minor);
-        let control = KBox::pin_init(control, GFP_KERNEL).map_err(explain)?;
-        // From here on an opener of a node waits until it is known whether the module can be
-        // loaded.
+        let control = KBox::pin_init(control, GFP_KERNEL).map_err(log_busy)?;
+        // From here on an opener of a device node without a disk waits for `publish`, as does an
+        // opener of the control device already.
         let major = Major::register::<OnDemand>(names.major_number, names.major);
         devices.publish(major.as_ref().ok().map(Major::number));
-        let major = major.map_err(explain)?;
+        let major = major.map_err(log_busy)?;
         devices.add(count);
         pr_info!("module loaded\n");
         Ok(Self {

@@ -2,9 +2,29 @@
 
 //! Requests of the block layer that are served from files.
 //!
-//! A driver whose requests carry a [`Slot`] hands a started request to [`submit`], for asynchronous
-//! I/O to a file, or to [`remap`], to another block device as it is; it is completed with the number
-//! of bytes done, or the error, when that is over.
+//! A driver whose requests carry a [`FileIoPdu`] passes a started request to [`submit`], for
+//! asynchronous I/O to a file, or to [`remap`], which submits it to a lower device as a bio. When
+//! the operation is over, [`Operations::operation_done`] gets the request back, with the number of
+//! bytes done or an error.
+//!
+//! # Examples
+//!
+//! A read, served by a worker in an [`IoWorkerScope`](crate::kern::task::IoWorkerScope):
+//!
+//! ```ignore
+//! let position = rq.position();
+//! request::submit(rq, position, Caching::Direct, Wait::Allowed);
+//!
+//! // In the `impl Operations` of the driver:
+//! fn operation_done(mut rq: StartedRequest<Self>, result: Result<u32>) {
+//!     request::free_bvecs(&mut rq);
+//!     match result {
+//!         Ok(bytes) if bytes == rq.len() => rq.end(Status::OK),
+//!         Ok(_) => rq.end(Status::IOERR),
+//!         Err(error) => rq.end(Status::from(error)),
+//!     }
+//! }
+//! ```
 
 use super::{
     Caching,
@@ -19,7 +39,6 @@ use crate::{
     blk_mq::{
         Bio,
         BioCompletion,
-        CompletedRequest,
         InFlight,
         Op,
         Operations,
@@ -28,385 +47,292 @@ use crate::{
     },
     kern::{
         bdev::BlockDevice,
-        bvec::Memory,
+        bvec::BvecSpan,
         ffi, //
     },
 };
-use core::{
-    cell::UnsafeCell,
-    marker::PhantomData,
-    mem::ManuallyDrop, //
-};
+use core::mem::ManuallyDrop;
 use kernel::{
     bindings,
     fs::File,
+    pr_err_once,
     prelude::*,
-    sync::atomic::{
-        ordering::Relaxed,
-        Atomic, //
-    },
-    time::Delta,
     types::Opaque, //
 };
 
-/// How many bio_vecs of a merged request a slot has room for. More are allocated, or, when memory
-/// is short, the request is served in parts.
+/// The number of bio_vecs of a merged request that a PDU has room for. A larger array is allocated
+/// or, if there is no memory for it, the request is served in parts.
 const INLINE: usize = 8;
 
-/// What carries out a request: one or the other, both at the beginning.
+/// The operation of a request: a `struct kiocb` or a `struct bio`, each at the beginning.
 #[repr(C)]
 union Operation {
     _iocb: ManuallyDrop<Iocb>,
     _bio: ManuallyDrop<Bio>,
 }
 
-/// The PDU of drivers that use [`submit`] and [`remap`]: what a request needs for I/O to a file,
-/// and the driver's own part `D`.
-///
-/// # Invariants
-///
-/// The fields are used by the owner of the request alone, and by the operation it submitted.
+/// The PDU of drivers that use [`submit`] and [`remap`]: the memory of the operation, and the
+/// driver's own part `D`.
 #[repr(C)]
-pub(crate) struct Slot<D> {
-    // First, so that a pointer to it is one to the slot.
+pub(crate) struct FileIoPdu<D> {
+    // The first field, so that a pointer to it is one to the PDU.
     operation: Opaque<Operation>,
     inline: Opaque<[bindings::bio_vec; INLINE]>,
-    overflow: UnsafeCell<KVec<bindings::bio_vec>>,
-    /// How many bytes the bio was to transfer.
-    bytes: Atomic<u32>,
-    /// Whether the operation was not to wait.
-    hasty: Atomic<bool>,
-    /// Whether an operation that was not to wait would have had to.
-    must_wait: Atomic<bool>,
-    /// Whether there was no memory for the operation, the last time.
-    no_memory: Atomic<bool>,
+    overflow: KVec<bindings::bio_vec>,
+    /// The length of the bio, in bytes.
+    bio_bytes: u32,
     driver: D,
 }
 
-// SAFETY: By the type invariant there is one user at a time, who may be on any CPU.
-unsafe impl<D: Send> Send for Slot<D> {}
-// SAFETY: As above; `driver` is shared as it allows.
-unsafe impl<D: Sync> Sync for Slot<D> {}
+// SAFETY: `driver` is `Send`. The operation and the bio_vecs are bound to no CPU and no task: the
+// owner of the request uses them, or the operation that it submitted, which may end in any context.
+unsafe impl<D: Send> Send for FileIoPdu<D> {}
+// SAFETY: A shared reference gives access to `driver`, which is `Sync`, and to `bio_bytes`, which
+// is only read.
+unsafe impl<D: Sync> Sync for FileIoPdu<D> {}
 
-impl<D> Slot<D> {
-    /// A slot that is not in use, with the driver's part.
+impl<D> FileIoPdu<D> {
+    /// Makes a PDU without an operation, with the driver's part.
     pub(crate) fn new(driver: D) -> impl PinInit<Self> {
         pin_init::init!(Self {
             operation: Opaque::uninit(),
             inline: Opaque::uninit(),
-            overflow: UnsafeCell::new(KVec::new()),
-            bytes: Atomic::new(0),
-            hasty: Atomic::new(false),
-            must_wait: Atomic::new(false),
-            no_memory: Atomic::new(false),
+            overflow: KVec::new(),
+            bio_bytes: 0,
             driver,
         })
     }
 
-    /// The driver's part.
+    /// Returns the driver's part.
     pub(crate) fn driver(&self) -> &D {
         &self.driver
     }
 
-    /// Returns whether the request is to be submitted by a task that may sleep, as a non-blocking
-    /// operation would have blocked.
-    pub(crate) fn must_wait(&self) -> bool {
-        self.must_wait.load(Relaxed)
+    /// Returns the driver's part, to change it.
+    pub(crate) fn driver_mut(self: Pin<&mut Self>) -> &mut D {
+        &mut self.fields().driver
     }
 
-    /// Has the request submitted by a task that may wait.
-    pub(crate) fn set_must_wait(&self) {
-        self.must_wait.store(true, Relaxed);
-    }
-
-    /// Whether the request goes round again since there was no memory for its operation.
-    pub(crate) fn lacked_memory(&self) -> bool {
-        self.no_memory.load(Relaxed)
-    }
-
-    fn begin(&self, wait: Wait) {
-        self.hasty.store(wait == Wait::Forbidden, Relaxed);
+    fn fields(self: Pin<&mut Self>) -> &mut Self {
+        // SAFETY: `driver_mut` gives access to `driver` alone, and the functions of this file move
+        // neither `operation` nor `inline`, the fields that must stay in place.
+        unsafe { self.get_unchecked_mut() }
     }
 }
 
 /// A driver whose requests are served from files.
-pub(crate) trait FileBacked: Operations<RequestData = Slot<Self::Data>> {
+pub(crate) trait FileBacked: Operations<RequestData = FileIoPdu<Self::Data>> {
     /// The driver's own part of a request.
     type Data: Send + Sync;
 
-    /// The file to serve requests from. It is part of what requests need of the device, so it
-    /// stays open while there is one.
-    fn file(io: &Self::Io) -> &File;
+    /// Returns the file of a backend. It stays open for as long as the backend exists.
+    fn file(backend: &Self::Backend) -> &File;
 
-    /// The block device that the file is, likewise.
-    fn block_device(io: &Self::Io) -> Option<&BlockDevice>;
+    /// Returns the block device that the file is, if it is one.
+    fn block_device(backend: &Self::Backend) -> Option<&BlockDevice>;
 
-    /// The blocks of direct I/O to the file, in bytes, if a request needs them and they are larger
-    /// than those of the disk.
-    fn direct_block(rq: &Request<Self>) -> Option<u32>;
+    /// Returns the granularity of a request that is served in parts, in bytes, if it is larger than
+    /// a logical block of the disk.
+    fn io_granularity(rq: &StartedRequest<Self>) -> Option<u32>;
 }
 
-/// Ends of operations on requests of `T`.
-struct RequestCompletion<T>(PhantomData<T>);
+// SAFETY: The `Iocb` is in the PDU, which never moves and outlives the request.
+unsafe impl<T: FileBacked> Completion for InFlight<T> {
+    fn into_iocb(self) -> *mut Iocb {
+        // The operation is the first field of the PDU.
+        self.into_data().cast_mut().cast()
+    }
 
-impl<T: FileBacked> Completion for RequestCompletion<T> {
-    unsafe fn complete(iocb: *mut Iocb, result: isize) {
-        // SAFETY: `submit` gave the `Iocb` of a slot, which is its first field, and left an owner
-        // of the request behind for this function, which is called once.
-        let rq = unsafe { InFlight::<T>::from_data(iocb.cast::<Slot<T::Data>>()) };
-        rq.complete(outcome(result));
+    unsafe fn from_iocb(iocb: *mut Iocb) -> Self {
+        // SAFETY: By the function's requirements the pointer comes from `into_data`, and is taken
+        // back once.
+        unsafe { Self::from_data(iocb.cast::<FileIoPdu<T::Data>>()) }
+    }
+
+    fn complete(self, result: isize) {
+        self.finish(bytes_or_error(result));
     }
 }
 
-impl<T: FileBacked> BioCompletion for RequestCompletion<T> {
-    unsafe fn complete(bio: *mut Bio, result: Result) {
-        // SAFETY: `remap` gave the `Bio` of a slot, which is its first field, and left an owner of
-        // the request behind for this function, which is called once.
-        let rq = unsafe { InFlight::<T>::from_data(bio.cast::<Slot<T::Data>>()) };
-        let bytes = rq.data().bytes.load(Relaxed);
-        rq.complete(result.map(|()| bytes));
+// SAFETY: As of `Completion`, for the `Bio` in the PDU.
+unsafe impl<T: FileBacked> BioCompletion for InFlight<T> {
+    fn into_bio(self) -> *mut Bio {
+        // The operation is the first field of the PDU.
+        self.into_data().cast_mut().cast()
+    }
+
+    unsafe fn from_bio(bio: *mut Bio) -> Self {
+        // SAFETY: By the function's requirements the pointer comes from `into_data`, and is taken
+        // back once.
+        unsafe { Self::from_data(bio.cast::<FileIoPdu<T::Data>>()) }
+    }
+
+    fn complete(self, result: Result) {
+        let bytes = self.data().bio_bytes;
+        self.finish(result.map(|()| bytes));
     }
 }
 
-/// The number of bytes done, or the error.
-fn outcome(result: isize) -> Result<u32> {
+/// Returns the number of bytes done, or the error, for the return value of a file operation.
+fn bytes_or_error(result: isize) -> Result<u32> {
     match u32::try_from(result) {
         Ok(bytes) => Ok(bytes),
         Err(_) => Err(i32::try_from(result).map_or(EIO, Error::from_errno)),
     }
 }
 
-/// Reads or writes the data of `rq` at `position` bytes into the file, and completes it with the
-/// number of bytes done or an error.
+/// Reads or writes the data of `rq` at `position` bytes in the file.
 ///
-/// The file may do less than all of the request, as files do, and so may this function, when memory
-/// is short; see [`Operations::complete`]. May sleep, but with [`Wait::Forbidden`] as little as the
-/// file makes it; the request, or what is left of it, is handed back where it would have to wait, and
-/// where it finds out too late for that, it is completed and [`haste`] says so.
+/// [`Operations::operation_done`] is called once, before or after this returns. The file may do
+/// less than all of the request, and so may this function, if there is no memory for the array of
+/// its bio_vecs. May sleep; with [`Wait::Forbidden`], the operation itself is non-blocking.
 pub(crate) fn submit<T: FileBacked>(
     rq: StartedRequest<T>,
     position: u64,
     caching: Caching,
     wait: Wait,
-) -> Result<(), StartedRequest<T>> {
-    match begin(rq, position, caching, wait) {
-        Begun::Queued => Ok(()),
-        Begun::Done(rq, result) => done(rq, result, wait),
+) {
+    if let Start::Done(rq, result) = start(rq, position, caching, wait) {
+        rq.operation_done(result);
     }
 }
 
-/// Reads or writes the data of `rq` at `position` bytes into the file through its page cache, and
-/// returns the request with the number of bytes done or an error. May sleep.
-pub(crate) fn transfer_cached<T: FileBacked>(
+/// Reads or writes the data of `rq` at `position` bytes in the file through its page cache, and
+/// returns the request with the number of bytes done or an error; `None` if a broken file completes
+/// the request asynchronously. May sleep.
+pub(crate) fn transfer_buffered<T: FileBacked>(
     rq: StartedRequest<T>,
     position: u64,
 ) -> Option<(StartedRequest<T>, Result<u32>)> {
-    match begin(rq, position, Caching::Buffered, Wait::Allowed) {
-        // A kiocb without `ki_complete` is synchronous.
-        Begun::Queued => None,
-        Begun::Done(rq, result) => Some((rq, result)),
+    match start(rq, position, Caching::Buffered, Wait::Allowed) {
+        // The kiocb has no `ki_complete`, so the file must not return `-EIOCBQUEUED`.
+        Start::InFlight => {
+            pr_err_once!("a file does not complete synchronous I/O\n");
+            None
+        }
+        Start::Done(rq, result) => Some((rq, result)),
     }
 }
 
-/// The outcome of [`begin`].
-enum Begun<T: FileBacked> {
-    /// The operation is under way, or over: the request is completed at its end.
-    Queued,
-    /// The operation is over, or was not begun, with that result.
+/// The state of an operation after [`start`].
+enum Start<T: FileBacked> {
+    /// It is in flight, or over: `operation_done` is called with its result.
+    InFlight,
+    /// It is over, or was not started; `operation_done` is not called.
     Done(StartedRequest<T>, Result<u32>),
 }
 
-/// Begins to read or write the data of `rq`, see [`submit`].
-fn begin<T: FileBacked>(
-    rq: StartedRequest<T>,
+/// Starts to read or write the data of `rq`, see [`submit`].
+fn start<T: FileBacked>(
+    mut rq: StartedRequest<T>,
     position: u64,
     caching: Caching,
     wait: Wait,
-) -> Begun<T> {
+) -> Start<T> {
     let direction = match rq.op() {
         Op::Read => Direction::Read,
         Op::Write => Direction::Write,
-        _ => return Begun::Done(rq, Err(EINVAL)),
+        _ => return Start::Done(rq, Err(EINVAL)),
     };
     let Ok(position) = i64::try_from(position) else {
-        return Begun::Done(rq, Err(EFBIG));
+        return Start::Done(rq, Err(EFBIG));
     };
-    let memory = match describe(&rq) {
-        Ok(memory) => memory,
-        Err(error) => return Begun::Done(rq, Err(error)),
+    let span = match map_bvecs(&mut rq) {
+        Ok(span) => span,
+        Err(error) => return Start::Done(rq, Err(error)),
     };
     let transfer = Transfer {
         direction,
         caching,
         wait,
-        durable: direction == Direction::Write && rq.is_durable(),
+        durable: direction == Direction::Write && rq.is_fua(),
         position,
         ioprio: rq.ioprio(),
     };
-    rq.data().begin(wait);
-    // One owner for this function, one for `RequestCompletion`: the file may use `memory` for as
-    // long as `submit` has not returned, even when the operation is over before.
-    let (submitter, completer) = rq.into_in_flight();
-    let Some(io) = submitter.io() else {
-        completer.complete(Err(EIO));
-        return Begun::Queued;
-    };
-    let data = completer.into_data();
-    let iocb = data.cast_mut().cast::<Iocb>();
-    // SAFETY:
-    // - The slot is in the PDU, which is pinned and outlives the request's time in flight; the
-    //   request had one owner, so no other operation uses the slot.
-    // - The file is part of what the request needs of its device, which stays while the request is
-    //   in flight; a file without the operation fails the request.
-    // - The bio_vecs are in the request's bios or its slot, and describe memory of its submitter;
-    //   all of it stays until the request is completed, for which both owners must be gone.
-    let submitted =
-        unsafe { Iocb::submit::<RequestCompletion<T>>(iocb, T::file(io), transfer, &memory) };
-    let Submitted::Done(result) = submitted else {
-        return Begun::Queued;
-    };
-    // SAFETY: `RequestCompletion` was not told and will not be, so this takes back its owner.
-    let completer = unsafe { InFlight::<T>::from_data(data) };
-    // SAFETY: They are the two from above.
-    let rq = unsafe { StartedRequest::rejoin(submitter, completer) };
-    Begun::Done(rq, outcome(result))
-}
-
-/// An operation was over at once.
-fn done<T: FileBacked>(
-    mut rq: StartedRequest<T>,
-    result: Result<u32>,
-    wait: Wait,
-) -> Result<(), StartedRequest<T>> {
-    if wait == Wait::Forbidden {
-        match result {
-            Err(error) if is_would_wait(error) || error == ENOMEM => return Err(left(rq)),
-            // What is in the page cache is done; the rest is not there.
-            Ok(bytes) if bytes < rq.len() => {
-                let whole = rq.whole_blocks(bytes);
-                if whole != 0 {
-                    rq.advance(whole);
-                }
-                return Err(left(rq));
-            }
-            _ => {}
+    // This function and the operation each have an owner: the file may use the bio_vecs until it
+    // returns, even if the operation is over before that.
+    let (starter, completer) = rq.into_in_flight();
+    let file = T::file(starter.backend());
+    // SAFETY: The request stays in flight until both owners are gone: `starter` after `submit` has
+    // returned, and `completer` when `complete` is called. As long as it is in flight,
+    // - the backend stays, and so does its file;
+    // - the memory of the request stays, and so do the bio_vecs, which are those of its bios or in
+    //   its PDU;
+    // - the PDU stays, which has the `Iocb`. `rq` was the only owner, so no other operation is in
+    //   flight.
+    match unsafe { super::submit(completer, file, transfer, &span) } {
+        // Drops `starter`: the last owner calls `operation_done`.
+        Submitted::Queued => Start::InFlight,
+        Submitted::Done(completer, result) => {
+            // SAFETY: Both owners come from the call of `into_in_flight` above.
+            let rq = unsafe { StartedRequest::rejoin(starter, completer) };
+            Start::Done(rq, bytes_or_error(result))
         }
     }
-    rq.complete(result);
-    Ok(())
 }
 
-/// What is left of a request must wait.
-fn left<T: FileBacked>(rq: StartedRequest<T>) -> StartedRequest<T> {
-    rq.data().set_must_wait();
-    rq
-}
-
-/// Tries an operation again after `delay` by a task that may sleep; with `no_memory` because there
-/// was no memory for it. Any context.
-pub(crate) fn retry<T: FileBacked>(rq: CompletedRequest<T>, delay: Delta, no_memory: bool) {
-    rq.data().set_must_wait();
-    rq.data().no_memory.store(no_memory, Relaxed);
-    rq.requeue_later(delay);
-}
-
-/// Passes `rq`, a read or a write, on to the device's [block device](FileBacked::block_device), where
-/// it begins at `sector` (of 512 bytes), and completes it as [`submit`] does.
+/// Submits `rq`, a read or a write, as a bio to the [block device](FileBacked::block_device) of its
+/// backend, at `sector` (of 512 bytes).
 ///
-/// May sleep; with [`Wait::Forbidden`], not for tags or a frozen queue.
-pub(crate) fn remap<T: FileBacked>(
-    rq: StartedRequest<T>,
-    sector: u64,
-    wait: Wait,
-) -> Result<(), StartedRequest<T>> {
-    let bdev = rq.io().and_then(T::block_device).map(BlockDevice::raw);
+/// [`Operations::operation_done`] is called once, before or after this returns. May sleep; with
+/// [`Wait::Forbidden`], neither for tags nor until a frozen queue thaws.
+pub(crate) fn remap<T: FileBacked>(mut rq: StartedRequest<T>, sector: u64, wait: Wait) {
+    let bdev = T::block_device(rq.backend()).map(BlockDevice::raw);
     let (Some(bdev), Op::Read | Op::Write) = (bdev, rq.op()) else {
-        rq.complete(Err(EINVAL));
-        return Ok(());
+        return rq.operation_done(Err(EINVAL));
     };
-    let memory = match describe(&rq) {
-        Ok(memory) => memory,
-        Err(error) => return done(rq, Err(error), wait),
+    let span = match map_bvecs(&mut rq) {
+        Ok(span) => span,
+        Err(error) => return rq.operation_done(Err(error)),
     };
-    rq.data().begin(wait);
     // CAST: A part of a request is no longer than the request.
-    rq.data().bytes.store(memory.count as u32, Relaxed);
+    rq.data_mut().fields().bio_bytes = span.count as u32;
     let nowait = wait == Wait::Forbidden;
     let raw = rq.as_ptr();
-    // One owner for this function, one for `RequestCompletion`: the bio may be over, and what the
-    // request needs of its device exchanged and closed, while the block layer still uses the block
-    // device.
-    let (submitter, completer) = rq.into_in_flight();
-    let bio = completer.into_data().cast_mut().cast::<Bio>();
-    // SAFETY:
-    // - The slot is in the PDU, which is pinned and outlives the request's time in flight; the
-    //   request had one owner, so no other operation uses the slot.
-    // - The request is a valid read or write, and completed by `RequestCompletion`; `memory`
-    //   describes memory of its submitter, which stays as long. `bdev` is part of what requests need
-    //   of their device, which stays while there are some: at least until `submitter` is dropped.
-    unsafe { Bio::submit::<RequestCompletion<T>>(bio, raw, bdev, sector, &memory, nowait) };
-    drop(submitter);
-    Ok(())
+    // This function and the bio each have an owner: the block layer uses the block device until
+    // `Bio::submit` returns. If the bio were the only owner and ended before that, the backend
+    // could be replaced and its file closed: use after free.
+    let (starter, completer) = rq.into_in_flight();
+    // SAFETY: The request stays in flight until both owners are gone: `starter` below, and
+    // `completer` when `complete` is called.
+    // - The request is a read or a write, and `span` describes memory of it. `rq` was the only
+    //   owner, so the `Bio` is not in use.
+    // - The file of the backend keeps `bdev` open, and the backend stays while the request is in
+    //   flight.
+    unsafe { Bio::submit(completer, raw, bdev, sector, &span, nowait) };
+    // The last owner calls `operation_done`.
+    drop(starter);
 }
 
-/// Whether an operation that was not to wait says that it would have had to, or that whoever submitted it
-/// was killed, which is nothing to the request.
-fn is_would_wait(error: Error) -> bool {
-    error == EAGAIN || error == EOPNOTSUPP || error == EINTR
-}
-
-/// What became of an operation that was not to wait.
-pub(crate) enum Haste {
-    /// It was one that may.
-    None,
-    /// It was carried out, or failed in earnest.
-    Worked,
-    /// It would have had to wait.
-    InVain,
-}
-
-/// Looks at the `result` of a request. If it would have had to wait, or was done in part, it
-/// [must](Slot::must_wait) from here on.
-pub(crate) fn haste<T: FileBacked>(rq: &CompletedRequest<T>, result: Result<u32>) -> Haste {
-    let slot = rq.data();
-    let haste = match (slot.hasty.load(Relaxed), result) {
-        (false, _) => Haste::None,
-        (true, Err(error)) if is_would_wait(error) => Haste::InVain,
-        (true, _) => Haste::Worked,
-    };
-    let short = result.is_ok_and(|bytes| bytes < rq.len());
-    slot.must_wait
-        .store(short || matches!(haste, Haste::InVain), Relaxed);
-    haste
-}
-
-/// Gives back what a request needed while it was in flight.
-pub(crate) fn finish<T: FileBacked>(rq: &mut CompletedRequest<T>) {
-    rq.data().no_memory.store(false, Relaxed);
-    // SAFETY: `rq` is the one owner of the request, and its operation is over.
-    let overflow = unsafe { &mut *rq.data().overflow.get() };
+/// Frees the array of bio_vecs that the operation of `rq` needed. Any context.
+pub(crate) fn free_bvecs<T: FileBacked>(rq: &mut StartedRequest<T>) {
+    let overflow = &mut rq.data_mut().fields().overflow;
     if overflow.capacity() != 0 {
         *overflow = KVec::new();
     }
 }
 
-/// Describes the memory of a request: all of it, or a part at its beginning when memory for the
-/// description is short. Fails with `ENOMEM` when there is not even that, and with `EIO` for a
-/// request without a bio.
-fn describe<T: FileBacked>(rq: &StartedRequest<T>) -> Result<Memory> {
+/// Returns the memory of a request: all of it, or a part at its beginning if there is no memory for
+/// an array of its bio_vecs.
+///
+/// Fails with `ENOMEM` if there is no memory for even a part, and with `EIO` for a request without
+/// a bio.
+fn map_bvecs<T: FileBacked>(rq: &mut StartedRequest<T>) -> Result<BvecSpan> {
     let count = rq.len() as usize;
-    // SAFETY: The request is valid and ours; reads and writes have bios.
-    let (bio, biotail) = unsafe { ((*rq.as_ptr()).bio, (*rq.as_ptr()).biotail) };
+    // SAFETY: The request is valid, and `rq` owns it.
+    let bio = unsafe { (*rq.as_ptr()).bio };
+    // SAFETY: As above.
+    let biotail = unsafe { (*rq.as_ptr()).biotail };
     if bio == biotail {
-        // SAFETY: The one bio of the request is valid until the request ends.
+        // SAFETY: `bio` is null or the one bio of the request, which stays until the request ends.
         let bio = unsafe { bio.as_ref() }.ok_or(EIO)?;
-        // It may begin anywhere, even in the middle of a bio_vec, if it was split off another.
-        // SAFETY: `bi_idx` is an index into the bio's array.
+        // A bio that was split off another one may begin at any byte of any bio_vec.
+        // SAFETY: A read or a write has data, so `bi_idx` is an index into the bio's array.
         let bvecs = unsafe { bio.bi_io_vec.add(bio.bi_iter.bi_idx as usize) };
         let offset = bio.bi_iter.bi_offset as usize;
-        // SAFETY: As above; a read or a write has data, so there is a first bio_vec.
+        // SAFETY: As above, so `bvecs` points at a bio_vec.
         let first = unsafe { (*bvecs).bv_len } as usize;
-        return Ok(Memory {
+        return Ok(BvecSpan {
             bvecs,
             segments: if first.checked_sub(offset) >= Some(count) {
                 1
@@ -418,56 +344,60 @@ fn describe<T: FileBacked>(rq: &StartedRequest<T>) -> Result<Memory> {
         });
     }
     let segments = segments(rq);
-    let (bvecs, room) = room_for(rq, segments);
-    // SAFETY: There is room for that many.
+    let (bvecs, room) = bvec_array(rq, segments);
+    // SAFETY: `bvecs` has room for `room` bio_vecs, which `rq` owns, as it does the request.
     let copied = unsafe { ffi::rnull_loop_rq_copy_bvecs(rq.as_ptr(), bvecs, room as c_uint) };
     let copied = copied as usize;
-    Ok(Memory {
+    let count = if copied == segments {
+        count
+    } else {
+        // SAFETY: The helper has initialized the first `copied` bio_vecs.
+        whole_blocks(rq, unsafe { core::slice::from_raw_parts(bvecs, copied) }).ok_or(ENOMEM)?
+    };
+    Ok(BvecSpan {
         bvecs,
         segments: copied,
         offset: 0,
-        count: if copied == segments {
-            count
-        } else {
-            // SAFETY: The helper filled in `copied` of them.
-            whole_blocks(rq, unsafe { core::slice::from_raw_parts(bvecs, copied) }).ok_or(ENOMEM)?
-        },
+        count,
     })
 }
 
-/// How many bio_vecs the memory of a request is in.
+/// Returns the number of bio_vecs of a request.
 fn segments<T: FileBacked>(rq: &Request<T>) -> usize {
-    // SAFETY: The request is valid and ours.
+    // SAFETY: A `Request` is valid, and so are its bios.
     unsafe { ffi::rnull_loop_rq_nr_bvec(rq.as_ptr()) as usize }
 }
 
-/// Finds room for `wanted` bio_vecs, or at least for some.
-fn room_for<T: FileBacked>(
-    rq: &StartedRequest<T>,
+/// Returns an array for `wanted` bio_vecs, or for fewer if there is no memory, and its length.
+fn bvec_array<T: FileBacked>(
+    rq: &mut StartedRequest<T>,
     wanted: usize,
 ) -> (*mut bindings::bio_vec, usize) {
-    let slot = rq.data();
+    let pdu = rq.data_mut().fields();
     if wanted > INLINE {
-        // SAFETY: `rq` is the one owner of the request, and it has no operation under way.
-        let overflow = unsafe { &mut *slot.overflow.get() };
-        // Who submits allocates without I/O (`IoWorkerScope`, `Submitter::isolate`). One that fails is
-        // no reason to complain.
+        // The allocation does no I/O, because the caller is in an `IoWorkerScope` or has called
+        // `Submitter::save_io_context`. If it fails, the request is served in parts, so a warning
+        // would be misleading.
         if let Ok(vec) = KVec::with_capacity(wanted, GFP_KERNEL | __GFP_NOWARN) {
-            *overflow = vec;
-            return (overflow.as_mut_ptr(), wanted);
+            pdu.overflow = vec;
+            return (pdu.overflow.as_mut_ptr(), wanted);
         }
     }
-    (slot.inline.get().cast(), INLINE.min(wanted))
+    (pdu.inline.get().cast(), INLINE.min(wanted))
 }
 
-/// How many bytes `bvecs`, the first of a request, hold in whole blocks; `None` for no block.
-fn whole_blocks<T: FileBacked>(rq: &Request<T>, bvecs: &[bindings::bio_vec]) -> Option<usize> {
+/// Returns the number of bytes in whole blocks that `bvecs`, the first of a request, hold; `None`
+/// for less than a block.
+fn whole_blocks<T: FileBacked>(
+    rq: &StartedRequest<T>,
+    bvecs: &[bindings::bio_vec],
+) -> Option<usize> {
     // A part of a request is shorter than its `len`, which fits.
     let bytes = bvecs
         .iter()
         .map(|bvec| bvec.bv_len)
         .fold(0, u32::wrapping_add);
-    let block = T::direct_block(rq).unwrap_or(1).max(1);
+    let block = T::io_granularity(rq).unwrap_or(1).max(1);
     let whole = rq.whole_blocks(bytes);
     let whole = whole - whole % block;
     (whole != 0).then_some(whole as usize)

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Disks: set up first, visible then.
+//! Disks, which are set up first, and visible afterwards.
 //!
 //! C headers: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h),
 //! [`block/genhd.c`](srctree/block/genhd.c)
 
 use super::{
-    limits::{
-        IoCell,
-        Revision, //
+    backend::BackendCell,
+    queue::Revalidation,
+    request::{
+        Context,
+        Operations, //
     },
-    Operations,
-    TagSet, //
+    tag_set::TagSet, //
 };
 use crate::kern::{
     bdev::{
@@ -53,32 +54,38 @@ use kernel::{
     },
 };
 
-/// How a block device is open: `blk_mode_t`.
+/// The mode in which a block device is open: `blk_mode_t`.
 #[derive(Clone, Copy)]
 pub(crate) struct Mode(bindings::blk_mode_t);
 
 impl Mode {
-    /// Whether it is open for writing: `BLK_OPEN_WRITE`.
+    /// Returns whether the block device is open for writing: `BLK_OPEN_WRITE`.
     pub(crate) fn is_write(self) -> bool {
         self.0 & ffi::BLK_OPEN_WRITE != 0
     }
 
-    /// Whether the opener holds it exclusively: `BLK_OPEN_EXCL`.
+    /// Returns whether the opener is the exclusive owner: `BLK_OPEN_EXCL`.
     pub(crate) fn is_exclusive(self) -> bool {
         self.0 & ffi::BLK_OPEN_EXCL != 0
     }
 }
 
-/// What a driver does with its disks; mirrors `struct block_device_operations`.
-pub(crate) trait DiskOperations: Operations {
-    /// Somebody opens the disk or a partition. May sleep; called under the disk's `open_mutex`.
+/// The operations of a driver on its disks; implemented by the type that a disk stands for.
+///
+/// Mirrors `struct block_device_operations`.
+pub(crate) trait DiskOperations: Send + Sync + Sized + 'static {
+    /// The device that requests of the disk are for.
+    type Queue: Operations;
+
+    /// Opens the disk or a partition of it. May sleep; the disk's `open_mutex` is held.
     fn open(disk: &GenDisk<Self>, mode: Mode) -> Result;
 
-    /// Somebody closes the disk or its last partition. May sleep; `disk` proves `open_mutex`.
+    /// Closes the disk or a partition of it; called for each close. May sleep; the disk's
+    /// `open_mutex` is held, of which `disk` is proof.
     fn release(disk: &OpenMutex<'_, Self>);
 
-    /// An ioctl that the block layer does not know, on the disk or (`bdev`) on a partition of it.
-    /// May sleep; no locks held.
+    /// Carries out an ioctl that the block layer does not handle, on `bdev`, which is the disk or a
+    /// partition of it. May sleep; no locks held.
     fn ioctl(
         disk: &GenDisk<Self>,
         bdev: &BlockDevice,
@@ -87,7 +94,7 @@ pub(crate) trait DiskOperations: Operations {
         arg: usize,
     ) -> Result<c_int>;
 
-    /// The same, from a 32-bit program.
+    /// Carries out an ioctl of a 32-bit program, as [`ioctl`](Self::ioctl) does.
     fn compat_ioctl(
         disk: &GenDisk<Self>,
         bdev: &BlockDevice,
@@ -96,150 +103,108 @@ pub(crate) trait DiskOperations: Operations {
         arg: usize,
     ) -> Result<c_int>;
 
-    /// Brings the limits in line with what requests have found out, by [`Request::disable_discard`]
-    /// and the like. Called from a worker some time later, however many requests there were. May
-    /// sleep; no locks held.
-    ///
-    /// [`Request::disable_discard`]: super::Request::disable_discard
-    fn revise_limits(disk: &GenDisk<Self>);
+    /// Adapts the disk to changes that requests have found. Called from a workqueue some time after
+    /// [`Request::queue_revalidation`](super::Request::queue_revalidation), once for all requests
+    /// since the last call. May sleep; no locks held.
+    fn revalidate(disk: &GenDisk<Self>);
 }
 
-/// What a queue and its disk carry for the driver: `queuedata` and `private_data`.
-pub(super) struct QueueContext<T: Operations> {
-    pub(super) device: Arc<T>,
-    pub(super) io: Pin<KBox<IoCell<T::Io>>>,
-    pub(super) revision: Pin<KBox<Revision<T>>>,
-    /// How many [`UeventsSuppressed`] there are.
-    uevents_suppressed: Pin<KBox<Mutex<usize>>>,
-    /// The class of `mq_flush_lock`, for lockdep: a request may end while the disk below, maybe one of
-    /// the same driver, holds its own.
-    pub(super) flush_class: Pin<KBox<LockClassKey>>,
-    /// One for each hardware context; never moved, as those point to them.
-    pub(super) hw: KVec<T::HwData>,
+/// The `private_data` of a disk.
+pub(super) struct DiskContext<T: DiskOperations> {
+    device: Arc<T>,
+    /// The `queuedata` of the queue; never moved, because the queue points to it.
+    pub(super) queue: KBox<Context<T::Queue>>,
+    /// The number of [`UeventsSuppressed`]; `None` from when the disk is deleted.
+    uevents_suppressed: Pin<KBox<Mutex<Option<usize>>>>,
 }
 
-/// What is to be known of a disk when it is made.
+impl<T: DiskOperations> DiskContext<T> {
+    /// Makes the context of a disk of `device`, whose queue is for `queue` and has the parts `hw`
+    /// of its hardware contexts.
+    fn new(
+        device: Arc<T>,
+        queue: Arc<T::Queue>,
+        hw: KVec<<T::Queue as Operations>::HwData>,
+    ) -> Result<KBox<Self>> {
+        let queue = Context::<T::Queue> {
+            device: queue,
+            backend: KBox::pin_init(BackendCell::new(), GFP_KERNEL)?,
+            revalidation: KBox::pin_init(Revalidation::new(revalidate::<T>), GFP_KERNEL)?,
+            flush_class: KBox::pin_init(LockClassKey::new_dynamic(), GFP_KERNEL)?,
+            hw,
+        };
+        let context = Self {
+            device,
+            queue: KBox::new(queue, GFP_KERNEL)?,
+            uevents_suppressed: KBox::pin_init(
+                new_mutex!(Some(0), "DiskContext::uevents_suppressed"),
+                GFP_KERNEL,
+            )?,
+        };
+        Ok(KBox::new(context, GFP_KERNEL)?)
+    }
+}
+
+/// The parameters of a new disk.
 pub(crate) struct DiskOptions<'a> {
     /// The major number.
     pub(crate) major: u32,
     /// The minor number of the whole disk.
     pub(crate) first_minor: u32,
-    /// How many minors the disk and its partitions have; with 1, partitions get numbers elsewhere.
+    /// The number of minors of the disk and its partitions; with 1, partitions have extended device
+    /// numbers (`BLOCK_EXT_MAJOR`).
     pub(crate) minors: u32,
     /// The name, at most 31 bytes.
     pub(crate) name: fmt::Arguments<'a>,
-    /// Whether the kernel looks for partitions by itself.
+    /// True if the kernel scans for partitions by itself.
     pub(crate) scan_partitions: bool,
-    /// The longest request, in sectors of 512 bytes, unless user space asks for longer ones.
+    /// The maximum length of a request, in sectors of 512 bytes, until user space sets another one.
     pub(crate) max_sectors: u32,
-    /// The longest that it may ask for, likewise.
+    /// The maximum of the lengths that user space may set, in sectors of 512 bytes.
     pub(crate) max_hw_sectors: u32,
-    /// How many segments a request has at most. They may be of any size.
+    /// The maximum number of segments of a request. They may be of any size.
     pub(crate) max_segments: u16,
 }
 
-/// The reference to a disk that `__blk_mq_alloc_disk()` gave. Dropping it frees the disk, once no
-/// other reference is left.
+/// The first reference to a disk. Dropping it waits until no other reference is left, and frees the
+/// disk.
 ///
-/// The last reference must be this one: releasing a disk reads its `fops`, which are part of the
-/// module, and other holders of references, such as openers that have not noticed yet that the disk
-/// is gone, or tasks that are to be throttled for it (`current->throttle_disk`), hold no reference
-/// to the module. So module exit drops all `DiskRef`s, and waits here. It is this thread that
-/// releases the disk then, and no code of the module runs in the release: with a `free_disk` that
-/// counts live disks, module exit could not know whether the last call of it has returned.
+/// This reference must be the last one. The release of a disk reads its `fops`, which are part of
+/// the module, and other holders of references hold no reference to the module: openers that find
+/// the disk dead, and tasks that are throttled for it (`current->throttle_disk`). So module exit
+/// drops all `DiskRef`s and waits here, and this thread releases the disks. No code of the module
+/// runs in the release: with a `free_disk` that counts live disks, module exit could not know
+/// whether its last call has returned.
 ///
 /// # Invariants
 ///
-/// `raw` was made by `__blk_mq_alloc_disk()`, and is not freed. It was not added, or deleted since,
-/// except while a [`RegisteredDisk`] owns this. `queuedata` and `private_data` are one
-/// `QueueContext<T>` made by `KBox::into_raw()`.
+/// `__blk_mq_alloc_disk()` has made `raw`, which is not freed yet. The disk was never added, or is
+/// deleted, except while a [`Disk`] owns this. `private_data` is a `DiskContext<T>` made
+/// by `KBox::into_raw()`, and `queuedata` is its field `queue`.
 pub(crate) struct DiskRef<T: DiskOperations> {
     raw: NonNull<bindings::gendisk>,
-    _driver: PhantomData<T>,
+    // Not `PhantomData<T>`: this value may move even if a `T` may not.
+    _driver: PhantomData<fn(T)>,
 }
 
 // SAFETY: Any thread may use and free a disk; its context is `Send + Sync`.
 unsafe impl<T: DiskOperations> Send for DiskRef<T> {}
-// SAFETY: All methods that take `&self` are those of `GenDisk`, which is `Sync`, or read counters.
+// SAFETY: The methods that take `&self` are those of `GenDisk`, which is `Sync`, and one that reads
+// counters.
 unsafe impl<T: DiskOperations> Sync for DiskRef<T> {}
 
 impl<T: DiskOperations> DiskRef<T> {
-    /// Returns whether there are other references to the disk. Once false, it stays false: nothing
-    /// finds a disk that was not added, or was deleted.
-    pub(crate) fn is_shared(&self) -> bool {
-        // SAFETY: By the type invariant the disk is valid.
-        unsafe { ffi::rnull_loop_disk_is_shared(self.raw.as_ptr()) }
-    }
-}
-
-impl<T: DiskOperations> Drop for DiskRef<T> {
-    fn drop(&mut self) {
-        let start = Instant::<Monotonic>::now();
-        let mut told = false;
-        while self.is_shared() {
-            if !told && start.elapsed() >= Delta::from_secs(10) {
-                told = true;
-                pr_warn!("{}: removed, but still in use: waiting\n", self.name());
-            }
-            fsleep(Delta::from_millis(1));
-        }
-        // SAFETY: By the type invariant.
-        let context = unsafe { (*self.raw.as_ptr()).private_data }.cast::<QueueContext<T>>();
-        // SAFETY: By the type invariant this value holds a reference, and it ends here. It is the
-        // last one, so this releases the disk and the queue, in this thread.
-        unsafe { bindings::put_disk(self.raw.as_ptr()) };
-        // SAFETY: By the type invariant `context` comes from `KBox::into_raw()`; disk and queue,
-        // which used it, are gone.
-        drop(unsafe { KBox::from_raw(context) });
-    }
-}
-
-impl<T: DiskOperations> Deref for DiskRef<T> {
-    type Target = GenDisk<T>;
-
-    fn deref(&self) -> &GenDisk<T> {
-        // SAFETY: By the type invariant the disk satisfies the invariants of `GenDisk`.
-        unsafe { GenDisk::from_raw(self.raw.as_ptr()) }
-    }
-}
-
-/// A disk that is not registered: only its maker knows of it. Fields are dropped in the order of
-/// their declaration: releasing a disk that was never added needs its tag set.
-///
-/// # Invariants
-///
-/// The disk and its queue were made for `tags`, and the disk was not added.
-pub(crate) struct Disk<T: DiskOperations> {
-    disk: DiskRef<T>,
-    tags: Pin<KBox<TagSet<T>>>,
-}
-
-impl<T: DiskOperations> Disk<T> {
-    /// Makes the disk of `device`, which serves the requests of `tags`.
+    /// Makes a disk that is not added.
     ///
-    /// May sleep. Fails with `EINVAL` for a name that is too long, and with `ENOMEM`.
-    pub(crate) fn new(
-        tags: Pin<KBox<TagSet<T>>>,
-        device: Arc<T>,
+    /// # Safety
+    ///
+    /// The caller keeps `tags` until the disk is released, or is added and deleted.
+    unsafe fn new(
+        tags: &TagSet<T::Queue>,
+        mut context: KBox<DiskContext<T>>,
         options: DiskOptions<'_>,
     ) -> Result<Self> {
-        let io = KBox::pin_init(IoCell::new(), GFP_KERNEL)?;
-        let mut hw = KVec::new();
-        for _ in 0..tags.nr_hw_queues() {
-            hw.push(T::new_hw_data()?, GFP_KERNEL)?;
-        }
-        let context = QueueContext {
-            device,
-            io,
-            revision: KBox::pin_init(Revision::new(), GFP_KERNEL)?,
-            uevents_suppressed: KBox::pin_init(
-                new_mutex!(0, "QueueContext::uevents_suppressed"),
-                GFP_KERNEL,
-            )?,
-            flush_class: KBox::pin_init(LockClassKey::new_dynamic(), GFP_KERNEL)?,
-            hw,
-        };
-        let context = KBox::new(context, GFP_KERNEL)?;
+        let queuedata: *mut Context<T::Queue> = &mut *context.queue;
         let mut limits = bindings::queue_limits {
             max_user_sectors: options.max_sectors,
             max_hw_sectors: options.max_hw_sectors,
@@ -247,38 +212,29 @@ impl<T: DiskOperations> Disk<T> {
             max_segment_size: u32::MAX,
             ..pin_init::zeroed()
         };
-        let context = KBox::into_raw(context);
-        // SAFETY: The tag set is set up and outlives the use of it (see `Disk` and
-        // `RegisteredDisk`), the limits are valid for the call, and the lock class is static.
+        // SAFETY: The tag set is set up. By the function's requirements it stays until the queue
+        // has stopped using it. The limits are valid for the call, and the lock class is static.
         let raw = from_err_ptr(unsafe {
             bindings::__blk_mq_alloc_disk(
                 tags.raw(),
                 &mut limits,
-                context.cast(),
+                queuedata.cast(),
                 kernel::static_lock_class!().as_ptr(),
             )
-        })
-        .inspect_err(|_| {
-            // SAFETY: `context` comes from `into_raw` above, and no disk has it.
-            drop(unsafe { KBox::from_raw(context) });
         })?;
-        // SAFETY: `__blk_mq_alloc_disk()` returns an error or a disk.
+        // SAFETY: `__blk_mq_alloc_disk()` returns an error pointer or a disk, and never null.
         let mut raw = unsafe { NonNull::new_unchecked(raw) };
-        // SAFETY: The disk is new, and nobody else knows of it.
-        unsafe { raw.as_mut() }.private_data = context.cast();
-        // SAFETY: `context` comes from `into_raw` above. There are no requests before the disk is
-        // added, and `Live` cancels the revision before the disk goes.
-        unsafe { (*context).revision.set_disk(raw) };
-        // INVARIANT: As above.
-        let mut this = Self {
-            disk: DiskRef {
-                raw,
-                _driver: PhantomData,
-            },
-            tags,
+        // SAFETY: There are no requests before the disk is added, and `Live` cancels the
+        // revalidation after the disk is deleted, and before it is released.
+        unsafe { context.queue.revalidation.set_disk(raw) };
+        // SAFETY: The disk is new, and nothing else can find it.
+        let disk = unsafe { raw.as_mut() };
+        disk.private_data = KBox::into_raw(context).cast();
+        // INVARIANT: The disk was made above, and has its context. It is not added.
+        let this = Self {
+            raw,
+            _driver: PhantomData,
         };
-        // SAFETY: The disk is valid, and nobody else knows of it.
-        let disk = unsafe { this.disk.raw.as_mut() };
         disk.fops = Fops::<T>::table();
         disk.major = options.major.try_into()?;
         disk.first_minor = options.first_minor.try_into()?;
@@ -292,22 +248,130 @@ impl<T: DiskOperations> Disk<T> {
         Ok(this)
     }
 
-    /// Registers the disk: from here on everybody can open it.
+    /// Returns whether there are other references to the disk, which is not added. Once false, this
+    /// stays false, because only an added disk can be found.
+    pub(crate) fn is_shared(&self) -> bool {
+        // SAFETY: By the type invariant the disk is valid.
+        unsafe { ffi::rnull_loop_disk_is_shared(self.raw.as_ptr()) }
+    }
+}
+
+impl<T: DiskOperations> Drop for DiskRef<T> {
+    fn drop(&mut self) {
+        let start = Instant::<Monotonic>::now();
+        let mut warned = false;
+        while self.is_shared() {
+            if !warned && start.elapsed() >= Delta::from_secs(10) {
+                warned = true;
+                pr_warn!("{}: removed, but still in use: waiting\n", self.name());
+            }
+            fsleep(Delta::from_millis(1));
+        }
+        // SAFETY: By the type invariant the disk is valid.
+        let context = unsafe { (*self.raw.as_ptr()).private_data }.cast::<DiskContext<T>>();
+        // SAFETY: By the type invariant this value holds a reference, which ends here. It is the
+        // last one, so the call releases the disk and the queue, in this thread.
+        unsafe { bindings::put_disk(self.raw.as_ptr()) };
+        // SAFETY: By the type invariant `context` comes from `KBox::into_raw()`. The disk and the
+        // queue, which used it, are released.
+        drop(unsafe { KBox::from_raw(context) });
+    }
+}
+
+impl<T: DiskOperations> Deref for DiskRef<T> {
+    type Target = GenDisk<T>;
+
+    fn deref(&self) -> &GenDisk<T> {
+        // SAFETY: By the type invariant the disk satisfies the invariants of `GenDisk`.
+        unsafe { GenDisk::from_raw(self.raw.as_ptr()) }
+    }
+}
+
+/// A guard that deletes a disk when it is dropped.
+///
+/// # Invariants
+///
+/// The disk is added and not deleted. The disk, its context and its tag set are valid.
+struct Live<T: DiskOperations>(NonNull<bindings::gendisk>, PhantomData<fn(T)>);
+
+// SAFETY: Any thread may delete a disk.
+unsafe impl<T: DiskOperations> Send for Live<T> {}
+// SAFETY: No method takes `&self`.
+unsafe impl<T: DiskOperations> Sync for Live<T> {}
+
+impl<T: DiskOperations> Drop for Live<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the disk and its context are valid.
+        let disk = unsafe { GenDisk::<T>::from_raw(self.0.as_ptr()) };
+        *disk.context().uevents_suppressed.lock() = None;
+        // SAFETY: By the type invariant the disk is added and not deleted.
+        unsafe { bindings::del_gendisk(self.0.as_ptr()) };
+        disk.queue_context().revalidation.cancel();
+        // No request can be made any more, but a call of `->queue_rq`, which uses the context and
+        // the tag set, may not have returned yet.
+        // SAFETY: By the type invariant the disk is valid, and so is its queue.
+        let tag_set = unsafe { (*(*self.0.as_ptr()).queue).tag_set };
+        // SAFETY: By the type invariant the tag set is valid.
+        unsafe { bindings::blk_mq_wait_quiesce_done(tag_set) };
+    }
+}
+
+/// A disk that is visible to user space. Dropping it deletes the disk, even while it is open, waits
+/// for other references, and frees it. Fields are dropped in the order of their declaration.
+///
+/// # Invariants
+///
+/// The disk and its queue were made for `tags`, and the disk is added and not deleted. `live` is a
+/// guard of the same disk.
+pub(crate) struct Disk<T: DiskOperations> {
+    live: Live<T>,
+    disk: DiskRef<T>,
+    tags: Pin<KBox<TagSet<T::Queue>>>,
+}
+
+impl<T: DiskOperations> Disk<T> {
+    /// Adds the disk of `device`, whose requests have the tags of `tags` and are for `queue`.
+    /// `new_hw_data` makes the driver's part of a hardware context.
     ///
-    /// May sleep; `T::open` may be called before this returns. Fails with what
-    /// `device_add_disk()` returns, `EEXIST` or `EBUSY` for numbers or a name that are taken.
-    pub(crate) fn add(self) -> Result<RegisteredDisk<T>> {
-        let raw = self.disk.raw;
-        // SAFETY: By the type invariant the disk is set up and not added.
+    /// May sleep; `T::open` may be called before this returns. Fails with `EINVAL` for a name that
+    /// is too long, with `ENOMEM`, and as `device_add_disk()` does, with `EEXIST` or `EBUSY` for
+    /// numbers or a name in use.
+    pub(crate) fn add(
+        tags: Pin<KBox<TagSet<T::Queue>>>,
+        device: Arc<T>,
+        queue: Arc<T::Queue>,
+        new_hw_data: impl Fn() -> Result<<T::Queue as Operations>::HwData>,
+        options: DiskOptions<'_>,
+    ) -> Result<Self> {
+        let mut hw = KVec::new();
+        for _ in 0..tags.nr_hw_queues() {
+            hw.push(new_hw_data()?, GFP_KERNEL)?;
+        }
+        let context = DiskContext::new(device, queue, hw)?;
+        // SAFETY: `tags` goes with the disk. On failure the disk is released before the parameter
+        // `tags`, which is dropped after local variables.
+        let disk = unsafe { DiskRef::new(&tags, context, options) }?;
+        let raw = disk.raw;
+        // SAFETY: The disk is set up, and was not added yet.
         to_result(unsafe {
             bindings::device_add_disk(core::ptr::null_mut(), raw.as_ptr(), core::ptr::null_mut())
         })?;
-        // INVARIANT: It is added now.
-        Ok(RegisteredDisk {
+        // INVARIANT: The disk was made for `tags`, and is added now.
+        Ok(Self {
             live: Live(raw, PhantomData),
-            disk: self.disk,
-            tags: self.tags,
+            disk,
+            tags,
         })
+    }
+
+    /// Deletes the disk without waiting for other references. May sleep.
+    pub(crate) fn delete(self) -> DiskRef<T> {
+        let Self { live, disk, tags } = self;
+        drop(live);
+        // `del_gendisk()` has taken the queue's hardware contexts down, so nothing needs the tag
+        // set any more.
+        drop(tags);
+        disk
     }
 }
 
@@ -319,76 +383,16 @@ impl<T: DiskOperations> Deref for Disk<T> {
     }
 }
 
-/// Deletes a disk when it is dropped.
+/// A disk of driver `T`.
 ///
 /// # Invariants
 ///
-/// The disk was added, and is not deleted; it, its context and its tag set are valid.
-struct Live<T: DiskOperations>(NonNull<bindings::gendisk>, PhantomData<T>);
-
-// SAFETY: Any thread may delete a disk.
-unsafe impl<T: DiskOperations> Send for Live<T> {}
-// SAFETY: There are no methods that take `&self`.
-unsafe impl<T: DiskOperations> Sync for Live<T> {}
-
-impl<T: DiskOperations> Drop for Live<T> {
-    fn drop(&mut self) {
-        // SAFETY: By the type invariant the disk is added and not deleted.
-        unsafe { bindings::del_gendisk(self.0.as_ptr()) };
-        // SAFETY: By the type invariant the disk and its context are valid.
-        unsafe { GenDisk::<T>::from_raw(self.0.as_ptr()) }
-            .context()
-            .revision
-            .cancel();
-        // No request can be made any more, but a call of `->queue_rq` may still be on its way out;
-        // it uses the context and the tag set.
-        // SAFETY: By the type invariant the queue and its tag set are valid.
-        unsafe { bindings::blk_mq_wait_quiesce_done((*(*self.0.as_ptr()).queue).tag_set) };
-    }
-}
-
-/// A disk that is visible to user space. Dropping it deletes it, even while it is open, and frees
-/// it, which waits for other references. Fields are dropped in the order of their declaration.
-///
-/// # Invariants
-///
-/// As of [`Disk`], but the disk was added, and not deleted yet. `live` names the same disk.
-pub(crate) struct RegisteredDisk<T: DiskOperations> {
-    live: Live<T>,
-    disk: DiskRef<T>,
-    tags: Pin<KBox<TagSet<T>>>,
-}
-
-impl<T: DiskOperations> RegisteredDisk<T> {
-    /// Deletes the disk, but does not wait for other references. May sleep.
-    pub(crate) fn delete(self) -> DiskRef<T> {
-        let Self { live, disk, tags } = self;
-        drop(live);
-        // `del_gendisk()` took the queue's hardware contexts down, so nothing needs the tag set any
-        // more.
-        drop(tags);
-        disk
-    }
-}
-
-impl<T: DiskOperations> Deref for RegisteredDisk<T> {
-    type Target = GenDisk<T>;
-
-    fn deref(&self) -> &GenDisk<T> {
-        &self.disk
-    }
-}
-
-/// A disk of driver `T`, registered or not.
-///
-/// # Invariants
-///
-/// A reference points at a disk made by [`Disk::new`] that is not freed, so its `private_data` and
-/// the `queuedata` of its queue are one `QueueContext<T>`.
+/// A reference points at a disk that [`Disk::add`] has made and that is not freed. So its
+/// `private_data` is a `DiskContext<T>`, and its queue is valid.
 #[repr(transparent)]
 pub(crate) struct GenDisk<T: DiskOperations>(Opaque<bindings::gendisk>, PhantomData<T>);
 
-// SAFETY: The methods below may be called by any thread at any time.
+// SAFETY: Any thread may call the methods below at any time.
 unsafe impl<T: DiskOperations> Sync for GenDisk<T> {}
 
 impl<T: DiskOperations> GenDisk<T> {
@@ -400,13 +404,15 @@ impl<T: DiskOperations> GenDisk<T> {
         unsafe { &*raw.cast::<Self>() }
     }
 
-    /// The disk that `bdev` is, or is a partition of, if it is one of driver `T`.
+    /// Returns the disk that `bdev` is, or is a partition of, if it is a disk of driver `T`.
     pub(crate) fn of(bdev: &BlockDevice) -> Option<&Self> {
         let disk = bdev.disk();
         // SAFETY: The disk of a `BlockDevice` is valid; its `fops` do not change.
-        let ours = core::ptr::eq(unsafe { (*disk).fops }, Fops::<T>::table());
-        // SAFETY: Only `Disk::new` gives these `fops` to a disk, and does it first of all.
-        ours.then(|| unsafe { Self::from_raw(disk) })
+        let fops = unsafe { (*disk).fops };
+        let is_of_driver = core::ptr::eq(fops, Fops::<T>::table());
+        // SAFETY: Only `DiskRef::new` sets these `fops`, after `private_data`, and the disk is
+        // valid for as long as `bdev`.
+        is_of_driver.then(|| unsafe { Self::from_raw(disk) })
     }
 
     pub(super) fn raw(&self) -> *mut bindings::gendisk {
@@ -418,78 +424,97 @@ impl<T: DiskOperations> GenDisk<T> {
         unsafe { (*self.raw()).queue }
     }
 
-    pub(super) fn context(&self) -> &QueueContext<T> {
-        // SAFETY: By the type invariant.
-        unsafe { &*(*self.raw()).private_data.cast::<QueueContext<T>>() }
+    fn context(&self) -> &DiskContext<T> {
+        // SAFETY: By the type invariant the disk is valid; its `private_data` does not change.
+        let context = unsafe { (*self.raw()).private_data };
+        // SAFETY: By the type invariant `private_data` is a `DiskContext<T>`, which lives as long
+        // as the disk.
+        unsafe { &*context.cast::<DiskContext<T>>() }
     }
 
-    /// The device that the disk stands for.
+    pub(super) fn queue_context(&self) -> &Context<T::Queue> {
+        &self.context().queue
+    }
+
+    /// Returns the device that the disk stands for.
     pub(crate) fn device(&self) -> &Arc<T> {
         &self.context().device
     }
 
-    /// The disk as a block device: `part0`.
+    /// Returns the disk as a block device: `part0`.
     pub(crate) fn part0(&self) -> &BlockDevice {
-        // SAFETY: By the type invariant the disk is valid, and `part0` lives as long.
-        unsafe { BlockDevice::from_raw((*self.raw()).part0) }
+        // SAFETY: By the type invariant the disk is valid; its `part0` does not change.
+        let part0 = unsafe { (*self.raw()).part0 };
+        // SAFETY: `part0` of a disk is valid for as long as the disk.
+        unsafe { BlockDevice::from_raw(part0) }
     }
 
-    /// The disk in the device model: `disk_to_dev()`.
+    /// Returns the device of the disk: `disk_to_dev()`.
+    fn dev_raw(&self) -> *mut bindings::device {
+        // SAFETY: By the type invariant the disk is valid; this only computes an address inside it.
+        unsafe { ffi::rnull_loop_disk_to_dev(self.raw()) }
+    }
+
+    /// Returns a reference to the device of the disk.
     pub(crate) fn dev(&self) -> ARef<Device> {
-        // SAFETY: By the type invariant the disk is valid, and its device has been initialized.
-        unsafe { Device::get_device(ffi::rnull_loop_disk_to_dev(self.raw())) }
+        // SAFETY: The device of a valid disk is valid, and `__blk_mq_alloc_disk()` has initialized
+        // its reference count.
+        unsafe { Device::get_device(self.dev_raw()) }
     }
 
-    /// Its name: `loop0`.
+    /// Returns the name of the disk, such as `loop0`.
     pub(crate) fn name(&self) -> &CStr {
-        // SAFETY: By the type invariant the disk is valid; its name does not change, and is
-        // NUL-terminated.
-        unsafe { CStr::from_char_ptr((&raw const (*self.raw()).disk_name).cast()) }
+        // SAFETY: By the type invariant the disk is valid; this only computes an address inside it.
+        let name = unsafe { &raw const (*self.raw()).disk_name };
+        // SAFETY: The name is NUL-terminated, lives as long as the disk, and does not change.
+        unsafe { CStr::from_char_ptr(name.cast()) }
     }
 
-    /// How many openers the disk has: `disk_openers()`.
+    /// Returns the number of openers of the disk: `disk_openers()`.
     pub(crate) fn openers(&self) -> u32 {
         // SAFETY: By the type invariant the disk is valid.
         unsafe { ffi::rnull_loop_disk_openers(self.raw()) }
     }
 
-    /// The logical block size of the disk, in bytes.
+    /// Returns the logical block size of the disk, in bytes. May have changed when this returns.
     pub(crate) fn logical_block_size(&self) -> u32 {
-        // SAFETY: By the type invariant the queue is valid; a change that comes at the same time
-        // is seen or not.
+        // SAFETY: By the type invariant the queue is valid. The field is an aligned word, so this
+        // reads the old or the new size of a concurrent change.
         unsafe { core::ptr::read_volatile(&raw const (*self.queue()).limits.logical_block_size) }
     }
 
-    /// Calls `visit` with the disk, and then with each of its partitions that stays meanwhile. May sleep.
+    /// Calls `visit` with the disk and with each of its partitions, in the order of their numbers.
+    /// Partitions that are added or removed at the same time may be left out. May sleep.
     fn for_each_part(&self, visit: impl Fn(&BlockDevice)) {
         let mut partno = 0;
         // SAFETY: By the type invariant the disk is valid.
         let next = |partno| unsafe { ffi::rnull_loop_get_part(self.raw(), partno) };
-        // SAFETY: The helper returns a block device with a reference, or null.
-        while let Some(part) = unsafe { BlockDevice::from_kept(next(&mut partno)) } {
+        // SAFETY: `next` returns a block device with a reference, or null.
+        while let Some(part) = unsafe { BlockDevice::from_owned(next(&mut partno)) } {
             visit(&part);
             partno += 1;
         }
     }
 
-    /// Writes back what is cached of the disk and of its partitions, which have caches of their own. What
-    /// cannot be written is reported to those who wrote it. May sleep.
+    /// Writes back the page caches of the disk and of each partition. Errors are reported to the
+    /// openers that wrote the data, by their `fsync()`. May sleep.
     pub(crate) fn write_back(&self) {
         self.for_each_part(|part| {
             let _ = part.sync();
         });
     }
 
-    /// Drops what is cached and clean of the disk and of its partitions: [`BlockDevice::invalidate`]. May
-    /// sleep.
+    /// Drops the clean pages of the page caches of the disk and of each partition:
+    /// [`BlockDevice::invalidate`]. May sleep.
     pub(crate) fn drop_cached(&self) {
         self.for_each_part(BlockDevice::invalidate);
     }
 
-    /// Keeps exclusive openers of the disk and of its partitions away until the claim is dropped.
+    /// Keeps exclusive openers of the disk and of its partitions away until the claim is dropped;
+    /// see [`BlockDevice::claim`].
     ///
-    /// The caller has `bdev` open as `mode` says, and may hold the disk exclusively already; see
-    /// [`BlockDevice::claim`].
+    /// The caller has `bdev` open in `mode`. Returns `None` if that makes it the exclusive owner of
+    /// the disk already.
     pub(crate) fn claim_for(&self, bdev: &BlockDevice, mode: Mode) -> Result<Option<Claim<'_>>> {
         if mode.is_exclusive() && core::ptr::eq(bdev, self.part0()) {
             return Ok(None);
@@ -497,14 +522,15 @@ impl<T: DiskOperations> GenDisk<T> {
         self.part0().claim().map(Some)
     }
 
-    /// The size of the disk, in sectors of 512 bytes: `get_capacity()`.
+    /// Returns the size of the disk, in sectors of 512 bytes: `get_capacity()`. May have changed
+    /// when this returns.
     pub(crate) fn capacity(&self) -> u64 {
-        // SAFETY: By the type invariant the disk is valid, and `part0` lives as long; a change that comes
-        // at the same time is seen or not.
+        // SAFETY: By the type invariant the disk is valid, and so is its `part0`. As in
+        // `get_capacity()`, a concurrent change is visible or not.
         unsafe { core::ptr::read_volatile(&raw const (*(*self.raw()).part0).bd_nr_sectors) }
     }
 
-    /// Sets the size, in sectors of 512 bytes, and logs a change. Sends no event. Any context.
+    /// Sets the size, in sectors of 512 bytes, and logs a change, without a uevent. Any context.
     pub(crate) fn set_capacity(&self, sectors: u64) {
         let old = self.capacity();
         // SAFETY: By the type invariant the disk is valid.
@@ -519,32 +545,33 @@ impl<T: DiskOperations> GenDisk<T> {
         }
     }
 
-    /// Makes the disk read-only, or not, for its openers to come.
-    pub(crate) fn set_read_only(&self, read_only: bool) {
+    /// Makes the disk read-only or writable: `set_disk_ro()`. A change sends a uevent. May sleep.
+    pub(crate) fn set_ro(&self, read_only: bool) {
         // SAFETY: By the type invariant the disk is valid.
         unsafe { bindings::set_disk_ro(self.raw(), read_only) };
     }
 
-    /// Says that the disk has other content now: a uevent, a new `diskseq`, and no cached data.
-    /// May sleep.
+    /// Reports that the disk has other content: sends a uevent, changes the `diskseq`, marks the
+    /// disk dead for an exclusive owner, and drops the clean pages of its page cache. May sleep.
     pub(crate) fn force_media_change(&self) {
         // SAFETY: By the type invariant the disk is valid.
         unsafe { bindings::disk_force_media_change(self.raw()) };
     }
 
-    /// Sets the size to 0 and drops what is cached: `invalidate_disk()`. May sleep.
+    /// Drops the clean pages of the page cache, forgets writeback errors, and sets the size to 0:
+    /// `invalidate_disk()`. May sleep.
     pub(crate) fn invalidate(&self) {
         // SAFETY: By the type invariant the disk is valid.
         unsafe { bindings::invalidate_disk(self.raw()) };
     }
 
-    /// Sends a `KOBJ_CHANGE` event, unless events are suppressed. May sleep.
+    /// Sends a `KOBJ_CHANGE` uevent, unless uevents are suppressed. May sleep.
     pub(crate) fn notify_change(&self) {
         self.send_change(None);
     }
 
-    /// As [`notify_change`](Self::notify_change), but says that the size is another, as
-    /// `set_capacity_and_notify()` does.
+    /// Sends the `KOBJ_CHANGE` uevent of a new size (`RESIZE=1`), as `set_capacity_and_notify()`
+    /// does, unless uevents are suppressed. May sleep.
     pub(crate) fn notify_resize(&self) {
         self.send_change(Some(c"RESIZE=1"));
     }
@@ -554,76 +581,104 @@ impl<T: DiskOperations> GenDisk<T> {
             variable.map_or(core::ptr::null_mut(), |text| text.as_char_ptr().cast_mut()),
             core::ptr::null_mut(),
         ];
-        // SAFETY: By the type invariant the disk is valid, and so is its device's kobject. The list
-        // of variables, which are not changed, is ended by null. An event that cannot be sent is
-        // lost, as in C.
+        // SAFETY: The device of a valid disk is valid; this only computes an address inside it.
+        let kobj = unsafe { &raw mut (*self.dev_raw()).kobj };
+        // SAFETY: The kobject is valid. The list of variables ends with null, and the call changes
+        // neither the list nor the variables. As in C, an event that cannot be sent is lost.
         unsafe {
             bindings::kobject_uevent_env(
-                &raw mut (*ffi::rnull_loop_disk_to_dev(self.raw())).kobj,
+                kobj,
                 bindings::kobject_action_KOBJ_CHANGE,
                 variables.as_mut_ptr(),
             )
         };
     }
 
-    /// Drops uevents of the disk, and those of partitions that are added, until the guard is
-    /// dropped; whoever causes them. Events of partitions that are there, or go, are sent. May sleep;
-    /// a leaf: no lock is taken under it.
+    /// Drops all uevents of the disk, and of partitions that are added, until the guard is dropped.
+    /// Uevents of existing partitions, and of partitions that are removed, are sent. Has no effect
+    /// on a disk that is being deleted. May sleep. No lock is taken under the one that this takes.
     pub(crate) fn suppress_uevents(&self) -> UeventsSuppressed<'_, T> {
         let mut count = self.context().uevents_suppressed.lock();
-        *count = count.saturating_add(1);
-        // SAFETY: By the type invariant the disk is valid. The lock keeps other guards away; the
-        // kernel itself writes bits of that word without one, as with drivers in C.
-        unsafe { ffi::rnull_loop_set_uevent_suppress(self.raw(), true) };
-        // INVARIANT: Counted above.
+        if let Some(count) = &mut *count {
+            *count = count.saturating_add(1);
+            // SAFETY: The count is `Some`, and its lock is held.
+            unsafe { self.set_uevent_suppress(true) };
+        }
+        // INVARIANT: Counted above, unless the disk is being deleted.
         UeventsSuppressed(self)
     }
 
-    /// Switches looking for partitions by the kernel off or on: `GD_SUPPRESS_PART_SCAN`.
+    /// Sets the `uevent_suppress` bit of the disk's kobject.
+    ///
+    /// # Safety
+    ///
+    /// The lock of `uevents_suppressed` is held, and the count is `Some`.
+    unsafe fn set_uevent_suppress(&self, on: bool) {
+        // SAFETY: By the type invariant the disk is valid. The call reads and writes a word of the
+        // kobject.
+        // - The lock excludes other calls.
+        // - The kernel writes other bits of the word without a lock, so a bit may be lost. Memory
+        //   safety depends on `state_in_sysfs` alone: a disk with this bit set would be deleted
+        //   twice. The bit is set before the disk is added. It is cleared by `del_gendisk()`, which
+        //   does not begin before the count is `None`, and so not before this call returns. The
+        //   other bits decide whether an event is sent.
+        unsafe { ffi::rnull_loop_set_uevent_suppress(self.raw(), on) };
+    }
+
+    /// Forbids the kernel to scan for partitions, or allows it: `GD_SUPPRESS_PART_SCAN`. Any
+    /// context.
     pub(crate) fn suppress_partition_scan(&self, on: bool) {
-        // SAFETY: By the type invariant the disk is valid; `state` is changed by atomic bit
-        // operations alone.
-        unsafe {
-            let state = &raw mut (*self.raw()).state;
-            let bit = bindings::GD_SUPPRESS_PART_SCAN as c_ulong;
-            if on {
-                bindings::set_bit(bit, state);
-            } else {
-                bindings::clear_bit(bit, state);
-            }
+        // SAFETY: By the type invariant the disk is valid; this only computes an address inside it.
+        let state = unsafe { &raw mut (*self.raw()).state };
+        let bit = bindings::GD_SUPPRESS_PART_SCAN as c_ulong;
+        if on {
+            // SAFETY: `state` is valid, and is changed by atomic bit operations alone.
+            unsafe { bindings::set_bit(bit, state) };
+        } else {
+            // SAFETY: `state` is valid, and is changed by atomic bit operations alone.
+            unsafe { bindings::clear_bit(bit, state) };
         }
+    }
+
+    /// Returns the `open_mutex` of the disk.
+    fn open_mutex(&self) -> *mut bindings::mutex {
+        // SAFETY: By the type invariant the disk is valid; this only computes an address inside it.
+        unsafe { &raw mut (*self.raw()).open_mutex }
     }
 
     /// Takes the lock under which the disk is opened and closed. May sleep.
     ///
-    /// Must come before all locks of the driver; see [`DiskOperations::open`].
+    /// Must be taken before all locks of the driver, because [`DiskOperations::open`] is called
+    /// under it.
     pub(crate) fn lock_open(&self) -> OpenMutex<'_, T> {
-        // SAFETY: By the type invariant the disk is valid.
-        unsafe { bindings::mutex_lock(&raw mut (*self.raw()).open_mutex) };
-        // INVARIANT: Taken by this value.
+        // SAFETY: By the type invariant the disk is valid, and so is its mutex.
+        unsafe { bindings::mutex_lock(self.open_mutex()) };
+        // INVARIANT: The lock is taken above, and this value releases it.
         OpenMutex {
             disk: self,
-            ours: true,
+            unlocks: true,
             _not_send: NotThreadSafe,
         }
     }
 }
 
-/// Uevents of a disk are dropped while this lives.
+/// A guard that keeps uevents of a disk from being sent.
 ///
 /// # Invariants
 ///
-/// Counted in the disk's `uevents_suppressed`.
-#[must_use = "events come again at once when this is dropped"]
+/// `uevents_suppressed` of the disk counts this value, unless the disk is being deleted.
+#[must_use = "uevents are sent again when this is dropped"]
 pub(crate) struct UeventsSuppressed<'a, T: DiskOperations>(&'a GenDisk<T>);
 
 impl<T: DiskOperations> Drop for UeventsSuppressed<'_, T> {
     fn drop(&mut self) {
         let mut count = self.0.context().uevents_suppressed.lock();
-        *count = count.saturating_sub(1);
-        if *count == 0 {
-            // SAFETY: The disk of a reference is valid; the lock is as in `suppress_uevents`.
-            unsafe { ffi::rnull_loop_set_uevent_suppress(self.0.raw(), false) };
+        if let Some(count) = &mut *count {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                // SAFETY: The count is `Some`, and its lock is held.
+                unsafe { self.0.set_uevent_suppress(false) };
+            }
         }
     }
 }
@@ -632,26 +687,28 @@ impl<T: DiskOperations> Drop for UeventsSuppressed<'_, T> {
 ///
 /// # Invariants
 ///
-/// This thread holds the lock while the value lives; with `ours` the value has to release it.
+/// This thread holds the lock while the value lives.
 pub(crate) struct OpenMutex<'a, T: DiskOperations> {
     disk: &'a GenDisk<T>,
-    ours: bool,
+    /// True if dropping the value releases the lock.
+    unlocks: bool,
     _not_send: NotThreadSafe,
 }
 
 impl<T: DiskOperations> OpenMutex<'_, T> {
     /// Drops all partitions, and reads the partition table: `bdev_disk_changed()`. If there is one,
-    /// the block layer sends a `KOBJ_CHANGE` event of the disk before it adds partitions. May
+    /// the block layer sends a `KOBJ_CHANGE` uevent of the disk before it adds partitions. May
     /// sleep. Fails with `EBUSY` while a partition is open.
     pub(crate) fn reread_partitions(&self) -> Result {
-        // SAFETY: The disk of a reference is valid, and by the type invariant the lock is held.
+        // SAFETY: By the invariants of `GenDisk` the disk is valid. By the type invariant the lock
+        // is held, as the call requires.
         to_result(unsafe { bindings::bdev_disk_changed(self.disk.raw(), false) })
     }
 
     /// Returns whether the disk has partitions.
     pub(crate) fn has_partitions(&self) -> bool {
-        // SAFETY: The disk of a reference is valid. By the type invariant the lock is held, under
-        // which partitions are added and dropped.
+        // SAFETY: By the invariants of `GenDisk` the disk is valid. By the type invariant the lock
+        // is held, under which partitions are added and removed.
         unsafe { ffi::rnull_loop_disk_has_partitions(self.disk.raw()) }
     }
 }
@@ -666,40 +723,60 @@ impl<T: DiskOperations> Deref for OpenMutex<'_, T> {
 
 impl<T: DiskOperations> Drop for OpenMutex<'_, T> {
     fn drop(&mut self) {
-        if self.ours {
-            // SAFETY: By the type invariant the lock is held, and ours to release.
-            unsafe { bindings::mutex_unlock(&raw mut (*self.disk.raw()).open_mutex) };
+        if self.unlocks {
+            // SAFETY: By the type invariant this thread holds the lock, and `lock_open` has taken
+            // it.
+            unsafe { bindings::mutex_unlock(self.disk.open_mutex()) };
         }
     }
 }
 
-/// `struct block_device_operations` of a driver `T`.
+/// Calls [`DiskOperations::revalidate`] for a disk.
+///
+/// # Safety
+///
+/// `disk` must satisfy the invariants of `GenDisk<T>` for the call.
+unsafe fn revalidate<T: DiskOperations>(disk: NonNull<bindings::gendisk>) {
+    // SAFETY: By the function's requirements.
+    let disk = unsafe { GenDisk::from_raw(disk.as_ptr()) };
+    T::revalidate(disk);
+}
+
+/// The `struct block_device_operations` of a driver `T`.
 struct Fops<T>(PhantomData<T>);
 
 impl<T: DiskOperations> Fops<T> {
+    /// Calls [`DiskOperations::open`]: `->open`.
+    ///
     /// # Safety
     ///
     /// Called by the block layer alone, for a disk whose `fops` are these, under its `open_mutex`.
     unsafe extern "C" fn open(disk: *mut bindings::gendisk, mode: bindings::blk_mode_t) -> c_int {
-        // SAFETY: By the function's requirements; only `Disk::new` hands these `fops` out.
+        // SAFETY: By the function's requirements the disk is valid during the call. Only
+        // `DiskRef::new` sets these `fops`.
         let disk = unsafe { GenDisk::<T>::from_raw(disk) };
         from_result(|| T::open(disk, Mode(mode)).map(|()| 0))
     }
 
+    /// Calls [`DiskOperations::release`]: `->release`.
+    ///
     /// # Safety
     ///
-    /// As of `open`.
+    /// Called by the block layer alone, for a disk whose `fops` are these, under its `open_mutex`.
     unsafe extern "C" fn release(disk: *mut bindings::gendisk) {
-        // SAFETY: As in `open`.
+        // SAFETY: By the function's requirements the disk is valid during the call. Only
+        // `DiskRef::new` sets these `fops`.
         let disk = unsafe { GenDisk::<T>::from_raw(disk) };
         // INVARIANT: By the function's requirements the lock is held; the caller releases it.
         T::release(&OpenMutex {
             disk,
-            ours: false,
+            unlocks: false,
             _not_send: NotThreadSafe,
         });
     }
 
+    /// Calls [`DiskOperations::ioctl`]: `->ioctl`.
+    ///
     /// # Safety
     ///
     /// Called by the block layer alone, for an open block device of a disk whose `fops` are these.
@@ -714,9 +791,11 @@ impl<T: DiskOperations> Fops<T> {
         from_result(|| T::ioctl(disk, bdev, Mode(mode), cmd, arg))
     }
 
+    /// Calls [`DiskOperations::compat_ioctl`]: `->compat_ioctl`.
+    ///
     /// # Safety
     ///
-    /// As of `ioctl`.
+    /// Called by the block layer alone, for an open block device of a disk whose `fops` are these.
     unsafe extern "C" fn compat_ioctl(
         bdev: *mut bindings::block_device,
         mode: bindings::blk_mode_t,
@@ -728,25 +807,24 @@ impl<T: DiskOperations> Fops<T> {
         from_result(|| T::compat_ioctl(disk, bdev, Mode(mode), cmd, arg))
     }
 
+    /// Returns the disk of a block device, and the block device.
+    ///
     /// # Safety
     ///
-    /// As of `ioctl`; `'a` must end with the call.
+    /// `bdev` must be open for `'a`, and must be of a disk whose `fops` are these.
     unsafe fn from_bdev<'a>(
         bdev: *mut bindings::block_device,
     ) -> (&'a GenDisk<T>, &'a BlockDevice) {
-        // SAFETY: The block device is open, so it and its disk are valid; the disk's `fops` are
-        // these, which only `Disk::new` hands out.
-        unsafe {
-            (
-                GenDisk::from_raw((*bdev).bd_disk),
-                BlockDevice::from_raw(bdev),
-            )
-        }
+        // SAFETY: By the function's requirements `bdev` is open, so it and its disk are valid.
+        let bdev = unsafe { BlockDevice::from_raw(bdev) };
+        // SAFETY: As above. Only `DiskRef::new` sets these `fops`.
+        let disk = unsafe { GenDisk::from_raw(bdev.disk()) };
+        (disk, bdev)
     }
 
-    /// The table, which is the same, and at the same place, for all disks of `T`.
+    /// Returns the table, which has the same address for all disks of `T`.
     ///
-    /// Not inlined, so that there is one copy of the constant.
+    /// Never inlined, so that there is one copy of the constant.
     #[inline(never)]
     fn table() -> &'static bindings::block_device_operations {
         const { &Self::FOPS }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A lock-free list of requests: any number of producers, one consumer that takes all.
+//! A lock-free list of requests, with any number of producers and a consumer that takes all.
 
-use super::{
+use super::request::{
     Operations,
     Request,
     StartedRequest, //
@@ -22,22 +22,38 @@ use kernel::{
     },
 };
 
-/// Requests that wait for a worker. Owns them; linked through their PDUs, so nothing is allocated.
+/// A list of requests that wait for a worker. It owns them, and links them through their PDUs, so
+/// nothing is allocated.
 ///
 /// Mirrors [`include/linux/llist.h`](srctree/include/linux/llist.h).
 ///
 /// # Invariants
 ///
-/// `head` is null or the first of a null-terminated chain of started requests, linked by `next` of
-/// their PDUs, newest first, all owned by this list.
+/// `head` is null, or the first of a null-terminated chain of started requests, linked by `next` of
+/// their PDUs, newest first. The list owns them all.
+///
+/// # Examples
+///
+/// ```ignore
+/// // The producer, in any context. `worker` is an `Arc` of a work item.
+/// if worker.requests.push(rq) {
+///     let _ = queue.enqueue(worker.clone());
+/// }
+///
+/// // The work item.
+/// for rq in worker.requests.take_all() {
+///     serve(rq);
+/// }
+/// ```
 pub(crate) struct RequestList<T: Operations> {
-    // Requests may be sent to other threads, and the list hands each out once, so it may be shared.
+    // The list may be sent and shared, because requests may be sent to other threads, and the list
+    // returns each of them once.
     head: Atomic<*mut bindings::request>,
     _driver: PhantomData<fn(T)>,
 }
 
 impl<T: Operations> RequestList<T> {
-    /// An empty list.
+    /// Makes an empty list.
     pub(crate) fn new() -> Self {
         // INVARIANT: Null is an empty chain.
         Self {
@@ -46,18 +62,17 @@ impl<T: Operations> RequestList<T> {
         }
     }
 
-    /// Adds a request, and tells whether the list was empty before.
-    ///
-    /// Any context. Whoever finds the list empty must see to it that it is emptied.
+    /// Adds a request, and returns whether the list was empty. If it was, the caller makes a
+    /// consumer take the requests. Any context, including hard IRQ.
     pub(crate) fn push(&self, rq: StartedRequest<T>) -> bool {
         let next = rq.pdu().next.get();
         let rq = rq.into_raw().as_ptr();
         let mut head = self.head.load(Relaxed);
         loop {
-            // SAFETY: `next` is in the PDU of a request that this function owns until the exchange
-            // below succeeds.
+            // SAFETY: `next` is the link of a request that this function owns until the exchange
+            // below succeeds, so nothing else uses it.
             unsafe { *next = head };
-            // ORDERING: The link and the request are complete before they can be found.
+            // ORDERING: The link and the request are written before a consumer can find them.
             // INVARIANT: `rq` is a started request, followed by the chain so far.
             match self.head.cmpxchg(head, rq, Full) {
                 Ok(_) => return head.is_null(),
@@ -66,21 +81,22 @@ impl<T: Operations> RequestList<T> {
         }
     }
 
-    /// Takes all requests, in the order in which they were added.
+    /// Takes all requests, in the order in which they were added. Any context, including hard IRQ.
     pub(crate) fn take_all(&self) -> Batch<T> {
-        // INVARIANT: The empty chain is left behind.
+        // INVARIANT: Null is an empty chain.
+        // ORDERING: The links and the requests are read after they were found.
         let mut newest = self.head.xchg(core::ptr::null_mut(), Full);
         let mut oldest = core::ptr::null_mut();
         while !newest.is_null() {
-            // SAFETY: By the type invariant `newest` is a started request; the exchange above made
-            // this function the owner of the chain.
+            // SAFETY: By the type invariant `newest` is a started request. The exchange above has
+            // made this function its owner.
             let rq = unsafe { &*newest.cast::<Request<T>>() };
-            // SAFETY: As above, so its link is ours.
+            // SAFETY: As above, so nothing else uses its link.
             let next = unsafe { core::ptr::replace(rq.pdu().next.get(), oldest) };
             oldest = newest;
             newest = next;
         }
-        // INVARIANT: The chain was turned round, and has no other owner.
+        // INVARIANT: The chain is reversed, and has no other owner.
         Batch(oldest, PhantomData)
     }
 }
@@ -91,11 +107,13 @@ impl<T: Operations> Drop for RequestList<T> {
     }
 }
 
-/// Requests taken from a [`RequestList`], oldest first. What is left at the end is failed.
+/// Requests taken from a [`RequestList`], oldest first. Requests that are left when this is dropped
+/// are over with `EIO`.
 ///
 /// # Invariants
 ///
-/// Null, or the first of a null-terminated chain of started requests, all owned by this value.
+/// The pointer is null, or the first of a null-terminated chain of started requests, linked by
+/// `next` of their PDUs. This value owns them all.
 pub(crate) struct Batch<T: Operations>(*mut bindings::request, PhantomData<fn(T)>);
 
 impl<T: Operations> Iterator for Batch<T> {
@@ -105,7 +123,7 @@ impl<T: Operations> Iterator for Batch<T> {
         let raw = NonNull::new(self.0)?;
         // SAFETY: By the type invariant it is a started request that no other value names.
         let rq = unsafe { StartedRequest::<T>::from_raw(raw) };
-        // SAFETY: As above, so its link is ours.
+        // SAFETY: `rq` owns the request, so nothing else uses its link.
         // INVARIANT: `self` gives up the first request and keeps the rest.
         self.0 = unsafe { *rq.pdu().next.get() };
         Some(rq)

@@ -9,10 +9,11 @@ use kernel::{
     prelude::*, //
 };
 
-/// What makes a device when a device node of a major is opened and no disk has its number.
+/// The callback of a major that makes disks on demand: `->probe`.
 pub(crate) trait Probe {
-    /// Makes the disk for `minor`, if it likes. May sleep; called with the lock of all majors held,
-    /// so it must not register or unregister a major.
+    /// Makes the disk for `minor`, or none. Called when a device node is opened and no disk has its
+    /// number. May sleep. `major_names_lock` is held, so this must not register or unregister a
+    /// major: deadlock.
     fn probe(minor: u32);
 }
 
@@ -27,14 +28,15 @@ pub(crate) struct Major {
 }
 
 impl Major {
-    /// Registers major `number` as `name`, or with 0 any that is free.
+    /// Registers major `number` as `name`, or for 0 a major that is free.
     ///
-    /// May sleep. Fails with `EBUSY` when another driver has it, or when none is free.
+    /// May sleep. Fails with `EBUSY` if another driver has the major, or if none is free.
     pub(crate) fn register<P: Probe>(number: u32, name: &'static CStr) -> Result<Self> {
-        // SAFETY: `name` is static and NUL-terminated, and `probe` has the type asked for.
+        // SAFETY: `name` is static and NUL-terminated. `probe` is static until the major is
+        // unregistered, before the module goes.
         let ret =
             unsafe { bindings::__register_blkdev(number, name.as_char_ptr(), Some(probe::<P>)) };
-        // What was asked for, or, for 0, what was found.
+        // `__register_blkdev()` returns 0, or the major that it has chosen.
         let number = match u32::try_from(ret) {
             Ok(0) => number,
             Ok(found) => found,
@@ -44,7 +46,7 @@ impl Major {
         Ok(Self { number, name })
     }
 
-    /// The number.
+    /// Returns the number of the major.
     pub(crate) fn number(&self) -> u32 {
         self.number
     }
@@ -52,7 +54,7 @@ impl Major {
 
 impl Drop for Major {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant this undoes what `register` did.
+        // SAFETY: By the type invariant the major is registered with this name.
         unsafe { bindings::unregister_blkdev(self.number, self.name.as_char_ptr()) };
     }
 }

@@ -1,25 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Requests whose state is their type.
+//! Requests whose state is their type, and the trait of the driver that serves them.
 //!
 //! ```text
-//! IdleRequest ── refuse() ──> Refused                       the block layer ends it
+//! IdleRequest ── refuse() ──> Refused                     the block layer ends it
 //!     │ start()
-//! StartedRequest ── complete(result) ──────────────┐        sole owner
-//!     │ into_in_flight()   ↑ rejoin()              │
-//! InFlight, InFlight ── the last one is dropped ───┤        submitter and callback
-//!                                                  v
-//!                                       CompletedRequest ── end(status)
-//!                                                        └─ requeue(): idle again
+//!     v                    end(status)
+//! StartedRequest ────────────────────────> ended          one owner
+//!     │      ^    └─ requeue_later(): idle again
+//!     │      │ Operations::operation_done()
+//!     v      │
+//! InFlight, InFlight                                      the starter and the operation
 //! ```
 //!
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
 
 use super::{
-    disk::QueueContext,
-    Op,
-    Operations,
-    Status, //
+    queue::QueueContext,
+    submitter::Submitter, //
 };
 use crate::kern::ffi;
 use core::{
@@ -49,24 +47,147 @@ use kernel::{
     },
 };
 
-/// What lies behind every `struct request` of a [`TagSet`](super::TagSet).
+/// The status with which a request ends: `blk_status_t`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Status(bindings::blk_status_t);
+
+impl Status {
+    /// Success.
+    pub(crate) const OK: Self = Self(ffi::BLK_STS_OK);
+    /// An I/O error.
+    pub(crate) const IOERR: Self = Self(ffi::BLK_STS_IOERR);
+}
+
+impl From<Error> for Status {
+    /// Returns the status of an error that submitters can distinguish (`ENOSPC`, `EOPNOTSUPP`,
+    /// ...), or else an I/O error, as `errno_to_blk_status()` does.
+    ///
+    /// A status by which the block layer, device-mapper or zoned devices mean something else than
+    /// a failed request becomes an I/O error, too.
+    fn from(error: Error) -> Self {
+        // SAFETY: The function reads a table and accepts any number.
+        match unsafe { bindings::errno_to_blk_status(error.to_errno()) } {
+            ffi::BLK_STS_RESOURCE
+            | ffi::BLK_STS_DEV_RESOURCE
+            | ffi::BLK_STS_AGAIN
+            | ffi::BLK_STS_DM_REQUEUE
+            | ffi::BLK_STS_ZONE_OPEN_RESOURCE
+            | ffi::BLK_STS_ZONE_ACTIVE_RESOURCE => Self::IOERR,
+            status => Self(status),
+        }
+    }
+}
+
+/// The operation of a request: `enum req_op`, as far as request-based disks of files need it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Op {
+    /// Transfers data from the device to memory.
+    Read,
+    /// Transfers data from memory to the device.
+    Write,
+    /// Makes all writes durable that were acknowledged before.
+    Flush,
+    /// Frees a range.
+    Discard,
+    /// Zeroes a range.
+    WriteZeroes,
+    /// Any other operation.
+    Other,
+}
+
+impl Op {
+    fn from_flags(flags: bindings::blk_opf_t) -> Self {
+        match flags & ffi::REQ_OP_MASK {
+            bindings::req_op_REQ_OP_READ => Self::Read,
+            bindings::req_op_REQ_OP_WRITE => Self::Write,
+            bindings::req_op_REQ_OP_FLUSH => Self::Flush,
+            bindings::req_op_REQ_OP_DISCARD => Self::Discard,
+            bindings::req_op_REQ_OP_WRITE_ZEROES => Self::WriteZeroes,
+            _ => Self::Other,
+        }
+    }
+
+    /// Returns whether the operation changes the content of the device: `op_is_write()`, except
+    /// that a flush, which carries no data, does not count.
+    pub(crate) fn is_write(self) -> bool {
+        matches!(self, Self::Write | Self::Discard | Self::WriteZeroes)
+    }
+}
+
+/// The operations of a driver on its requests; implemented by the type of the device that requests
+/// are for.
+///
+/// Mirrors `struct blk_mq_ops`.
+pub(crate) trait Operations: Send + Sync + Sized + 'static {
+    /// The driver's part of each request (the PDU). Made once for each tag, not for each request:
+    /// a request that is not [requeued](IdleRequest::is_requeued) finds what the last one has left.
+    /// It owns nothing while a request is requeued, because a requeued request may, hardly ever,
+    /// not be recognized.
+    type RequestData: Send + Sync;
+
+    /// The driver's part of each hardware context.
+    type HwData: Send + Sync;
+
+    /// The backend from which requests are served; see [`StartedRequest::backend`].
+    type Backend: Send + Sync;
+
+    /// Makes the driver's part of a request. May sleep.
+    fn new_request_data() -> impl PinInit<Self::RequestData>;
+
+    /// Takes a request: `->queue_rq`, and for each of several `->queue_rqs`.
+    ///
+    /// `device` and `hw` outlive the call, even if the request ends before it returns. Called in
+    /// the context of any submitter, which `submitter` describes, with the tag set's SRCU read lock
+    /// held. May sleep, but must not wait for anything that needs requests of this queue to be
+    /// dispatched. The block layer ends a refused request.
+    ///
+    /// # Examples
+    ///
+    /// A device that can only be flushed:
+    ///
+    /// ```ignore
+    /// let rq = rq.start().map_err(|rq| rq.refuse(Status::IOERR))?;
+    /// match rq.op() {
+    ///     Op::Flush => rq.end(Status::OK),
+    ///     _ => rq.end(Status::from(EOPNOTSUPP)),
+    /// }
+    /// Ok(())
+    /// ```
+    fn queue_rq(
+        device: &Arc<Self>,
+        hw: &Self::HwData,
+        rq: IdleRequest<Self>,
+        submitter: Pin<&Submitter>,
+    ) -> Result<(), Refused<Self>>;
+
+    /// Takes a request back whose operation is over: the driver ends it, requeues it, or begins
+    /// another operation. It must not just drop the request, because that calls this again.
+    ///
+    /// `result` is the number of bytes done, or an error. Any context, including hard IRQ.
+    fn operation_done(rq: StartedRequest<Self>, result: Result<u32>);
+}
+
+/// The `queuedata` of a queue whose requests `T` serves.
+pub(super) type Context<T> = QueueContext<T, <T as Operations>::Backend, <T as Operations>::HwData>;
+
+/// The memory behind each `struct request` of a [`TagSet`](super::TagSet).
 #[pin_data]
 pub(super) struct Pdu<T: Operations> {
-    /// How many [`InFlight`] there are.
+    /// The number of [`InFlight`] that name the request.
     owners: Atomic<u32>,
-    /// The outcome: bytes done, or a negative errno. Written by an owner of the request, read when
-    /// it is completed.
+    /// The result of the operation in flight: the number of bytes done, or a negative errno. Of a
+    /// completed request, the status instead.
     result: Atomic<i64>,
-    /// The next request of a [`RequestList`](super::RequestList); used by the list that owns the
-    /// request, and by nobody while none does.
+    /// The next request of a [`RequestList`](super::RequestList). Used by the list that owns the
+    /// request.
     pub(super) next: UnsafeCell<*mut bindings::request>,
     /// The driver's part.
     #[pin]
     data: T::RequestData,
 }
 
-// SAFETY: `data` is `Send + Sync`, the atomics are, and `next` is touched by the one owner of the
-// request alone, who may be on any CPU.
+// SAFETY: `data` is `Send + Sync`, the atomics are `Sync`, and only the one owner of the request
+// uses `next`.
 unsafe impl<T: Operations> Sync for Pdu<T> {}
 
 impl<T: Operations> Pdu<T> {
@@ -78,359 +199,7 @@ impl<T: Operations> Pdu<T> {
             data <- T::new_request_data(),
         })
     }
-}
 
-/// A request of a driver `T`, in whatever state.
-///
-/// # Invariants
-///
-/// A reference to a `Request<T>` points at a request that was set up for a tag set made by
-/// [`TagSet<T>`](super::TagSet) (its own, a scheduler's, or a queue's flush request), handed out, and
-/// not ended, on a queue made by [`Disk<T>`](super::Disk); so its PDU is an initialized `Pdu<T>`, and
-/// there is a reference to the queue's usage counter until it ends: its own or, of a flush request, that
-/// of the request it was made for.
-#[repr(transparent)]
-pub(crate) struct Request<T: Operations>(Opaque<bindings::request>, PhantomData<T>);
-
-impl<T: Operations> Request<T> {
-    fn raw(&self) -> *mut bindings::request {
-        self.0.get()
-    }
-
-    /// The request that a PDU belongs to: `blk_mq_rq_from_pdu()`.
-    ///
-    /// # Safety
-    ///
-    /// `pdu` must be the PDU of a request.
-    unsafe fn raw_from_pdu(pdu: *mut Pdu<T>) -> NonNull<bindings::request> {
-        // SAFETY: A PDU follows its request at once (`blk_mq_rq_to_pdu()`), so stepping back by one
-        // request stays inside the allocation, and the result is not null.
-        unsafe { NonNull::new_unchecked(pdu.cast::<bindings::request>().sub(1)) }
-    }
-
-    /// The request that a driver's part belongs to.
-    ///
-    /// # Safety
-    ///
-    /// `data` must be the field `data` of the PDU of a request.
-    unsafe fn from_data(data: *const T::RequestData) -> NonNull<bindings::request> {
-        // SAFETY: By the function's requirements.
-        let pdu = unsafe { kernel::container_of!(data.cast_mut(), Pdu<T>, data) };
-        // SAFETY: As above.
-        unsafe { Self::raw_from_pdu(pdu) }
-    }
-
-    pub(super) fn pdu(&self) -> &Pdu<T> {
-        // SAFETY: The PDU follows the request (`blk_mq_rq_to_pdu()`). By the type invariant it is
-        // an initialized `Pdu<T>`, and it is dropped only with its tag set, scheduler or queue, which
-        // outlive all requests in flight.
-        unsafe { &*self.raw().add(1).cast::<Pdu<T>>() }
-    }
-
-    pub(super) fn context(&self) -> &QueueContext<T> {
-        // SAFETY: By the type invariant the request belongs to a queue made by `Disk<T>`, whose
-        // `queuedata` is a `QueueContext<T>` for as long as there are requests.
-        unsafe { &*(*(*self.raw()).q).queuedata.cast::<QueueContext<T>>() }
-    }
-
-    pub(super) fn queue(&self) -> *mut bindings::request_queue {
-        // SAFETY: By the type invariant the request is valid; `q` does not change.
-        unsafe { (*self.raw()).q }
-    }
-
-    fn cmd_flags(&self) -> bindings::blk_opf_t {
-        // SAFETY: By the type invariant the request is valid; in the hands of a driver nobody
-        // changes its flags but `blk_update_request()`, whose caller owns the request.
-        unsafe { (*self.raw()).cmd_flags }
-    }
-
-    /// What the request asks for.
-    pub(crate) fn op(&self) -> Op {
-        Op::from_flags(self.cmd_flags())
-    }
-
-    /// Whether a write must be durable when it ends: `REQ_FUA`.
-    pub(crate) fn is_durable(&self) -> bool {
-        self.cmd_flags() & ffi::REQ_FUA != 0
-    }
-
-    /// Whether a write makes room in memory: `REQ_SWAP`.
-    pub(crate) fn is_swap(&self) -> bool {
-        self.cmd_flags() & ffi::REQ_SWAP != 0
-    }
-
-    /// Whether somebody holds the disk or a partition of it exclusively, as mounted file systems
-    /// and stacked devices do: `bd_holders`. Other users, such as loop devices, are not seen. May have
-    /// changed when this returns.
-    pub(crate) fn disk_is_held(&self) -> bool {
-        // SAFETY: By the type invariant the queue is valid, and belongs to a disk that stays while
-        // it has requests, with its `part0`.
-        unsafe {
-            core::ptr::read_volatile(&raw const (*(*(*self.queue()).disk).part0).bd_holders) != 0
-        }
-    }
-
-    /// Whether a read fills a page cache, whose locks its submitter holds then.
-    pub(crate) fn fills_cache(&self) -> bool {
-        // SAFETY: By the type invariant the request and its bios are valid; a read has memory.
-        self.op() == Op::Read && unsafe { ffi::rnull_loop_rq_fills_cache(self.raw()) }
-    }
-
-    /// Keeps the queue and what belongs to it, whatever becomes of the request.
-    pub(crate) fn keep_queue(&self) -> QueueRef<T> {
-        // SAFETY: By the type invariant the request is valid, and there is a reference to the queue's
-        // usage counter while it is, so another one may be had.
-        unsafe { ffi::rnull_loop_queue_get(self.queue()) };
-        // SAFETY: By the type invariant the request was handed out by a tag set of `T`, whose
-        // `init_hctx` stored a pointer into the queue's `QueueContext<T>`.
-        let hw = unsafe { (*(*self.raw()).mq_hctx).driver_data }.cast::<T::HwData>();
-        // INVARIANT: As said.
-        QueueRef {
-            queue: self.queue(),
-            hw,
-            _not_send: NotThreadSafe,
-        }
-    }
-
-    /// Whether a [`Op::WriteZeroes`] must keep its blocks allocated: `REQ_NOUNMAP`.
-    pub(crate) fn keeps_blocks(&self) -> bool {
-        self.cmd_flags() & ffi::REQ_NOUNMAP != 0
-    }
-
-    /// Where the request begins on the device, in bytes. Means nothing for [`Op::Flush`].
-    pub(crate) fn position(&self) -> u64 {
-        // SAFETY: As in `cmd_flags`.
-        let sector: u64 = unsafe { (*self.raw()).__sector };
-        sector << kernel::block::SECTOR_SHIFT
-    }
-
-    /// How long the request is, or what is left of it, in bytes.
-    pub(crate) fn len(&self) -> u32 {
-        // SAFETY: As in `cmd_flags`.
-        unsafe { (*self.raw()).__data_len }
-    }
-
-    /// The I/O priority of its submitter: `req_get_ioprio()`.
-    pub(crate) fn ioprio(&self) -> u16 {
-        // SAFETY: By the type invariant the request is valid, and so is its bio if it has one: bios
-        // are ended after, or by the owner of, their request.
-        unsafe { (*self.raw()).bio.as_ref() }.map_or(0, |bio| bio.bi_ioprio)
-    }
-
-    /// How many of `bytes` bytes are in whole logical blocks of the disk.
-    pub(crate) fn whole_blocks(&self, bytes: u32) -> u32 {
-        // SAFETY: By the type invariant the queue is valid; the block size does not change
-        // under a request in flight, as a change needs a frozen queue, or no request to be served.
-        let block = unsafe {
-            core::ptr::read_volatile(&raw const (*self.queue()).limits.logical_block_size)
-        };
-        bytes - bytes.checked_rem(block).unwrap_or(bytes)
-    }
-
-    /// The device that the request is for.
-    pub(crate) fn device(&self) -> &Arc<T> {
-        &self.context().device
-    }
-
-    /// The raw request, for the abstractions that read its bios.
-    pub(crate) fn as_ptr(&self) -> *mut bindings::request {
-        self.raw()
-    }
-
-    /// The driver's part of the request.
-    pub(crate) fn data(&self) -> &T::RequestData {
-        &self.pdu().data
-    }
-
-    /// What the request needs of the device, or `None` when the device has nothing to serve it
-    /// from.
-    ///
-    /// Takes no lock: it cannot change under a request, which holds the queue's usage counter, as
-    /// changing it takes a [`FrozenQueue`](super::limits::FrozenQueue). (It can *appear*, by
-    /// [`GenDisk::publish`](super::GenDisk::publish).)
-    pub(crate) fn io(&self) -> Option<&T::Io> {
-        // SAFETY: `self` is a request of that queue, and it lives as long as the reference.
-        unsafe { self.context().io.get() }
-    }
-}
-
-/// A reference to the usage counter of a queue, which is neither frozen nor taken down before this is
-/// dropped.
-///
-/// # Invariants
-///
-/// `queue` was made by [`Disk<T>`](super::Disk), `hw` belongs to one of its hardware contexts, and this
-/// value holds a reference to its usage counter.
-pub(crate) struct QueueRef<T: Operations> {
-    queue: *mut bindings::request_queue,
-    hw: *const T::HwData,
-    // A frozen queue waits for this: it is not to be kept.
-    _not_send: NotThreadSafe,
-}
-
-impl<T: Operations> QueueRef<T> {
-    /// The device that the queue is for.
-    pub(crate) fn device(&self) -> &Arc<T> {
-        // SAFETY: By the type invariant `queuedata` is a `QueueContext<T>`, which stays with the queue.
-        unsafe { &(*(*self.queue).queuedata.cast::<QueueContext<T>>()).device }
-    }
-
-    /// The driver's part of the hardware context of the request that this came from.
-    pub(crate) fn hw(&self) -> &T::HwData {
-        // SAFETY: By the type invariant it is part of a `QueueContext<T>`, which stays with the queue.
-        unsafe { &*self.hw }
-    }
-}
-
-impl<T: Operations> Drop for QueueRef<T> {
-    fn drop(&mut self) {
-        // SAFETY: By the type invariant the reference is ours to give back.
-        unsafe { ffi::rnull_loop_queue_put(self.queue) };
-    }
-}
-
-/// A request that the driver was handed and has not started.
-///
-/// When dropped, it is started and completed with an I/O error: to the block layer, it was taken.
-///
-/// # Invariants
-///
-/// The request is not started, the block layer waits for the driver to start or refuse it, and this
-/// is the only value that names it.
-pub(crate) struct IdleRequest<T: Operations>(NonNull<Request<T>>);
-
-impl<T: Operations> IdleRequest<T> {
-    /// # Safety
-    ///
-    /// `rq` must satisfy the invariants of [`Request`] and of [`IdleRequest`].
-    pub(super) unsafe fn from_raw(rq: NonNull<bindings::request>) -> Self {
-        // INVARIANT: By the function's requirements.
-        Self(rq.cast())
-    }
-
-    /// Leaves the request to the block layer, which ends it with `status`.
-    pub(crate) fn refuse(self, status: Status) -> Refused<T> {
-        Refused { rq: self, status }
-    }
-
-    /// Starts the request: from here on its timeout runs, and the driver must end it.
-    pub(crate) fn start(self) -> StartedRequest<T> {
-        let rq = ManuallyDrop::new(self);
-        // SAFETY: By the type invariant the request is not started, and `self` was consumed.
-        unsafe { start_raw(rq.0) }
-    }
-}
-
-impl<T: Operations> Drop for IdleRequest<T> {
-    fn drop(&mut self) {
-        // SAFETY: By the type invariant the request is not started, and its only owner ends here.
-        drop(unsafe { start_raw(self.0) });
-    }
-}
-
-/// # Safety
-///
-/// `rq` must satisfy the invariants of [`IdleRequest`], and its owner must not use it afterwards.
-unsafe fn start_raw<T: Operations>(rq: NonNull<Request<T>>) -> StartedRequest<T> {
-    // SAFETY: By the function's requirements the request is valid and not started.
-    unsafe { bindings::blk_mq_start_request(rq.cast().as_ptr()) };
-    // INVARIANT: It is started now, and has no other owner.
-    StartedRequest(rq)
-}
-
-/// A request that the driver did not take. When dropped instead of returned, it ends as an
-/// [`IdleRequest`] does.
-pub(crate) struct Refused<T: Operations> {
-    rq: IdleRequest<T>,
-    status: Status,
-}
-
-impl<T: Operations> Refused<T> {
-    /// Gives the request up: the caller sees to it that the block layer ends it with this status.
-    pub(super) fn into_status(self) -> bindings::blk_status_t {
-        let _rq = ManuallyDrop::new(self.rq);
-        self.status.0
-    }
-}
-
-/// A request in the hands of the driver, which owns it alone.
-///
-/// When dropped, it is completed with an I/O error, so that `?` and early returns cannot lose it.
-///
-/// # Invariants
-///
-/// The request is started and not completed, and this is the only value that names it.
-pub(crate) struct StartedRequest<T: Operations>(NonNull<Request<T>>);
-
-// SAFETY: The block layer lets any thread complete a request, and `T::RequestData` is `Send`.
-unsafe impl<T: Operations> Send for StartedRequest<T> {}
-
-impl<T: Operations> StartedRequest<T> {
-    /// # Safety
-    ///
-    /// `rq` must satisfy the invariants of [`Request`] and of [`StartedRequest`].
-    pub(super) unsafe fn from_raw(rq: NonNull<bindings::request>) -> Self {
-        // INVARIANT: By the function's requirements.
-        Self(rq.cast())
-    }
-
-    pub(super) fn into_raw(self) -> NonNull<bindings::request> {
-        ManuallyDrop::new(self).0.cast()
-    }
-
-    /// Completes the request with `result`: the number of bytes done, or an error.
-    ///
-    /// [`Operations::complete`] decides what that means.
-    pub(crate) fn complete(self, result: Result<u32>) {
-        self.pdu().set_result(result);
-        let rq = ManuallyDrop::new(self);
-        // SAFETY: The request is started, and its only owner was consumed.
-        unsafe { complete_raw(&rq) };
-    }
-
-    /// Splits the ownership in two, for an operation that one side submits and another completes:
-    /// the request is completed when both are gone.
-    pub(crate) fn into_in_flight(self) -> (InFlight<T>, InFlight<T>) {
-        self.pdu().owners.store(2, Relaxed);
-        self.pdu().set_result(Err(EIO));
-        let rq = self.into_raw().cast();
-        // INVARIANT: `owners` counts the two, and `self` is consumed.
-        (InFlight(rq), InFlight(rq))
-    }
-
-    /// Joins the two owners again, of whom neither will complete the request.
-    ///
-    /// # Safety
-    ///
-    /// Both must come from the same call of [`into_in_flight`](Self::into_in_flight).
-    pub(crate) unsafe fn rejoin(one: InFlight<T>, other: InFlight<T>) -> Self {
-        let _other = ManuallyDrop::new(other);
-        // INVARIANT: By the function's requirements there was no third owner.
-        Self(ManuallyDrop::new(one).0)
-    }
-
-    /// Takes note that the first `bytes` bytes are done; the rest is left.
-    ///
-    /// `bytes` must be less than [`len`](Request::len) and a multiple of the logical block size, else
-    /// nothing is done.
-    pub(crate) fn advance(&mut self, bytes: u32) {
-        if bytes < self.len() && bytes == self.whole_blocks(bytes) {
-            // SAFETY: By the type invariant the request is ours, and it is longer than `bytes`, so
-            // that something is left of it.
-            unsafe { bindings::blk_update_request(self.raw(), ffi::BLK_STS_OK, bytes) };
-        }
-    }
-}
-
-impl<T: Operations> Drop for StartedRequest<T> {
-    fn drop(&mut self) {
-        self.pdu().set_result(Err(EIO));
-        // SAFETY: The request is started, and its only owner ends here.
-        unsafe { complete_raw(self) };
-    }
-}
-
-impl<T: Operations> Pdu<T> {
     fn set_result(&self, result: Result<u32>) {
         let raw = match result {
             Ok(bytes) => i64::from(bytes),
@@ -449,69 +218,569 @@ impl<T: Operations> Pdu<T> {
     }
 }
 
-/// Hands a request to the completion side of the block layer.
-///
-/// # Safety
-///
-/// `rq` must be started and not completed, and nobody may use it afterwards.
-unsafe fn complete_raw<T: Operations>(rq: &Request<T>) {
-    #[cfg(CONFIG_FAIL_IO_TIMEOUT)]
-    // SAFETY: The queue of a request is valid.
-    if unsafe { ffi::rnull_loop_should_fake_timeout(rq.queue()) } {
-        return;
-    }
-    // SAFETY: By the function's requirements.
-    if !unsafe { bindings::blk_mq_complete_request_remote(rq.raw()) } {
-        // SAFETY: The block layer has nothing against its being completed here, at once.
-        unsafe { complete_here::<T>(NonNull::from(rq).cast()) };
-    }
-}
-
-/// # Safety
-///
-/// `rq` must have been given to `blk_mq_complete_request_remote()` by its last owner.
-pub(super) unsafe fn complete_here<T: Operations>(rq: NonNull<bindings::request>) {
-    // SAFETY: By the function's requirements it is started, completed, and has no owner.
-    let rq = unsafe { CompletedRequest::<T>::from_raw(rq) };
-    let result = rq.pdu().result();
-    T::complete(rq, result);
-}
-
-/// One of the two owners of a request whose operation is under way.
+/// A request of a driver `T`, in any state.
 ///
 /// # Invariants
 ///
-/// The request is started and not completed; `owners` in its PDU counts the values of this type
-/// that name it, and no [`StartedRequest`] does.
-#[must_use = "the request is completed when both owners are gone"]
+/// A reference to a `Request<T>` points at a request that was set up for a tag set made by
+/// [`TagSet<T>`](super::TagSet) (its own, a scheduler's, or a queue's flush request), dispatched,
+/// and not ended, on a queue made by [`Disk`](super::Disk); so its PDU is an initialized `Pdu<T>`.
+/// Until the request ends there is a reference to the queue's usage counter: its own or, for a
+/// flush request, that of the request that it was made for.
+#[repr(transparent)]
+pub(crate) struct Request<T: Operations>(Opaque<bindings::request>, PhantomData<T>);
+
+impl<T: Operations> Request<T> {
+    fn raw(&self) -> *mut bindings::request {
+        self.0.get()
+    }
+
+    /// Returns the request of a PDU: `blk_mq_rq_from_pdu()`.
+    ///
+    /// # Safety
+    ///
+    /// `pdu` must be the PDU of a request.
+    unsafe fn raw_from_pdu(pdu: *mut Pdu<T>) -> NonNull<bindings::request> {
+        // SAFETY: A PDU directly follows its request (`blk_mq_rq_to_pdu()`), so stepping back by
+        // one request stays inside the allocation, and the result is not null.
+        unsafe { NonNull::new_unchecked(pdu.cast::<bindings::request>().sub(1)) }
+    }
+
+    /// Returns the request of a driver's part.
+    ///
+    /// # Safety
+    ///
+    /// `data` must be the field `data` of the PDU of a request.
+    unsafe fn from_data(data: *const T::RequestData) -> NonNull<bindings::request> {
+        // SAFETY: By the function's requirements `data` is that field of a `Pdu<T>`.
+        let pdu = unsafe { kernel::container_of!(data.cast_mut(), Pdu<T>, data) };
+        // SAFETY: By the function's requirements `pdu` is the PDU of a request.
+        unsafe { Self::raw_from_pdu(pdu) }
+    }
+
+    /// Returns the PDU of a request, which directly follows it: `blk_mq_rq_to_pdu()`.
+    fn raw_pdu(rq: NonNull<Self>) -> *mut Pdu<T> {
+        rq.as_ptr().wrapping_add(1).cast()
+    }
+
+    pub(super) fn pdu(&self) -> &Pdu<T> {
+        // SAFETY: By the type invariant the PDU is an initialized `Pdu<T>`. It is dropped only with
+        // its tag set, scheduler or queue, which outlive all requests in flight.
+        unsafe { &*Self::raw_pdu(NonNull::from(self)) }
+    }
+
+    fn context(&self) -> &Context<T> {
+        // SAFETY: By the type invariant the request belongs to a queue made by `Disk`, whose
+        // `queuedata` is a `Context<T>` for as long as there are requests.
+        unsafe { &*(*self.queue()).queuedata.cast::<Context<T>>() }
+    }
+
+    fn queue(&self) -> *mut bindings::request_queue {
+        // SAFETY: By the type invariant the request is valid; `q` does not change.
+        unsafe { (*self.raw()).q }
+    }
+
+    fn cmd_flags(&self) -> bindings::blk_opf_t {
+        // SAFETY: By the type invariant the request is valid. While a driver has it, its flags are
+        // changed only by `blk_update_request()`, whose caller owns the request.
+        unsafe { (*self.raw()).cmd_flags }
+    }
+
+    /// Returns the operation of the request: `req_op()`.
+    pub(crate) fn op(&self) -> Op {
+        Op::from_flags(self.cmd_flags())
+    }
+
+    /// Returns whether a write must be durable when it ends: `REQ_FUA`.
+    pub(crate) fn is_fua(&self) -> bool {
+        self.cmd_flags() & ffi::REQ_FUA != 0
+    }
+
+    /// Returns whether the request is swap I/O: `REQ_SWAP`.
+    pub(crate) fn is_swap(&self) -> bool {
+        self.cmd_flags() & ffi::REQ_SWAP != 0
+    }
+
+    /// Returns whether a [`Op::WriteZeroes`] must keep its blocks allocated: `REQ_NOUNMAP`.
+    pub(crate) fn is_nounmap(&self) -> bool {
+        self.cmd_flags() & ffi::REQ_NOUNMAP != 0
+    }
+
+    /// Returns whether the disk or a partition of it has an exclusive owner, such as a mounted file
+    /// system or a stacked device: `bd_holders`. Other openers, such as a loop device whose backing
+    /// file the disk is, do not count. May have changed when this returns.
+    pub(crate) fn disk_has_holder(&self) -> bool {
+        // SAFETY: By the type invariant the queue is valid, and belongs to a disk that stays while
+        // it has requests, with its `part0`.
+        unsafe {
+            core::ptr::read_volatile(&raw const (*(*(*self.queue()).disk).part0).bd_holders) != 0
+        }
+    }
+
+    /// Returns whether a read fills a page cache, whose locks its submitter then holds.
+    pub(crate) fn fills_page_cache(&self) -> bool {
+        // SAFETY: By the type invariant the request and its bios are valid; a read has memory.
+        self.op() == Op::Read && unsafe { ffi::rnull_loop_rq_fills_cache(self.raw()) }
+    }
+
+    /// Takes a reference to the usage counter of the queue, which keeps the queue and all that
+    /// belongs to it after the request has ended. Any context, including hard IRQ.
+    pub(crate) fn get_queue(&self) -> QueueRef<T> {
+        // SAFETY: By the type invariant there is a reference to the queue's usage counter, so
+        // another one may be taken.
+        unsafe { ffi::rnull_loop_queue_get(self.queue()) };
+        // SAFETY: By the type invariant the request was dispatched, so it has a hardware context.
+        // `init_hctx` stored a pointer into the queue's `Context<T>` there.
+        let hw = unsafe { (*(*self.raw()).mq_hctx).driver_data }.cast::<T::HwData>();
+        // INVARIANT: Taken above; `hw` is that of a hardware context of the queue.
+        QueueRef {
+            queue: self.queue(),
+            hw,
+            _not_send: NotThreadSafe,
+        }
+    }
+
+    /// Returns the position of the request on the device, in bytes: `blk_rq_pos()`. Meaningless for
+    /// [`Op::Flush`].
+    pub(crate) fn position(&self) -> u64 {
+        // SAFETY: By the type invariant the request is valid. While a driver has it, its position
+        // is changed only by `blk_update_request()`, whose caller owns the request.
+        let sector: u64 = unsafe { (*self.raw()).__sector };
+        sector << kernel::block::SECTOR_SHIFT
+    }
+
+    /// Returns the length of the request, or of what is left of it, in bytes: `blk_rq_bytes()`.
+    pub(crate) fn len(&self) -> u32 {
+        // SAFETY: As in `position`.
+        unsafe { (*self.raw()).__data_len }
+    }
+
+    /// Returns the I/O priority of the request: `req_get_ioprio()`.
+    pub(crate) fn ioprio(&self) -> u16 {
+        // SAFETY: By the type invariant the request is valid, and so is its bio if it has one: the
+        // owner of the request ends its bios, or they end after the request.
+        unsafe { (*self.raw()).bio.as_ref() }.map_or(0, |bio| bio.bi_ioprio)
+    }
+
+    /// Rounds `bytes` down to whole logical blocks of the disk.
+    pub(crate) fn whole_blocks(&self, bytes: u32) -> u32 {
+        // SAFETY: By the type invariant the queue is valid. The field is an aligned word. It does
+        // not change while a started request is in flight: a change needs a frozen queue, or an
+        // empty backend cell.
+        let block = unsafe {
+            core::ptr::read_volatile(&raw const (*self.queue()).limits.logical_block_size)
+        };
+        bytes - bytes.checked_rem(block).unwrap_or(bytes)
+    }
+
+    /// Returns the device that the request is for.
+    pub(crate) fn device(&self) -> &Arc<T> {
+        &self.context().device
+    }
+
+    /// Returns the raw request, for the abstractions that read its bios.
+    pub(crate) fn as_ptr(&self) -> *mut bindings::request {
+        self.raw()
+    }
+
+    /// Returns the driver's part of the request.
+    pub(crate) fn data(&self) -> &T::RequestData {
+        &self.pdu().data
+    }
+
+    /// Disables discards of the queue until the next change of its limits:
+    /// `blk_queue_disable_discard()`.
+    ///
+    /// Takes no lock, so a concurrent change of the limits may enable discards again, see
+    /// `blk_mq/limits.rs`. Then the next discard fails, and the driver disables them again. Any
+    /// context.
+    pub(crate) fn disable_discard(&self) {
+        // SAFETY: By the type invariant the queue is valid.
+        unsafe { ffi::rnull_loop_disable_discard(self.queue()) };
+    }
+
+    /// Disables writes of zeroes, as [`disable_discard`](Self::disable_discard) does for discards:
+    /// `blk_queue_disable_write_zeroes()`. A change of the limits that begins later keeps them
+    /// disabled, unless it sets their length.
+    ///
+    /// Called before the failed request ends, because `blkdev_issue_write_zeroes()` then reads the
+    /// limit to tell why the request has failed.
+    pub(crate) fn disable_write_zeroes(&self) {
+        // SAFETY: By the type invariant the queue is valid.
+        unsafe { ffi::rnull_loop_disable_write_zeroes(self.queue()) };
+    }
+
+    /// Queues work that calls [`DiskOperations::revalidate`](super::DiskOperations::revalidate).
+    /// Any context, including hard IRQ.
+    pub(crate) fn queue_revalidation(&self) {
+        self.context().revalidation.queue();
+    }
+}
+
+/// A reference to the usage counter of a queue. Until it is dropped, the queue is neither frozen
+/// nor taken down.
+///
+/// # Invariants
+///
+/// `queue` was made by [`Disk`](super::Disk) for requests of `T`, `hw` belongs to one of its
+/// hardware contexts, and this value holds a reference to its usage counter.
+pub(crate) struct QueueRef<T: Operations> {
+    queue: *mut bindings::request_queue,
+    hw: *const T::HwData,
+    // Freezing the queue waits for this reference, so it must not be kept for long.
+    _not_send: NotThreadSafe,
+}
+
+impl<T: Operations> QueueRef<T> {
+    /// Returns the device that requests of the queue are for.
+    pub(crate) fn device(&self) -> &Arc<T> {
+        // SAFETY: By the type invariant `queuedata` is a `Context<T>`, which stays with the queue.
+        unsafe { &(*(*self.queue).queuedata.cast::<Context<T>>()).device }
+    }
+
+    /// Returns the driver's part of the hardware context of the request that this came from.
+    pub(crate) fn hw(&self) -> &T::HwData {
+        // SAFETY: By the type invariant it is part of a `Context<T>`, which stays with the queue.
+        unsafe { &*self.hw }
+    }
+}
+
+impl<T: Operations> Drop for QueueRef<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant this value holds the reference.
+        unsafe { ffi::rnull_loop_queue_put(self.queue) };
+    }
+}
+
+/// A request that was dispatched to the driver and is not started.
+///
+/// When dropped, it ends with an I/O error.
+///
+/// # Invariants
+///
+/// The request is not started, the block layer waits for the driver to start or refuse it, and this
+/// is the only value that names it.
+pub(crate) struct IdleRequest<T: Operations>(NonNull<Request<T>>);
+
+impl<T: Operations> IdleRequest<T> {
+    /// # Safety
+    ///
+    /// `rq` must satisfy the invariants of [`Request`] and of [`IdleRequest`].
+    pub(super) unsafe fn from_raw(rq: NonNull<bindings::request>) -> Self {
+        // INVARIANT: By the function's requirements.
+        Self(rq.cast())
+    }
+
+    /// Returns whether the request was [requeued](StartedRequest::requeue_later): `RQF_DONTPREP`.
+    pub(crate) fn is_requeued(&self) -> bool {
+        // SAFETY: By the type invariant the request is valid and not started, so that nothing
+        // changes its flags.
+        unsafe { (*self.raw()).rq_flags & ffi::RQF_DONTPREP != 0 }
+    }
+
+    /// Refuses the request: the block layer ends it with `status`.
+    pub(crate) fn refuse(self, status: Status) -> Refused<T> {
+        Refused { rq: self, status }
+    }
+
+    /// Starts the request: from here on its timeout runs, and the driver must end it. Returns the
+    /// request as it was if the queue has no backend.
+    ///
+    /// The backend stays until the request ends: taking it away needs a
+    /// [`FrozenQueue`](super::FrozenQueue), or a queue without requests.
+    pub(crate) fn start(self) -> Result<StartedRequest<T>, Self> {
+        // SAFETY: The request lives as long as this reference. Without a scheduler, it got its tag
+        // before the tag set's SRCU read lock was taken, under which it is dispatched. With one, it
+        // gets the tag under that lock, but then a queue is never seen without requests, and it is
+        // not frozen while it has this one.
+        if unsafe { self.context().backend.get() }.is_none() {
+            return Err(self);
+        }
+        let rq = ManuallyDrop::new(self).0;
+        // SAFETY: By the type invariant the request is not started, and `self` was consumed.
+        unsafe { bindings::blk_mq_start_request(rq.cast().as_ptr()) };
+        // INVARIANT: It is started now, it has no other owner, and the backend is present.
+        Ok(StartedRequest(rq))
+    }
+
+    /// Ends the request without an operation.
+    pub(crate) fn end(self, status: Status) {
+        let rq = ManuallyDrop::new(self);
+        // SAFETY: By the type invariant the request is not started, and `self` was consumed.
+        unsafe { start_and_complete(&rq, status) };
+    }
+}
+
+impl<T: Operations> Drop for IdleRequest<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the request is not started, and its only owner ends here.
+        unsafe { start_and_complete(self, Status::IOERR) };
+    }
+}
+
+/// # Safety
+///
+/// `rq` must not be started, and its owner must not use it afterwards.
+unsafe fn start_and_complete<T: Operations>(rq: &Request<T>, status: Status) {
+    // SAFETY: By the function's requirements the request is not started.
+    unsafe { bindings::blk_mq_start_request(rq.raw()) };
+    // SAFETY: It is started now, and its owner does not use it afterwards.
+    unsafe { complete_raw(rq, status) };
+}
+
+/// A request that the driver did not take. When dropped instead of returned, it ends as an
+/// [`IdleRequest`] does.
+pub(crate) struct Refused<T: Operations> {
+    rq: IdleRequest<T>,
+    status: Status,
+}
+
+impl<T: Operations> Refused<T> {
+    /// Gives the request up: the caller has the block layer end it with the returned status.
+    pub(super) fn into_status(self) -> bindings::blk_status_t {
+        let _rq = ManuallyDrop::new(self.rq);
+        self.status.0
+    }
+}
+
+/// A request that the driver owns and serves.
+///
+/// When dropped, its operation is over with `EIO`, so that `?` and early returns cannot lose it.
+///
+/// # Invariants
+///
+/// The request is started and not completed, the backend of its queue has been present since it was
+/// dispatched, and this is the only value that names the request.
+pub(crate) struct StartedRequest<T: Operations>(NonNull<Request<T>>);
+
+// SAFETY: The block layer lets any thread complete a request, and `T::RequestData` is `Send`.
+unsafe impl<T: Operations> Send for StartedRequest<T> {}
+
+impl<T: Operations> StartedRequest<T> {
+    /// # Safety
+    ///
+    /// `rq` must satisfy the invariants of [`Request`] and of [`StartedRequest`].
+    pub(super) unsafe fn from_raw(rq: NonNull<bindings::request>) -> Self {
+        // INVARIANT: By the function's requirements.
+        Self(rq.cast())
+    }
+
+    pub(super) fn into_raw(self) -> NonNull<bindings::request> {
+        ManuallyDrop::new(self).0.cast()
+    }
+
+    /// Returns the backend that the request is served from. Takes no lock, because the backend
+    /// changes only while no request is in flight.
+    pub(crate) fn backend(&self) -> &T::Backend {
+        // SAFETY: By the type invariant the request is in flight and `get` has returned a value for
+        // it since it was dispatched; the reference does not outlive `self`.
+        unsafe { self.context().backend.get_present() }
+    }
+
+    /// Returns the driver's part of the request, to change it.
+    pub(crate) fn data_mut(&mut self) -> Pin<&mut T::RequestData> {
+        // SAFETY: By the type invariant the PDU is initialized. No other value names the request,
+        // so nothing else has a reference to the field while `self` is borrowed.
+        let data = unsafe { &mut (*Request::raw_pdu(self.0)).data };
+        // SAFETY: A PDU never moves.
+        unsafe { Pin::new_unchecked(data) }
+    }
+
+    /// Ends the request, all of it that is left, with `status`. Any context, including hard IRQ.
+    ///
+    /// The block layer ends it on a CPU near that of its submitter.
+    pub(crate) fn end(self, status: Status) {
+        let rq = ManuallyDrop::new(self);
+        // SAFETY: By the type invariant the request is started, and its only owner was consumed.
+        unsafe { complete_raw(&rq, status) };
+    }
+
+    /// Reports that the operation of the request is over: calls [`Operations::operation_done`].
+    ///
+    /// `result` is the number of bytes done, or an error.
+    pub(crate) fn operation_done(self, result: Result<u32>) {
+        T::operation_done(self, result);
+    }
+
+    /// Requeues the request: it is dispatched again after `delay`, or sooner along with others. Any
+    /// context, including hard IRQ.
+    pub(crate) fn requeue_later(self, delay: Delta) {
+        let queue = self.get_queue();
+        let rq = ManuallyDrop::new(self);
+        // Keeps what the driver has noted of the request, and the block layer from merging other
+        // bios into it, which would inherit that.
+        // SAFETY: By the type invariant the request is started, and its only owner was consumed, so
+        // this may change the flags. If the timeout handler changes them at the same time, one of
+        // the changes may be lost: then the driver does not recognize the request, or the timer
+        // runs once more.
+        unsafe { (*rq.raw()).rq_flags |= ffi::RQF_DONTPREP };
+        // SAFETY: By the type invariant the request is started, and its only owner was consumed.
+        unsafe { bindings::blk_mq_requeue_request(rq.raw(), false) };
+        let milliseconds = delay.as_millis_ceil().max(0) as c_ulong;
+        // SAFETY: `queue` keeps the queue, even if the request has ended. Before the queue goes, it
+        // is frozen, for which its requeue list must be empty.
+        unsafe { bindings::blk_mq_delay_kick_requeue_list(queue.queue, milliseconds) };
+    }
+
+    /// Splits the ownership in two, for an operation that one side submits and another completes.
+    ///
+    /// When both owners are gone, [`Operations::operation_done`] is called.
+    ///
+    /// # Examples
+    ///
+    /// ```ignore
+    /// let (starter, completer) = rq.into_in_flight();
+    /// // The operation owns `completer`. It calls `done` once, in any context.
+    /// start_operation(starter.backend(), completer.into_data(), done::<T>);
+    /// // The backend stays until here, even if the operation is over.
+    /// drop(starter);
+    ///
+    /// unsafe fn done<T: Operations>(data: *const T::RequestData, result: Result<u32>) {
+    ///     // SAFETY: `data` comes from `into_data`, and this is called once for it.
+    ///     unsafe { InFlight::<T>::from_data(data) }.finish(result);
+    /// }
+    /// ```
+    pub(crate) fn into_in_flight(self) -> (InFlight<T>, InFlight<T>) {
+        self.pdu().owners.store(2, Relaxed);
+        self.pdu().set_result(Err(EIO));
+        let rq = self.into_raw().cast();
+        // INVARIANT: `owners` counts the two, and `self` is consumed.
+        (InFlight(rq), InFlight(rq))
+    }
+
+    /// Joins the two owners again, neither of which will learn a result.
+    ///
+    /// # Safety
+    ///
+    /// Both must come from the same call of [`into_in_flight`](Self::into_in_flight).
+    pub(crate) unsafe fn rejoin(one: InFlight<T>, other: InFlight<T>) -> Self {
+        let _other = ManuallyDrop::new(other);
+        // INVARIANT: By the function's requirements there was no third owner.
+        Self(ManuallyDrop::new(one).0)
+    }
+
+    /// Ends the first `bytes` bytes of the request with success: `blk_update_request()`. Any
+    /// context, including hard IRQ.
+    ///
+    /// Fails with `EINVAL`, and does nothing, unless `bytes` is less than [`len`](Request::len) and
+    /// a multiple of the logical block size.
+    pub(crate) fn advance(&mut self, bytes: u32) -> Result {
+        if bytes >= self.len() || bytes != self.whole_blocks(bytes) {
+            return Err(EINVAL);
+        }
+        // SAFETY: By the type invariant the request is started, and `self` is its only owner. It is
+        // longer than `bytes`, so a part of it is left, and it does not end.
+        unsafe { bindings::blk_update_request(self.raw(), ffi::BLK_STS_OK, bytes) };
+        Ok(())
+    }
+
+    /// Keeps the block layer from logging that the request fails: `RQF_QUIET`.
+    pub(crate) fn set_quiet(&mut self) {
+        // SAFETY: By the type invariant the request is started, and `self` is its only owner, so it
+        // may change the flags. The timeout handler of the block layer may do so at the same time,
+        // and one of the changes may be lost: then a failure is logged, or the timer runs once
+        // more.
+        unsafe { (*self.raw()).rq_flags |= ffi::RQF_QUIET };
+    }
+
+    /// Fills the memory of a read with zeroes: `zero_fill_bio()`. Any context.
+    pub(crate) fn zero_fill(&mut self) {
+        // SAFETY: By the type invariant the request is started, and `self` is its only owner, so it
+        // may write the memory of the bios.
+        unsafe { ffi::rnull_loop_rq_zero_fill(self.raw()) };
+    }
+}
+
+impl<T: Operations> Drop for StartedRequest<T> {
+    fn drop(&mut self) {
+        // INVARIANT: The new value takes the place of this one.
+        T::operation_done(Self(self.0), Err(EIO));
+    }
+}
+
+/// Passes a request to the completion side of the block layer.
+///
+/// # Safety
+///
+/// `rq` must be started and not completed, and its owner must not use it afterwards.
+unsafe fn complete_raw<T: Operations>(rq: &Request<T>, status: Status) {
+    rq.pdu().result.store(status.0.into(), Relaxed);
+    #[cfg(CONFIG_FAIL_IO_TIMEOUT)]
+    // SAFETY: By the invariants of `Request` the queue is valid.
+    if unsafe { ffi::rnull_loop_should_fake_timeout(rq.queue()) } {
+        return;
+    }
+    // SAFETY: By the function's requirements the request is started and not completed, and its
+    // owner does not use it afterwards.
+    if !unsafe { bindings::blk_mq_complete_request_remote(rq.raw()) } {
+        // SAFETY: The call above has marked the request as completed. It has returned false, so the
+        // block layer does not call `->complete`, and this is the one call for the request.
+        unsafe { end_completed::<T>(NonNull::from(rq).cast()) };
+    }
+}
+
+/// Ends a request: `->complete`.
+///
+/// # Safety
+///
+/// `rq` must have been passed to `blk_mq_complete_request_remote()` by [`complete_raw`], and is
+/// ended once.
+pub(super) unsafe fn end_completed<T: Operations>(rq: NonNull<bindings::request>) {
+    // SAFETY: By the function's requirements the request is valid until the call below.
+    let status = unsafe { rq.cast::<Request<T>>().as_ref() }
+        .pdu()
+        .result
+        .load(Relaxed);
+    // CAST: `complete_raw` stored a `blk_status_t`.
+    let status = status as bindings::blk_status_t;
+    // SAFETY: By the function's requirements the request may be ended.
+    unsafe { bindings::blk_mq_end_request(rq.as_ptr(), status) };
+}
+
+/// One of the two owners of a request whose operation is in flight; see the example of
+/// [`StartedRequest::into_in_flight`].
+///
+/// # Invariants
+///
+/// The request is started and not completed, and the backend of its queue has been present since it
+/// was dispatched. `owners` in its PDU counts the values of this type that name it, and no
+/// [`StartedRequest`] does.
+#[must_use = "the operation is over when both owners are gone"]
 pub(crate) struct InFlight<T: Operations>(NonNull<Request<T>>);
 
-// SAFETY: The block layer lets any thread complete a request, and `T::RequestData` is `Send + Sync`.
+// SAFETY: The block layer lets any thread complete a request, and `T::RequestData` is `Send +
+// Sync`.
 unsafe impl<T: Operations> Send for InFlight<T> {}
 
 impl<T: Operations> InFlight<T> {
-    /// Gives up this owner with the outcome of the operation: the number of bytes done, or an
-    /// error.
+    /// Returns the backend, as [`StartedRequest::backend`] does.
+    pub(crate) fn backend(&self) -> &T::Backend {
+        // SAFETY: As in `StartedRequest::backend`.
+        unsafe { self.context().backend.get_present() }
+    }
+
+    /// Gives up this owner with the result of the operation: the number of bytes done, or an error.
     ///
-    /// The owner that learns the outcome calls this; the other one is just dropped.
-    pub(crate) fn complete(self, result: Result<u32>) {
+    /// The owner that learns the result calls this; the other one is just dropped.
+    pub(crate) fn finish(self, result: Result<u32>) {
         self.pdu().set_result(result);
     }
 
     /// Turns the owner into a pointer to the driver's part of the request, which
     /// [`from_data`](Self::from_data) turns back.
     pub(crate) fn into_data(self) -> *const T::RequestData {
-        let this = ManuallyDrop::new(self);
-        core::ptr::from_ref(this.data())
+        let pdu = Request::raw_pdu(ManuallyDrop::new(self).0);
+        // SAFETY: The PDU of a request is valid; this only computes an address inside it.
+        unsafe { &raw const (*pdu).data }
     }
 
     /// Takes back an owner.
     ///
     /// # Safety
     ///
-    /// `data` must come from [`into_data`](Self::into_data), which is taken back once.
+    /// `data` must come from [`into_data`](Self::into_data), and is taken back once.
     pub(crate) unsafe fn from_data(data: *const T::RequestData) -> Self {
-        // SAFETY: `into_data` took it from the PDU of a request.
+        // SAFETY: By the function's requirements `data` is the driver's part of a request.
         // INVARIANT: This takes the place of the owner that `into_data` consumed.
         Self(unsafe { Request::<T>::from_data(data) }.cast())
     }
@@ -519,93 +788,16 @@ impl<T: Operations> InFlight<T> {
 
 impl<T: Operations> Drop for InFlight<T> {
     fn drop(&mut self) {
+        // SAFETY: By the type invariant the PDU is valid. Other owners access this field by shared
+        // references alone.
+        let owners = unsafe { &(*Request::raw_pdu(self.0)).owners };
         // ORDERING: What this owner did to the request happens before what the last one does.
-        if self.pdu().owners.fetch_sub(1, Full) == 1 {
-            // SAFETY: By the type invariant the request is started, and its last owner ends here.
-            unsafe { complete_raw(self) };
+        if owners.fetch_sub(1, Full) == 1 {
+            let result = self.pdu().result();
+            // INVARIANT: By the type invariant the request is started, and its last owner ends
+            // here.
+            T::operation_done(StartedRequest(self.0), result);
         }
-    }
-}
-
-/// A request whose operation is over.
-///
-/// When dropped, it ends with an I/O error.
-///
-/// # Invariants
-///
-/// The request is started and completed but not ended, and this is the only value that names it.
-pub(crate) struct CompletedRequest<T: Operations>(NonNull<Request<T>>);
-
-impl<T: Operations> CompletedRequest<T> {
-    /// # Safety
-    ///
-    /// `rq` must satisfy the invariants of [`Request`] and of [`CompletedRequest`].
-    unsafe fn from_raw(rq: NonNull<bindings::request>) -> Self {
-        // INVARIANT: By the function's requirements.
-        Self(rq.cast())
-    }
-
-    /// Ends the request: all of it that is left, with one status.
-    pub(crate) fn end(self, status: Status) {
-        let rq = ManuallyDrop::new(self);
-        // SAFETY: By the type invariant the request may be ended, and `self` was consumed.
-        unsafe { bindings::blk_mq_end_request(rq.raw(), status.0) };
-    }
-
-    /// Sends all of the request round again.
-    pub(crate) fn requeue(self) {
-        let rq = ManuallyDrop::new(self);
-        // SAFETY: By the type invariant the request is ours, and `self` was consumed.
-        unsafe { bindings::blk_mq_requeue_request(rq.raw(), true) };
-    }
-
-    /// Sends all of the request round again after `delay`, or sooner along with others. Any
-    /// context.
-    pub(crate) fn requeue_later(self, delay: Delta) {
-        let queue = self.keep_queue();
-        let rq = ManuallyDrop::new(self);
-        // SAFETY: By the type invariant the request is ours, and `self` was consumed.
-        unsafe { bindings::blk_mq_requeue_request(rq.raw(), false) };
-        let milliseconds = delay.as_millis_ceil().max(0) as c_ulong;
-        // SAFETY: The queue stays for `queue`, whatever has become of the request; and what was set
-        // off here is over before it goes, which is after it was frozen.
-        unsafe { bindings::blk_mq_delay_kick_requeue_list(queue.queue, milliseconds) };
-    }
-
-    /// Takes note that the first `bytes` bytes are done, and sends the rest round again.
-    ///
-    /// `bytes` must be less than [`len`](Request::len) and a multiple of the logical block size;
-    /// anything else ends the request with an I/O error.
-    pub(crate) fn requeue_rest(self, bytes: u32) {
-        if bytes >= self.len() || bytes != self.whole_blocks(bytes) {
-            return;
-        }
-        let rq = ManuallyDrop::new(self);
-        // SAFETY: By the type invariant the request is ours, and it is longer than `bytes`, so that
-        // something is left of it.
-        unsafe { bindings::blk_update_request(rq.raw(), ffi::BLK_STS_OK, bytes) };
-        // SAFETY: As above; `self` was consumed.
-        unsafe { bindings::blk_mq_requeue_request(rq.raw(), true) };
-    }
-
-    /// Keeps the block layer from logging that the request fails: `RQF_QUIET`.
-    pub(crate) fn set_quiet(&mut self) {
-        // SAFETY: By the type invariant the request is ours, and so are its flags.
-        unsafe { (*self.raw()).rq_flags |= ffi::RQF_QUIET };
-    }
-
-    /// Fills the memory of a read with zeroes.
-    pub(crate) fn zero_fill(&mut self) {
-        // SAFETY: By the type invariant the request and its bios are ours.
-        unsafe { ffi::rnull_loop_rq_zero_fill(self.raw()) };
-    }
-}
-
-impl<T: Operations> Drop for CompletedRequest<T> {
-    fn drop(&mut self) {
-        // SAFETY: By the type invariant the request may be ended, and `self`, which names it alone,
-        // ends here.
-        unsafe { bindings::blk_mq_end_request(self.raw(), Status::IOERR.0) };
     }
 }
 
@@ -623,4 +815,4 @@ macro_rules! deref_to_request {
     )*};
 }
 
-deref_to_request!(IdleRequest, StartedRequest, InFlight, CompletedRequest);
+deref_to_request!(IdleRequest, StartedRequest, InFlight);

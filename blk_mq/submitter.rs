@@ -1,36 +1,40 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The task that hands requests over, and what a driver may do in its context.
+//! The task that dispatches requests to a driver, and the I/O that the driver may do in its
+//! context.
 //!
-//! A driver that stands on other block devices can submit to them at once, in the context of
-//! whoever submitted to it, and spare itself a worker. That task may be anywhere, though:
+//! A driver of stacked disks can submit to the lower device in the context of the submitter, which
+//! saves a worker. But the submitter may be any task, in any of these states:
 //!
-//! - **It may be submitting already** (`current->bio_list`). Then the bios of a driver are kept until
-//!   that submission returns; and it may not return before the driver's requests are done, if what it
-//!   waits for is a tag of theirs. (Who waits for a tag hands over what others have left behind.) So
-//!   the list is put out of sight, and the driver's bios go on at once.
-//! - **It may hold requests back** (`current->plug`). The block layer walks that list while it
-//!   hands requests over, so nothing may be added to it; it is put out of sight as well, and then
-//!   not handed over when the task sleeps. If there are requests for other queues in it, or some in
-//!   store that hold another queue open, what the driver waits for might wait for those: that is
-//!   refused. So is a plug with callbacks (`plug->cb_list`), as of md: the stripes that they
-//!   release are out of sight too.
+//! - **It may be submitting a bio** (`current->bio_list`). The block layer keeps bios that the
+//!   driver submits on that list until the task's submission returns. That submission may wait for
+//!   the tag of a request that the driver needs the bios for: deadlock. (A task that waits for a
+//!   tag dispatches requests of other tasks.) So the list is hidden, and the driver's bios are
+//!   submitted at once.
+//! - **It may hold requests in a plug** (`current->plug`). The block layer walks the plug while it
+//!   dispatches the requests, so nothing may be added to it, and it is hidden as well. A hidden
+//!   plug is not flushed when the task sleeps. If it has requests for other queues, plugged or
+//!   cached (these hold a reference to the usage counter of their queue), the driver may wait for
+//!   them: deadlock. So submission is refused. It is also refused if the plug has callbacks
+//!   (`plug->cb_list`), as of md, because the stripes that they release are hidden, too.
 //! - **It may hold a request that is on no list.** `blk_add_rq_to_plug()` flushes a full plug
 //!   before it adds the new request, which has a tag and a reference to the usage counter of its
-//!   queue. If that queue is being frozen and the driver waits for it, both wait for ever. So no
-//!   file system is entered while the task has a plug: their bios wait for frozen queues even with
-//!   `IOCB_NOWAIT`. `blk_mq_submit_bio()` is in that place with `bio_list` set, and nothing is
-//!   submitted there; `blk_execute_rq_nowait()` is without one, where bios with `REQ_NOWAIT` are
-//!   submitted, as these fail instead of waiting.
-//! - **It may be in a file system or in memory reclaim**, whose state in the task
-//!   (`journal_info`, the scopes of allocations) another file system would take for its own.
-//! - **It may have used up its stack**, not least by devices that stand on each other.
+//!   queue. If that queue is being frozen and the driver waits until it thaws, each waits for the
+//!   other: deadlock. Bios of a file system wait for frozen queues even with `IOCB_NOWAIT`, so no
+//!   file system is called while the task has a plug. If the caller of `blk_add_rq_to_plug()` is
+//!   `blk_mq_submit_bio()`, the task has a `bio_list`, and submission is refused. If it is
+//!   `blk_execute_rq_nowait()`, the task has none; bios with `REQ_NOWAIT` are submitted, because
+//!   they fail instead of blocking.
+//! - **It may be in a file system or in memory reclaim.** Another file system would take the state
+//!   of those in the task (`journal_info`, the scopes of allocations) for its own.
+//! - **It may have little stack left**, not least because of stacked devices.
 //!
-//! [`Submitter`] answers for all of these. What is submitted must not wait for tags or for a frozen
-//! queue (`REQ_NOWAIT`) unless all that is out of sight belongs to the driver's own queue; the throttling
-//! of the device below may make it wait even so.
+//! [`Submitter`] checks all of these. The driver's bios must have `REQ_NOWAIT`, so that they wait
+//! neither for tags nor for a frozen queue, which may need the hidden requests. The lower device
+//! may still throttle them; then the submitter sleeps.
 //!
-//! C headers: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h) (`struct blk_plug`),
+//! C headers: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h),
+//! [`include/linux/blk_plug.h`](srctree/include/linux/blk_plug.h) (`struct blk_plug`),
 //! [`block/blk-core.c`](srctree/block/blk-core.c)
 
 use crate::kern::ffi;
@@ -48,158 +52,193 @@ use kernel::{
     },
 };
 
-/// How much stack must be left, in bytes, to call a file system and the drivers below it: half of
-/// what x86-64 has, and several times what reading a block of ext4 or XFS takes.
+/// The stack that must be left, in bytes, to call a file system and the drivers below it: half of
+/// the stack of x86-64, and several times what a read of a block of ext4 or XFS needs.
 const STACK: usize = 8 << 10;
 
-/// The current task, which hands requests over to a driver.
+/// The current task, which dispatches requests to a driver.
 ///
 /// # Invariants
 ///
-/// - This is made and dropped in one call of `->queue_rq` or `->queue_rqs`, by `task`, the current one.
-/// - While `isolated` is `Some`, it is what the task had before, and with `batch`, `plug` is the
-///   task's plug.
+/// - This is made and dropped in one call of `->queue_rq` or `->queue_rqs` for `queue`, by `task`,
+///   the current one.
+/// - While `saved` is `Some`, it is the I/O context that the task had before, and with `batch`,
+///   `plug` is the task's plug.
 pub(crate) struct Submitter {
     task: *mut bindings::task_struct,
     /// The queue that the requests are on.
     queue: *mut bindings::request_queue,
-    /// Whether several requests are handed over.
+    /// True in `->queue_rqs`, whose list may have one request.
     batch: bool,
-    isolated: Cell<Option<Saved>>,
+    saved: Cell<Option<Saved>>,
     plug: Opaque<bindings::blk_plug>,
     _pinned: PhantomPinned,
     _not_send: NotThreadSafe,
 }
 
-/// What a task had before it was isolated.
+/// The I/O context that a task had before [`Submitter::save_io_context`].
 #[derive(Clone, Copy)]
 struct Saved {
     bio_list: *mut bindings::bio_list,
     plug: *mut bindings::blk_plug,
+    /// `PF_MEMALLOC_NOIO`, if it was set.
     noio: u32,
     #[cfg(CONFIG_TASK_IO_ACCOUNTING)]
-    io: (u64, u64),
+    read_bytes: u64,
+    #[cfg(CONFIG_TASK_IO_ACCOUNTING)]
+    write_bytes: u64,
 }
 
 impl Submitter {
-    /// The current task, which hands over one request of `queue` or a `batch`.
+    /// Returns the current task, which dispatches one request of `queue`, or a `batch` of them.
     ///
     /// # Safety
     ///
-    /// To be called by `->queue_rq` or `->queue_rqs`, and dropped before that returns.
+    /// Called by `->queue_rq` or `->queue_rqs` for `queue`; the result is dropped before that
+    /// returns.
     pub(super) unsafe fn current(queue: *mut bindings::request_queue, batch: bool) -> Self {
-        // INVARIANT: By the function's requirements; nothing is isolated.
+        // INVARIANT: By the function's requirements; `saved` is `None`.
         Self {
             task: Task::current_raw(),
             queue,
             batch,
-            isolated: Cell::new(None),
+            saved: Cell::new(None),
             plug: Opaque::uninit(),
             _pinned: PhantomPinned,
             _not_send: NotThreadSafe,
         }
     }
 
-    /// The lists of the task, as they were before [`isolate`](Self::isolate).
-    fn lists(&self) -> (*mut bindings::bio_list, *mut bindings::blk_plug) {
-        match self.isolated.get() {
-            Some(saved) => (saved.bio_list, saved.plug),
-            None => {
-                let task = self.task;
-                // SAFETY: The current task is valid, and these fields are its own alone.
-                unsafe { ((*task).bio_list, (*task).plug) }
-            }
+    /// Returns the flags of the task.
+    fn flags(&self) -> c_uint {
+        // SAFETY: By the type invariant this is the current task, which is valid. It alone changes
+        // its flags.
+        unsafe { (*self.task).flags }
+    }
+
+    /// Returns the bio list of the task, as it was before
+    /// [`save_io_context`](Self::save_io_context).
+    fn bio_list(&self) -> *mut bindings::bio_list {
+        match self.saved.get() {
+            Some(saved) => saved.bio_list,
+            // SAFETY: By the type invariant this is the current task, which is valid. It alone uses
+            // its list.
+            None => unsafe { (*self.task).bio_list },
         }
     }
 
-    /// Whether a submission is under way that has more bios to submit: of the same level, as those
-    /// that a driver of bios leaves for later are sorted behind ours.
-    fn is_crowded(&self) -> bool {
-        // SAFETY: The list of the current task lies on its stack, and is valid while it is set.
-        unsafe { self.lists().0.as_ref() }.is_some_and(|list| !list.head.is_null())
+    /// Returns the plug of the task, as it was before [`save_io_context`](Self::save_io_context).
+    fn plug(&self) -> *mut bindings::blk_plug {
+        match self.saved.get() {
+            Some(saved) => saved.plug,
+            // SAFETY: By the type invariant this is the current task, which is valid. It alone uses
+            // its plug.
+            None => unsafe { (*self.task).plug },
+        }
     }
 
-    /// Returns whether the task's plug may hold what this submission would wait for: requests for
-    /// other queues than this one, held back or in store, callbacks, or the request that is about
-    /// to be added.
-    fn is_entangled(&self) -> bool {
-        let (bio_list, plug) = self.lists();
-        // SAFETY: The plug of the current task is valid while it is set.
-        let Some(plug) = (unsafe { plug.as_ref() }) else {
+    /// Returns whether the submission that the task is in has more bios to submit: the rest of a
+    /// bio that was split. The rest is on the first of two lists. Bios that a bio-based driver has
+    /// left for later are on the second list, and are submitted after those of the driver.
+    fn has_pending_bios(&self) -> bool {
+        // SAFETY: The list of the current task is on its stack, and valid while the field is set.
+        unsafe { self.bio_list().as_ref() }.is_some_and(|list| !list.head.is_null())
+    }
+
+    /// Returns whether the task's plug hides anything that this submission could wait for: requests
+    /// for other queues than this one, plugged or cached, callbacks, or (with a bio list) the
+    /// request that is about to be added to the plug.
+    fn plug_has_other_queues(&self) -> bool {
+        // SAFETY: The plug of the current task is valid while the field is set.
+        let Some(plug) = (unsafe { self.plug().as_ref() }) else {
             return false;
         };
         plug.multiple_queues
-            || !bio_list.is_null()
+            || !self.bio_list().is_null()
             || !core::ptr::eq(plug.cb_list.next, &plug.cb_list)
             || [plug.mq_list.head, plug.cached_rqs.head]
                 .into_iter()
-                // SAFETY: Requests held back or in store are valid, and have a queue.
+                // SAFETY: The requests of a plug are valid, plugged or cached.
                 .filter_map(|rq| unsafe { rq.as_ref() })
-                // Those of a list are for the same queue, but for `multiple_queues`.
+                // Without `multiple_queues`, all requests of a list are for the same queue.
                 .any(|rq| rq.q != self.queue)
     }
 
-    /// Whether I/O to another block device may be submitted in this context, once it is
-    /// [isolated](Self::isolate). Workers of the block layer are not to wait, not even for throttling.
+    /// Returns whether bios for a lower device may be submitted in this context, once it is
+    /// [saved](Self::save_io_context). Workers of workqueues, such as those of the block layer, are
+    /// refused, because they must not sleep when the lower device throttles.
     pub(crate) fn may_submit(&self) -> bool {
-        // SAFETY: The current task is valid, and these fields are its own alone.
-        let (flags, stack) = unsafe { ((*self.task).flags, (*self.task).stack.addr()) };
+        let flags = self.flags();
+        // SAFETY: By the type invariant this is the current task, which is valid. Its stack stays.
+        let stack = unsafe { (*self.task).stack }.addr();
         let here = core::ptr::from_ref(&flags).addr();
         flags & bindings::PF_WQ_WORKER == 0
             && here.wrapping_sub(stack) >= STACK
-            && !self.is_crowded()
-            && !self.is_entangled()
+            && !self.has_pending_bios()
+            && !self.plug_has_other_queues()
     }
 
     /// Returns whether file systems may be called in this context, once it is
-    /// [isolated](Self::isolate): by a task of user space that has no plug, is in no file system,
-    /// not in reclaim, and not isolated by another device, which stands on this one.
+    /// [saved](Self::save_io_context): by a user task that has no plug, is neither in a file system
+    /// nor in reclaim, and whose I/O context no upper device has saved (that sets
+    /// `PF_MEMALLOC_NOIO`).
     pub(crate) fn may_enter_file_system(&self) -> bool {
-        // SAFETY: The current task is valid, and these fields are its own alone.
-        let (flags, journal) = unsafe { ((*self.task).flags, (*self.task).journal_info) };
         let busy = bindings::PF_KTHREAD
             | bindings::PF_MEMALLOC
             | bindings::PF_MEMALLOC_NOFS
             | bindings::PF_MEMALLOC_NOIO
             | bindings::PF_EXITING;
-        // What isolation itself set does not count.
-        let flags = match self.isolated.get() {
-            Some(saved) => (flags & !bindings::PF_MEMALLOC_NOIO) | saved.noio,
-            None => flags,
+        // `PF_MEMALLOC_NOIO` that `save_io_context` has set does not count.
+        let flags = match self.saved.get() {
+            Some(saved) => (self.flags() & !bindings::PF_MEMALLOC_NOIO) | saved.noio,
+            None => self.flags(),
         };
-        flags & busy == 0 && journal.is_null() && self.lists().1.is_null() && self.may_submit()
+        // SAFETY: By the type invariant this is the current task, which is valid. It alone uses the
+        // field.
+        let journal = unsafe { (*self.task).journal_info };
+        flags & busy == 0 && journal.is_null() && self.plug().is_null() && self.may_submit()
     }
 
-    /// Makes it safe to submit I/O: until the requests are handed over, the lists
-    /// of the task are out of sight, its allocations start no I/O, and what it reads and writes is
-    /// not counted as its own, as that was counted when it submitted to this device.
+    /// Saves the I/O context of the task, and makes it safe to submit I/O until this is dropped.
     ///
-    /// What a batch submits goes on together.
-    pub(crate) fn isolate(self: Pin<&Self>) {
-        if self.isolated.get().is_some() {
+    /// The bio list and the plug of the task are hidden, and its allocations start no I/O. Its I/O
+    /// is not counted (`task_io_accounting`), because it was counted when it was submitted to this
+    /// device. I/O of a batch is collected in a plug of its own.
+    pub(crate) fn save_io_context(self: Pin<&Self>) {
+        if self.saved.get().is_some() {
             return;
         }
         let task = self.task;
-        // SAFETY: A task that notes that its plug keeps a time (`PF_BLOCK_TS`) has a plug. When the task is
-        // preempted, the scheduler makes that plug forget it: so not with the plug out of sight.
+        // SAFETY: A task with `PF_BLOCK_TS` has a plug. The call clears the flag, by which the
+        // scheduler would access the plug while it is hidden.
         unsafe { ffi::rnull_loop_plug_invalidate_ts() };
-        // SAFETY: The current task is valid, and these fields are its own alone.
-        // INVARIANT: They are kept, and given back by `drop`, on the same task.
-        unsafe {
-            self.isolated.set(Some(Saved {
-                bio_list: core::mem::replace(&mut (*task).bio_list, core::ptr::null_mut()),
-                plug: core::mem::replace(&mut (*task).plug, core::ptr::null_mut()),
-                noio: (*task).flags & bindings::PF_MEMALLOC_NOIO,
-                #[cfg(CONFIG_TASK_IO_ACCOUNTING)]
-                io: ((*task).ioac.read_bytes, (*task).ioac.write_bytes),
-            }));
-            (*task).flags |= bindings::PF_MEMALLOC_NOIO;
-        }
-        // SAFETY: By the type invariant this is in a call of `->queue_rq` for this queue, whose tag set may
-        // block, so the block layer holds its SRCU lock; `drop` shows that again before the call returns.
+        // INVARIANT: The task has this context, which `drop` restores.
+        self.saved.set(Some(Saved {
+            bio_list: self.bio_list(),
+            plug: self.plug(),
+            noio: self.flags() & bindings::PF_MEMALLOC_NOIO,
+            #[cfg(CONFIG_TASK_IO_ACCOUNTING)]
+            // SAFETY: By the type invariant this is the current task, which is valid. It alone
+            // changes its counters.
+            read_bytes: unsafe { (*task).ioac.read_bytes },
+            #[cfg(CONFIG_TASK_IO_ACCOUNTING)]
+            // SAFETY: As above.
+            write_bytes: unsafe { (*task).ioac.write_bytes },
+        }));
+        // SAFETY: By the type invariant this is the current task, which is valid. It alone uses its
+        // list, and the block layer accepts a task without one.
+        unsafe { (*task).bio_list = core::ptr::null_mut() };
+        // SAFETY: As above, for the plug.
+        unsafe { (*task).plug = core::ptr::null_mut() };
+        // SAFETY: As above, for the flags.
+        unsafe { (*task).flags |= bindings::PF_MEMALLOC_NOIO };
+        // SAFETY: By the type invariant this is in a call of `->queue_rq` or `->queue_rqs` for the
+        // queue, whose tag set has `BLK_MQ_F_BLOCKING`. So the caller holds the tag set's SRCU read
+        // lock, which `drop` shows again before the call returns.
         unsafe { ffi::rnull_loop_queue_hide_srcu(self.queue) };
         if self.batch {
-            // SAFETY: `self` is pinned, and `drop` finishes the plug before it goes.
+            // SAFETY: `self` is pinned, and `drop` finishes the plug.
+            // INVARIANT: The task has no plug, so `plug` becomes its plug.
             unsafe { bindings::blk_start_plug(self.plug.get()) };
         }
     }
@@ -207,27 +246,34 @@ impl Submitter {
 
 impl Drop for Submitter {
     fn drop(&mut self) {
-        let Some(saved) = self.isolated.get() else {
+        let Some(saved) = self.saved.get() else {
             return;
         };
         if self.batch {
-            // SAFETY: By the type invariant it is the plug of this task.
+            // SAFETY: By the type invariant `plug` is the plug of the current task.
             unsafe { bindings::blk_finish_plug(self.plug.get()) };
         }
-        // SAFETY: `isolate` hid it.
+        // SAFETY: `save_io_context` has hidden the SRCU read lock, which the caller of `->queue_rq`
+        // or `->queue_rqs` holds.
         unsafe { ffi::rnull_loop_queue_show_srcu(self.queue) };
         let task = self.task;
-        // SAFETY: The current task is valid, and these fields are its own alone; by the type
-        // invariant it is the task that was isolated.
+        // SAFETY: By the type invariant this is the current task, which is valid. It alone uses its
+        // list, and `saved` has the list that it had, which is on the stack of a caller.
+        unsafe { (*task).bio_list = saved.bio_list };
+        // SAFETY: As above, for the plug.
+        unsafe { (*task).plug = saved.plug };
+        let flags = (self.flags() & !bindings::PF_MEMALLOC_NOIO) | saved.noio;
+        // SAFETY: As above, for the flags.
+        unsafe { (*task).flags = flags };
+        #[cfg(CONFIG_TASK_IO_ACCOUNTING)]
+        // SAFETY: As above, for a counter.
         unsafe {
-            (*task).bio_list = saved.bio_list;
-            (*task).plug = saved.plug;
-            (*task).flags = ((*task).flags & !bindings::PF_MEMALLOC_NOIO) | saved.noio;
+            (*task).ioac.read_bytes = saved.read_bytes;
         }
         #[cfg(CONFIG_TASK_IO_ACCOUNTING)]
         // SAFETY: As above.
         unsafe {
-            ((*task).ioac.read_bytes, (*task).ioac.write_bytes) = saved.io;
+            (*task).ioac.write_bytes = saved.write_bytes;
         }
     }
 }

@@ -5,15 +5,15 @@
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
 
 use super::{
-    disk::QueueContext,
     request::{
         self,
-        Pdu, //
+        Context,
+        IdleRequest,
+        Operations,
+        Pdu,
+        Refused, //
     },
-    IdleRequest,
-    Operations,
-    Refused,
-    Submitter, //
+    submitter::Submitter, //
 };
 use crate::kern::ffi;
 use core::{
@@ -31,115 +31,133 @@ use kernel::{
     types::Opaque, //
 };
 
-/// Whether a driver took a request.
-type Handed<T> = Result<(), Refused<T>>;
-
-/// `struct blk_mq_ops` of a driver `T`.
+/// The `struct blk_mq_ops` of a driver `T`.
 struct Vtable<T>(PhantomData<T>);
 
 impl<T: Operations> Vtable<T> {
-    /// Hands one request to the driver.
+    /// Dispatches one request to the driver.
     ///
     /// # Safety
     ///
-    /// Called by `queue_rq` and `queue_rqs` below: `rq` belongs to a queue made by `Disk<T>`, is not
-    /// started, and waits for this driver. The tag set's SRCU read lock is held.
-    unsafe fn hand_over(rq: NonNull<bindings::request>, submitter: Pin<&Submitter>) -> Handed<T> {
-        // SAFETY: By the function's requirements the queue was made by `Disk<T>`, so its `queuedata`
-        // is a `QueueContext<T>`. It is freed after the readers of the tag set's SRCU are gone
-        // (`Live::drop`), so not before this function returns, even when the request is
-        // completed, and the disk removed, meanwhile.
-        let device = unsafe { &(*(*(*rq.as_ptr()).q).queuedata.cast::<QueueContext<T>>()).device };
-        // SAFETY: `init_hctx` stored a pointer into that `QueueContext<T>`.
-        let hw = unsafe { &*(*(*rq.as_ptr()).mq_hctx).driver_data.cast::<T::HwData>() };
-        // SAFETY: By the function's requirements.
+    /// Called by `queue_rq` and `queue_rqs` below: `rq` belongs to a queue made by `Disk` for
+    /// requests of `T`, is not started, and has no owner but this driver. The tag set's SRCU read
+    /// lock is held.
+    unsafe fn dispatch(
+        rq: NonNull<bindings::request>,
+        submitter: Pin<&Submitter>,
+    ) -> Result<(), Refused<T>> {
+        // SAFETY: By the function's requirements the request is valid, and so is its queue.
+        let queuedata = unsafe { (*(*rq.as_ptr()).q).queuedata };
+        // SAFETY: The `queuedata` of a queue made by `Disk` is a `Context<T>`. It is freed after
+        // the readers of the tag set's SRCU are gone (`Live::drop`), so after this function
+        // returns, even if the request ends and the disk is removed before that.
+        let context = unsafe { &*queuedata.cast::<Context<T>>() };
+        // SAFETY: By the function's requirements the request is valid. It was dispatched, so it has
+        // a hardware context.
+        let hw = unsafe { (*(*rq.as_ptr()).mq_hctx).driver_data };
+        // SAFETY: `init_hctx` has stored a pointer into `context` there.
+        let hw = unsafe { &*hw.cast::<T::HwData>() };
+        // SAFETY: By the function's requirements the request is dispatched and not started, and has
+        // no other owner.
         let rq = unsafe { IdleRequest::<T>::from_raw(rq) };
-        T::queue_rq(device, hw, rq, submitter)
+        T::queue_rq(&context.device, hw, rq, submitter)
     }
 
+    /// Dispatches one request: `->queue_rq`.
+    ///
     /// # Safety
     ///
-    /// Called by blk-mq alone, with the tag set's SRCU read lock held: `bd` is valid, and the request
-    /// in it belongs to a queue made by `Disk<T>`, is not started, and waits for this driver.
+    /// Called by blk-mq alone, with the tag set's SRCU read lock held: `bd` is valid, and its
+    /// request belongs to a queue made by `Disk` for `T`, and is not started.
     unsafe extern "C" fn queue_rq(
         _hctx: *mut bindings::blk_mq_hw_ctx,
         bd: *const bindings::blk_mq_queue_data,
     ) -> bindings::blk_status_t {
-        // SAFETY: By the function's requirements `bd` is valid and names a request.
-        let rq = unsafe { NonNull::new_unchecked((*bd).rq) };
-        // SAFETY: This is `->queue_rq`, and the request is valid.
-        let submitter = unsafe { Submitter::current((*rq.as_ptr()).q, false) };
+        // SAFETY: By the function's requirements `bd` is valid.
+        let rq = unsafe { (*bd).rq };
+        // SAFETY: By the function's requirements `bd` has a request.
+        let rq = unsafe { NonNull::new_unchecked(rq) };
+        // SAFETY: By the function's requirements the request is valid.
+        let queue = unsafe { (*rq.as_ptr()).q };
+        // SAFETY: This is `->queue_rq` for the queue, and `submitter` is dropped at its end.
+        let submitter = unsafe { Submitter::current(queue, false) };
         let submitter = pin!(submitter);
-        // SAFETY: By the function's requirements.
-        match unsafe { Self::hand_over(rq, submitter.as_ref()) } {
+        // SAFETY: By the function's requirements. blk-mq uses the request again only if it is
+        // refused.
+        match unsafe { Self::dispatch(rq, submitter.as_ref()) } {
             Ok(()) => ffi::BLK_STS_OK,
             Err(refused) => refused.into_status(),
         }
     }
 
-    /// Takes what a task has held back: one call instead of one for each request.
+    /// Dispatches the requests of a plug: `->queue_rqs`. One call instead of one for each request.
     ///
     /// # Safety
     ///
-    /// Called by blk-mq alone, with the tag set's SRCU read lock held: the requests of `list` belong
-    /// to a queue made by `Disk<T>`, are not started, and wait for this driver.
+    /// Called by blk-mq alone, with the tag set's SRCU read lock held: `list` is valid, and its
+    /// requests belong to one queue, made by `Disk` for `T`, and are not started.
     unsafe extern "C" fn queue_rqs(list: *mut bindings::rq_list) {
-        // SAFETY: By the function's requirements the list is valid, and so are its requests.
-        let Some(first) = (unsafe { (*list).head.as_ref() }) else {
+        // SAFETY: By the function's requirements `list` is valid.
+        let Some(first) = NonNull::new(unsafe { (*list).head }) else {
             return;
         };
-        // SAFETY: This is `->queue_rqs`.
-        let submitter = unsafe { Submitter::current(first.q, true) };
+        // SAFETY: By the function's requirements the requests of `list` are valid.
+        let queue = unsafe { (*first.as_ptr()).q };
+        // SAFETY: This is `->queue_rqs` for the queue, and `submitter` is dropped at its end.
+        let submitter = unsafe { Submitter::current(queue, true) };
         let submitter = pin!(submitter);
-        // SAFETY: By the function's requirements `list` is valid and ours.
-        while let Some(rq) = NonNull::new(unsafe { (*list).head }) {
-            // As `rq_list_pop()` has it.
-            // SAFETY: As above: a list of requests, linked by `rq_next` and ended by null.
-            unsafe {
-                (*list).head = (*rq.as_ptr()).__bindgen_anon_1.rq_next;
-                (*rq.as_ptr()).__bindgen_anon_1.rq_next = core::ptr::null_mut();
-                if (*list).head.is_null() {
-                    (*list).tail = core::ptr::null_mut();
-                }
-            }
-            // SAFETY: By the function's requirements.
-            if let Err(refused) = unsafe { Self::hand_over(rq, submitter.as_ref()) } {
-                // SAFETY: The request was not taken, so it is still ours to end.
+        // SAFETY: By the function's requirements `list` is valid, and changed by this call alone.
+        while let Some(rq) = unsafe { pop(list) } {
+            // SAFETY: By the function's requirements. The request is on no list any more.
+            if let Err(refused) = unsafe { Self::dispatch(rq, submitter.as_ref()) } {
+                // SAFETY: The driver has refused the request, so this function owns it.
                 unsafe { bindings::blk_mq_end_request(rq.as_ptr(), refused.into_status()) };
             }
         }
     }
 
+    /// Ends a completed request: `->complete`.
+    ///
     /// # Safety
     ///
-    /// Called by blk-mq alone: `rq` was given to `blk_mq_complete_request_remote()` by its last owner.
+    /// Called by blk-mq alone: the last owner of `rq` has passed it to
+    /// `blk_mq_complete_request_remote()`.
     unsafe extern "C" fn complete(rq: *mut bindings::request) {
-        // SAFETY: By the function's requirements, `rq` being a valid request.
-        unsafe { request::complete_here::<T>(NonNull::new_unchecked(rq)) };
+        // SAFETY: By the function's requirements `rq` is a valid request.
+        let rq = unsafe { NonNull::new_unchecked(rq) };
+        // SAFETY: By the function's requirements `rq` is completed. blk-mq calls this once for it.
+        unsafe { request::end_completed::<T>(rq) };
     }
 
+    /// Sets the driver's part of a hardware context: `->init_hctx`.
+    ///
     /// # Safety
     ///
-    /// Called by blk-mq alone: `hctx` is valid and new, and belongs to a queue made by `Disk<T>`.
+    /// Called by blk-mq alone: `hctx` is valid and new, and belongs to a queue made by `Disk` for
+    /// `T`.
     unsafe extern "C" fn init_hctx(
         hctx: *mut bindings::blk_mq_hw_ctx,
         _tag_set_data: *mut c_void,
         index: c_uint,
     ) -> c_int {
         from_result(|| {
-            // SAFETY: By the function's requirements `queuedata` is a `QueueContext<T>`: it is set
-            // before the hardware contexts are made.
-            let context = unsafe { &*(*(*hctx).queue).queuedata.cast::<QueueContext<T>>() };
+            // SAFETY: By the function's requirements `hctx` is valid, and so is its queue.
+            let queuedata = unsafe { (*(*hctx).queue).queuedata };
+            // SAFETY: The `queuedata` of a queue made by `Disk` is a `Context<T>`. It is set before
+            // the hardware contexts are made.
+            let context = unsafe { &*queuedata.cast::<Context<T>>() };
             let hw = context.hw.get(index as usize).ok_or(EINVAL)?;
-            // SAFETY: By the function's requirements `hctx` is valid, and nobody uses it yet.
+            // SAFETY: By the function's requirements `hctx` is valid, and nothing uses it yet.
             unsafe { (*hctx).driver_data = core::ptr::from_ref(hw).cast_mut().cast() };
-            // SAFETY: As above; the key is registered, and goes with the context, after the queue's last
-            // request.
+            // SAFETY: As above. The key is registered, and is dropped with the context, after the
+            // queue and its hardware contexts are gone.
             unsafe { bindings::blk_mq_hctx_set_fq_lock_class(hctx, context.flush_class.as_ptr()) };
             Ok(0)
         })
     }
 
+    /// Makes the PDU of a request: `->init_request`.
+    ///
     /// # Safety
     ///
     /// Called by blk-mq alone: `rq` is followed by `cmd_size` bytes that nothing else uses yet.
@@ -149,28 +167,33 @@ impl<T: Operations> Vtable<T> {
         _hctx_idx: c_uint,
         _node: c_int,
     ) -> c_int {
-        // SAFETY: The PDU follows the request (`blk_mq_rq_to_pdu()`).
+        // SAFETY: By the function's requirements the PDU follows the request, in the same
+        // allocation (`blk_mq_rq_to_pdu()`).
         let pdu = unsafe { rq.add(1) }.cast::<Pdu<T>>();
         const { assert!(align_of::<Pdu<T>>() <= align_of::<bindings::request>()) };
-        // SAFETY: There is room for a `Pdu<T>` (`cmd_size`), aligned as the assertion shows, not in
-        // use yet, and it never moves.
+        // SAFETY: `cmd_size` is that of a `Pdu<T>`, and the assertion shows that the end of a
+        // request is aligned for it. Nothing else uses that memory, and it never moves.
         match unsafe { pin_init::raw_try_init(pdu, Pdu::<T>::new()) } {
             Ok(()) => 0,
             Err(never) => match never {},
         }
     }
 
+    /// Drops the PDU of a request: `->exit_request`.
+    ///
     /// # Safety
     ///
-    /// Called by blk-mq alone: `init_request` succeeded for `rq`, and `rq` is not used any more.
+    /// Called by blk-mq alone: `init_request` has succeeded for `rq`, which is not used any more.
     unsafe extern "C" fn exit_request(
         _set: *mut bindings::blk_mq_tag_set,
         rq: *mut bindings::request,
         _hctx_idx: c_uint,
     ) {
-        // SAFETY: `init_request` made a `Pdu<T>` behind the request, and nothing uses it after this
-        // call.
-        unsafe { core::ptr::drop_in_place(rq.add(1).cast::<Pdu<T>>()) };
+        // SAFETY: The PDU follows the request, in the same allocation (`blk_mq_rq_to_pdu()`).
+        let pdu = unsafe { rq.add(1) }.cast::<Pdu<T>>();
+        // SAFETY: By the function's requirements `init_request` has made the PDU, and nothing uses
+        // it after this call.
+        unsafe { core::ptr::drop_in_place(pdu) };
     }
 
     const OPS: bindings::blk_mq_ops = bindings::blk_mq_ops {
@@ -184,12 +207,32 @@ impl<T: Operations> Vtable<T> {
     };
 }
 
-/// The requests of a disk, in one or more hardware contexts.
+/// Removes the first request of a list, and returns it: `rq_list_pop()`.
+///
+/// # Safety
+///
+/// `list` is valid, its requests are valid and linked by `rq_next`, and nothing else uses its links
+/// during the call.
+unsafe fn pop(list: *mut bindings::rq_list) -> Option<NonNull<bindings::request>> {
+    // SAFETY: By the function's requirements the list is valid, and nothing else uses it.
+    let list = unsafe { &mut *list };
+    let rq = NonNull::new(list.head)?;
+    // SAFETY: By the function's requirements the first request is valid, and has a link that
+    // nothing else uses.
+    let next = unsafe { &mut (*rq.as_ptr()).__bindgen_anon_1.rq_next };
+    list.head = core::mem::replace(next, core::ptr::null_mut());
+    if list.head.is_null() {
+        list.tail = core::ptr::null_mut();
+    }
+    Some(rq)
+}
+
+/// The tags and the requests of a disk, in one or more hardware contexts.
 ///
 /// # Invariants
 ///
-/// `inner` was set up by `blk_mq_alloc_tag_set()` with the operations of `T` and room for a
-/// `Pdu<T>` behind each request, and is not freed yet.
+/// `blk_mq_alloc_tag_set()` has set `inner` up, with the operations of `T` and room for a `Pdu<T>`
+/// behind each request, and it is not freed yet.
 #[pin_data(PinnedDrop)]
 pub(crate) struct TagSet<T: Operations> {
     #[pin]
@@ -199,17 +242,17 @@ pub(crate) struct TagSet<T: Operations> {
 
 // SAFETY: A tag set may be used and freed by any thread.
 unsafe impl<T: Operations> Send for TagSet<T> {}
-// SAFETY: There is no method that changes it through a shared reference.
+// SAFETY: No method changes the tag set through a shared reference.
 unsafe impl<T: Operations> Sync for TagSet<T> {}
 
 impl<T: Operations> TagSet<T> {
     /// Makes a tag set with `nr_hw_queues` hardware contexts (at most one per possible CPU) of
-    /// `depth` requests each (at most 10240, and fewer when memory is short).
+    /// `depth` requests each (at most 10240, and fewer if there is no memory for all).
     ///
-    /// For a disk that passes requests on to other disks, and schedules nothing unless told to.
-    /// May sleep. Fails with `EINVAL` for a depth of 0, and with `ENOMEM`.
+    /// For a stacked disk, which has no I/O scheduler unless user space sets one. May sleep. Fails
+    /// with `EINVAL` for a number or a depth of 0, and with `ENOMEM`.
     pub(crate) fn new(nr_hw_queues: u32, depth: u32) -> impl PinInit<Self, Error> {
-        // INVARIANT: `inner` is set up by `blk_mq_alloc_tag_set()`, or `new` fails.
+        // INVARIANT: `blk_mq_alloc_tag_set()` sets `inner` up, or `new` fails.
         try_pin_init!(Self {
             inner <- Opaque::try_ffi_init(move |slot: *mut bindings::blk_mq_tag_set| {
                 // SAFETY: `slot` is valid for writes.
@@ -220,24 +263,23 @@ impl<T: Operations> TagSet<T> {
                         queue_depth: depth,
                         numa_node: bindings::NUMA_NO_NODE,
                         cmd_size: const { size_of::<Pdu<T>>() as u32 },
-                        // Drivers may submit to file systems in the submitter's context, where
-                        // those sleep.
+                        // A driver may call file systems in `->queue_rq`, and they may sleep.
                         flags: bindings::BLK_MQ_F_BLOCKING
                             | bindings::BLK_MQ_F_STACKING
                             | bindings::BLK_MQ_F_NO_SCHED_BY_DEFAULT,
                         ..pin_init::zeroed()
                     })
                 };
-                // SAFETY: `slot` was filled in above, is pinned, and lives until `drop` frees it.
+                // SAFETY: `slot` is filled in and pinned, and stays valid until `drop` frees it.
                 to_result(unsafe { bindings::blk_mq_alloc_tag_set(slot) })
             }),
             _driver: PhantomData,
         })
     }
 
-    /// How many hardware contexts there are.
+    /// Returns the number of hardware contexts.
     pub(super) fn nr_hw_queues(&self) -> u32 {
-        // SAFETY: By the type invariant the tag set is set up; the number does not change.
+        // SAFETY: By the type invariant the tag set is valid. The number does not change.
         unsafe { (*self.raw()).nr_hw_queues }
     }
 
@@ -249,8 +291,8 @@ impl<T: Operations> TagSet<T> {
 #[pinned_drop]
 impl<T: Operations> PinnedDrop for TagSet<T> {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: By the type invariant the tag set is set up. Its disk, which owns it, drops it
-        // when no request can be made any more.
+        // SAFETY: By the type invariant the tag set is set up and not freed. The disk that owns it
+        // drops it after its queue was taken down, so no request is left.
         unsafe { bindings::blk_mq_free_tag_set(self.inner.get()) };
     }
 }

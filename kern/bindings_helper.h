@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 
-/* Input of bindgen alone; C code includes helpers.h. */
+/* The input of bindgen. C code includes helpers.h instead. */
 
 #include "helpers.h"
 
@@ -12,7 +12,10 @@
 #define CONFIG_BLK_DEV_LOOP_MIN_COUNT 8
 #endif
 
-/* Macros with casts, or from headers whose other names are not wanted. */
+/*
+ * Constants that bindgen cannot read, because they are macros with casts, and
+ * constants of headers from which bindgen should read nothing else.
+ */
 const blk_status_t RUST_CONST_HELPER_BLK_STS_OK = BLK_STS_OK;
 const blk_status_t RUST_CONST_HELPER_BLK_STS_IOERR = BLK_STS_IOERR;
 const blk_status_t RUST_CONST_HELPER_BLK_STS_RESOURCE = BLK_STS_RESOURCE;
@@ -22,6 +25,7 @@ const blk_status_t RUST_CONST_HELPER_BLK_STS_DM_REQUEUE = BLK_STS_DM_REQUEUE;
 const blk_status_t RUST_CONST_HELPER_BLK_STS_ZONE_OPEN_RESOURCE = BLK_STS_ZONE_OPEN_RESOURCE;
 const blk_status_t RUST_CONST_HELPER_BLK_STS_ZONE_ACTIVE_RESOURCE = BLK_STS_ZONE_ACTIVE_RESOURCE;
 const req_flags_t RUST_CONST_HELPER_RQF_QUIET = RQF_QUIET;
+const req_flags_t RUST_CONST_HELPER_RQF_DONTPREP = RQF_DONTPREP;
 const blk_opf_t RUST_CONST_HELPER_REQ_NOUNMAP = REQ_NOUNMAP;
 const blk_opf_t RUST_CONST_HELPER_REQ_OP_MASK = REQ_OP_MASK;
 const blk_opf_t RUST_CONST_HELPER_REQ_NOWAIT = REQ_NOWAIT;

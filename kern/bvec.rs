@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory in segments.
+//! Arrays of bio_vecs.
 //!
 //! C header: [`include/linux/bvec.h`](srctree/include/linux/bvec.h)
 
@@ -10,23 +10,26 @@ use kernel::{
     types::Opaque, //
 };
 
-/// Memory to transfer: `count` bytes from `offset` on in `segments` bio_vecs.
-pub(crate) struct Memory {
+/// The memory of an I/O operation: `count` bytes, which begin `offset` bytes into the first of
+/// `segments` bio_vecs.
+pub(crate) struct BvecSpan {
     pub(crate) bvecs: *const bindings::bio_vec,
     pub(crate) segments: usize,
     pub(crate) offset: usize,
     pub(crate) count: usize,
 }
 
-impl Memory {
-    /// The same as a `struct iov_iter`, for `ITER_SOURCE` or `ITER_DEST`.
+impl BvecSpan {
+    /// Makes a `struct iov_iter` of the memory, for `ITER_SOURCE` or `ITER_DEST`. It is valid as
+    /// long as the bio_vecs are.
     pub(crate) fn iter(&self, direction: c_uint) -> Opaque<bindings::iov_iter> {
         let iter = Opaque::<bindings::iov_iter>::uninit();
-        // SAFETY: `iter` is valid for writes; the bio_vecs are only noted here.
+        // SAFETY: `iter` is valid for writes. The call stores the pointer to the bio_vecs, but does
+        // not follow it.
         unsafe {
             bindings::iov_iter_bvec(iter.get(), direction, self.bvecs, self.segments, self.count)
         };
-        // SAFETY: Initialized by the call above.
+        // SAFETY: `iter` was initialized by the call above, and has no other user yet.
         unsafe { (*iter.get()).iov_offset = self.offset };
         iter
     }

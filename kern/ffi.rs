@@ -25,5 +25,12 @@ mod raw {
 
 pub(crate) use raw::*;
 
+/// The major number of loop devices, and the minor numbers of misc devices.
+pub(crate) use kernel::bindings::{
+    LOOP_CTRL_MINOR,
+    LOOP_MAJOR,
+    MISC_DYNAMIC_MINOR, //
+};
+
 /// `__kernel_old_dev_t`.
 pub(crate) type OldDev = kernel::bindings::__kernel_old_dev_t;

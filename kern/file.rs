@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Open files, as a driver that does I/O to them sees them.
+//! Open files as the backing store of a driver.
 //!
 //! C headers: [`include/linux/fs.h`](srctree/include/linux/fs.h),
 //! [`include/linux/pagemap.h`](srctree/include/linux/pagemap.h)
@@ -31,7 +31,7 @@ use kernel::{
     },
 };
 
-/// What kind of file an inode stands for.
+/// The type of the file that an inode is.
 pub(crate) enum Kind<'a> {
     /// A regular file.
     Regular,
@@ -41,177 +41,210 @@ pub(crate) enum Kind<'a> {
     Other,
 }
 
-/// What direct I/O to a file must keep to.
+/// The alignment of direct I/O to a file.
 #[derive(Clone, Copy)]
 pub(crate) struct DirectAlignment {
-    /// The unit of offsets and lengths, in bytes.
+    /// The alignment of positions and lengths, in bytes.
     pub(crate) block: u32,
     /// The alignment of memory, as a mask.
     pub(crate) memory: u32,
 }
 
-/// Up to where failures to write a file back have been reported to somebody: `errseq_t`.
+/// A position in the sequence of a file's writeback errors: a sampled `errseq_t`. Errors before it
+/// have been reported to the owner of the cursor.
 ///
-/// A `struct file` has one of its own, but each is told of a failure once, whoever syncs by it.
-pub(crate) struct ErrorCursor(Atomic<u32>);
+/// Each `struct file` has such a cursor (`f_wb_err`), but all tasks that sync through that `struct
+/// file` share it: only the first sync reports an error.
+///
+/// # Examples
+///
+/// ```ignore
+/// // A write through the page cache that reports the failure of its own writeback.
+/// let cursor = ErrseqCursor::from_now(file);
+/// write_to_page_cache(file, position, len)?;
+/// file.write_back(position, len)?;
+/// // Another sync may have reported the error before `write_back`.
+/// cursor.check(file)?;
+/// ```
+pub(crate) struct ErrseqCursor(Atomic<u32>);
 
-impl ErrorCursor {
-    /// Returns a cursor at the present end, which reports later failures, for a write that syncs
-    /// its own data through this `struct file`.
+impl ErrseqCursor {
+    /// Returns a cursor at the current end of the sequence, for a write that syncs its own data
+    /// through this `struct file`.
     ///
-    /// Unlike `errseq_sample()` it does not go back to a failure that no opener has been told of,
-    /// and unlike `errseq_check_and_advance()` it does not mark such a failure as seen, which would
-    /// hide it from later openers. While a failure is unseen, an equal one does not change the
-    /// `errseq_t`; but then the sync through this `struct file` reports it, or another sync does
-    /// and marks it as seen, which is a change.
+    /// The cursor does not report an earlier error, even if no opener has seen that error, as a
+    /// cursor of `errseq_sample()` would. Nor is such an error marked as seen, as by
+    /// `errseq_check_and_advance()`, because later openers of the file would miss it.
+    ///
+    /// While an error is unseen, an equal error does not change the `errseq_t`. The equal error is
+    /// not lost: the sync through this `struct file` reports it, unless another sync has reported
+    /// it before. That other sync has marked it as seen, which changes the `errseq_t`, so the
+    /// cursor reports it.
     pub(crate) fn from_now(file: &File) -> Self {
-        // SAFETY: An open file has a mapping. What fails at the same time is reported or not.
-        let now = unsafe { (&raw const (*(*file.as_ptr()).f_mapping).wb_err).read_volatile() };
+        // SAFETY: An open file has a mapping, so `wb_err` is valid for reads. C code may change it
+        // at the same time: then the cursor is before or behind the new error.
+        let now = unsafe { (&raw const (*mapping(file)).wb_err).read_volatile() };
         Self(Atomic::new(now))
     }
 
-    /// Fails if something has failed that was not reported here. Does not mark it as seen, which
-    /// would hide it from later openers of the file.
+    /// Fails if there is an error behind the cursor. Does not mark the error as seen, because later
+    /// openers of the file would miss it.
     ///
-    /// A failure that is equal to an unseen one is not noticed. The next sync of the file reports
+    /// Does not notice an error that is equal to an unseen one. The next sync of the file reports
     /// both.
     pub(crate) fn check(&self, file: &File) -> Result {
-        // SAFETY: An open file has a mapping.
-        to_result(unsafe {
-            bindings::errseq_check(
-                &raw mut (*(*file.as_ptr()).f_mapping).wb_err,
-                self.0.load(Relaxed),
-            )
-        })
+        // SAFETY: An open file has a mapping; this only computes an address inside it.
+        let wb_err = unsafe { &raw mut (*mapping(file)).wb_err };
+        // SAFETY: `wb_err` is valid; the call accesses it atomically.
+        to_result(unsafe { bindings::errseq_check(wb_err, self.0.load(Relaxed)) })
     }
 
-    /// Fails if something has failed that was not reported here, and reports it. For one user at a time.
+    /// Fails if there is an error behind the cursor, marks the error as seen, and moves the cursor
+    /// behind it. The caller excludes other callers, because two of them might both report one
+    /// error.
     pub(crate) fn advance(&self, file: &File) -> Result {
         let mut since = self.0.load(Relaxed);
-        // SAFETY: An open file has a mapping, and `since` is valid for writes.
-        let result = to_result(unsafe {
-            bindings::errseq_check_and_advance(
-                &raw mut (*(*file.as_ptr()).f_mapping).wb_err,
-                &mut since,
-            )
-        });
+        // SAFETY: An open file has a mapping; this only computes an address inside it.
+        let wb_err = unsafe { &raw mut (*mapping(file)).wb_err };
+        // SAFETY: `wb_err` is valid; the call accesses it atomically. `since` is valid for reads
+        // and writes.
+        let result = to_result(unsafe { bindings::errseq_check_and_advance(wb_err, &mut since) });
         self.0.store(since, Relaxed);
         result
     }
 }
 
-/// What identifies a file: `st_dev`, `st_ino` and `st_rdev`, device numbers in the encoding of user
-/// space's 64-bit `dev_t`.
+/// The identity of a file: `st_dev`, `st_ino` and `st_rdev`. Device numbers have the encoding of
+/// the 64-bit `dev_t` of user space.
 pub(crate) struct Identity {
     pub(crate) dev: u64,
     pub(crate) ino: u64,
     pub(crate) rdev: u64,
 }
 
-/// `huge_encode_dev()`: `new_encode_dev()` of major and minor.
+/// Encodes a device number for user space: `huge_encode_dev()`.
 fn encode_dev(dev: bindings::dev_t) -> u64 {
     let major = dev >> bindings::MINORBITS;
     let minor = dev & ((1 << bindings::MINORBITS) - 1);
     u64::from((minor & 0xff) | (major << 8) | ((minor & !0xff) << 12))
 }
 
-/// The file behind a descriptor of the current process.
+/// Returns the file of a descriptor of the current process. Only for ioctls, which pass the
+/// descriptor as their argument.
 ///
-/// Fails with `EBADF`. To be called by a system call that got the descriptor as an argument other
-/// than the file it is a call on, as ioctls do.
+/// Fails with `EBADF` if the descriptor is not open.
 pub(crate) fn from_fd(fd: u32) -> Result<ARef<File>> {
     let file = LocalFile::fget(fd)?;
-    // SAFETY: The callers are ioctls, which hold no `fdget_pos()` reference to `file`; the
-    // documentation of the function names them as its users.
+    // SAFETY: The callers are ioctls, as the documentation of this function demands. An ioctl gets
+    // its own file by `fdget()`, so no `fdget_pos()` is active on this thread.
     Ok(unsafe { LocalFile::assume_no_fdget_pos(file) })
 }
 
-/// Writes the absolute path of `file` to `buf`, and returns its length. Does not sleep.
+/// Writes the absolute path of `file` to `buf`, and returns its length: `file_path()`. Does not
+/// sleep.
 ///
-/// Fails with `ENAMETOOLONG`.
+/// Fails with `ENAMETOOLONG` if the path does not fit.
 pub(crate) fn path(file: &File, buf: &mut [u8]) -> Result<usize> {
     let size = c_int::try_from(buf.len())?;
     // SAFETY: The file is open, and `buf` has room for `size` bytes.
     let path = unsafe { bindings::file_path(file.as_ptr(), buf.as_mut_ptr().cast(), size) };
     let path = from_err_ptr(path)?;
-    // The path stands at the end of `buf`, with a NUL behind it.
-    // SAFETY: As said, so it is a string inside `buf`, which nobody else changes.
+    // SAFETY: `file_path()` returned no error, so `path` is a NUL-terminated string inside `buf`,
+    // which is borrowed exclusively.
     let len = unsafe { CStr::from_char_ptr(path) }.to_bytes().len();
-    // SAFETY: Both lie inside `buf`; they may overlap.
+    // SAFETY: The `len` bytes at `path` are inside `buf`, so `buf` has room for them; `copy` allows
+    // the two ranges to overlap.
     unsafe { core::ptr::copy(path.cast::<u8>(), buf.as_mut_ptr(), len) };
     Ok(len)
 }
 
-/// What a driver that does I/O to a file asks it.
+/// Extends [`File`] with the operations and the capabilities of a backing file.
 pub(crate) trait BackingFile {
-    /// Whether the file can be read: `f_op->read_iter`.
+    /// Returns whether the file supports reads: `f_op->read_iter`.
     fn has_read(&self) -> bool;
-    /// Whether the file's operations know writing: `f_op->write_iter`.
+    /// Returns whether the file supports writes: `f_op->write_iter`.
     fn has_write(&self) -> bool;
-    /// Whether the file's operations know flushing: `f_op->fsync`.
-    fn has_sync(&self) -> bool;
-    /// Whether the file's operations know holes: `f_op->fallocate`.
+    /// Returns whether the file supports flushes: `f_op->fsync`.
+    fn has_fsync(&self) -> bool;
+    /// Returns whether the file supports [`fallocate`](Self::fallocate): `f_op->fallocate`.
     fn has_fallocate(&self) -> bool;
-    /// Whether it is open for writing: `FMODE_WRITE`.
+    /// Returns whether the file is open for writing: `FMODE_WRITE`.
     fn is_writable(&self) -> bool;
-    /// Returns whether writes to it can succeed: it is open for writing, its operations know writing, and
-    /// it has not been protected against writes since it was opened. Later protection is not seen.
+    /// Returns whether writes to the file can succeed: it is open for writing, supports writes, and
+    /// has not become write-protected since it was opened. The answer may be stale when this
+    /// returns.
     fn accepts_writes(&self) -> bool;
-    /// Whether it was opened for direct I/O: `O_DIRECT`.
+    /// Returns whether `O_DIRECT` is set for the file.
     fn is_direct(&self) -> bool;
-    /// Whether it can do direct I/O: `FMODE_CAN_ODIRECT`.
+    /// Returns whether the file supports direct I/O: `FMODE_CAN_ODIRECT`.
     fn can_direct(&self) -> bool;
-    /// Whether reads and writes of it may be told not to wait: `FMODE_NOWAIT`.
+    /// Returns whether the file supports non-blocking I/O (`IOCB_NOWAIT`): `FMODE_NOWAIT`.
     fn has_nowait(&self) -> bool;
-    /// Whether there is anything in its page cache.
+    /// Returns whether the page cache of the file holds pages. Any context.
     fn is_cached(&self) -> bool;
-    /// Whether reading it changes its access time, for which its file system may have to wait.
+    /// Returns whether a read may change the access time of the file, for which the file system may
+    /// block. Any context.
     fn changes_atime(&self) -> bool;
-    /// Whether a write in place that ends at `end` bytes is the same whoever writes: nobody is
-    /// refused, or told, and no privilege of the file goes.
-    fn write_is_anonymous(&self, end: u64) -> bool;
-    /// Whether a write to it that must be durable (`IOCB_DSYNC`) is, for certain.
+    /// Returns whether a write that ends at `end` bytes has the same result in the current task as
+    /// in any other: no file size limit applies, the write drops no privileges (setuid,
+    /// capabilities) of the file, and the file does not grow. Any context.
+    fn write_is_task_independent(&self, end: u64) -> bool;
+    /// Returns whether `IOCB_DSYNC` is certain to make a write to the file durable.
     fn honours_dsync(&self) -> bool;
-    /// Whether memory must not change while it is written to it, as what is below makes checksums or
-    /// parity of it: `mapping_stable_writes()`, `bdev_stable_writes()`.
+    /// Returns whether memory must not change while it is written to the file, because a checksum
+    /// or a parity is computed from it: `mapping_stable_writes()`, `bdev_stable_writes()`.
     fn wants_stable_writes(&self) -> bool;
-    /// What kind of file it is.
+    /// Returns the type of the file.
     fn kind(&self) -> Kind<'_>;
-    /// The block device that its file system lives on.
+    /// Returns the block device of the file's file system: `s_bdev`. `None` if the file system has
+    /// none, or if the file is a block device itself.
     fn fs_device(&self) -> Option<ARef<BlockDevice>>;
-    /// Its size in bytes: a block device's from its inode, another file's from the file system.
-    /// May sleep.
+    /// Returns the size of the file, in bytes: of a block device as in its inode, of other files as
+    /// the file system reports it. May sleep.
     fn size(&self) -> Result<u64>;
-    /// What direct I/O to it must keep to, if the file system says. May sleep.
+    /// Returns the alignment of direct I/O to the file, if the file system reports it
+    /// (`STATX_DIOALIGN`). May sleep.
     fn direct_alignment(&self) -> Option<DirectAlignment>;
-    /// The block size of its file system, in bytes: `statfs()`. May sleep.
+    /// Returns the block size of the file's file system, in bytes: `statfs()`. May sleep.
     fn fs_block_size(&self) -> Result<u32>;
-    /// What identifies it: `stat()`. May sleep.
+    /// Returns the identity of the file: `stat()`. May sleep.
     fn identity(&self) -> Result<Identity>;
-    /// Makes everything written durable: `fsync()`. May sleep.
-    fn sync(&self) -> Result;
-    /// Makes the data written durable, and what it takes to find it again: `fdatasync()`. May sleep.
+    /// Makes the data and the metadata of the file durable: `fsync()`. May sleep.
+    fn fsync(&self) -> Result;
+    /// Makes the data of the file durable, and the metadata that reading it needs: `fdatasync()`.
+    /// May sleep. The caller excludes other users of `wb_err`.
     ///
-    /// An earlier write that failed since `reported`, which this advances, is an error, whoever has heard
-    /// of it from this file already: but never `ENOMEM`, which tells of nothing but that, and may be tried
-    /// again. (Not so on overlayfs, whose files have a mapping that hears of no failure.)
-    fn sync_data(&self, reported: &ErrorCursor) -> Result;
-    /// Where failed writes are that this file has not reported.
-    fn error_cursor(&self) -> ErrorCursor;
-    /// Drops its page cache, but for what cannot be written back or is in use. May sleep.
-    fn drop_cache(&self);
-    /// Keeps the file's file system from being frozen until [`end_write`](Self::end_write), which
-    /// any context may call; waits while it is frozen. May sleep.
+    /// Fails on a writeback error behind `wb_err`, even if another sync of this `struct file` has
+    /// reported that error already, and advances `wb_err`. A writeback error `ENOMEM` becomes
+    /// `EIO`, because callers retry on `ENOMEM`, but no other sync would report the lost data.
+    ///
+    /// On overlayfs, writeback errors are recorded in the mapping of the underlying file, so an
+    /// error that another sync has reported is missed.
+    fn fdatasync(&self, wb_err: &ErrseqCursor) -> Result;
+    /// Returns a cursor behind the writeback errors that this `struct file` has reported:
+    /// `f_wb_err`.
+    fn wb_err_cursor(&self) -> ErrseqCursor;
+    /// Drops the page cache of the file, also pages that are mapped: `invalidate_inode_pages2()`.
+    /// Waits for pages that are locked or under writeback. May sleep.
+    ///
+    /// Dirty pages stay, unless the file system writes them back in `->launder_folio` (btrfs, FUSE,
+    /// NFS). Pages whose buffers the file system cannot release stay, too.
+    fn drop_page_cache(&self);
+    /// Takes freeze protection: the file's file system is not frozen until
+    /// [`end_write`](Self::end_write). Waits for the thaw of a frozen file system. May sleep.
     fn start_write(&self);
-    /// As [`start_write`](Self::start_write), but returns false where that would wait. Any context.
+    /// Takes freeze protection as [`start_write`](Self::start_write) does, but returns false if
+    /// that would block. Any context.
     fn try_start_write(&self) -> bool;
-    /// Undoes [`start_write`](Self::start_write), once. Any context, including hard IRQ.
+    /// Releases the freeze protection of one [`start_write`](Self::start_write), also one of
+    /// another task. Any context, including hard IRQ.
     fn end_write(&self);
-    /// Writes back the dirty pages of `len` bytes from `pos` in its page cache, and waits for it.
-    /// Does not make it durable. May sleep.
+    /// Writes back the dirty pages of `len` bytes from `pos` in the page cache of the file, and
+    /// waits for the writeback: `filemap_write_and_wait_range()`. Does not make the data durable.
+    /// May sleep.
     fn write_back(&self, pos: u64, len: u64) -> Result;
-    /// Changes the allocation of `len` bytes from `pos`: `vfs_fallocate()`, with a mode of
-    /// `FALLOC_FL_*`. May sleep, and sleeps until the thaw while the file system is frozen.
+    /// Changes the allocation of `len` bytes from `pos`: `vfs_fallocate()`. Waits for the thaw of a
+    /// frozen file system. May sleep.
     ///
     /// Also fails for a file that has become immutable, append-only or swap space since it was
     /// opened: `f_op->fallocate` itself checks for none of them.
@@ -221,40 +254,49 @@ pub(crate) trait BackingFile {
 /// A mode of `fallocate()` that keeps the size of the file.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fallocate {
-    /// Frees the range, which reads as zeroes then: `FALLOC_FL_PUNCH_HOLE`.
+    /// Frees the range, which then reads as zeroes: `FALLOC_FL_PUNCH_HOLE`.
     PunchHole,
     /// Makes the range read as zeroes and keeps it allocated: `FALLOC_FL_ZERO_RANGE`.
     ZeroRange,
 }
 
-/// The operations of a file.
+/// Returns the operations of a file.
 fn ops(file: &File) -> &bindings::file_operations {
-    // SAFETY: An open file has operations, which stay while it is open.
+    // SAFETY: An open file has operations, which are static and belong to a module that the file
+    // keeps loaded.
     unsafe { &*(*file.as_ptr()).f_op }
 }
 
-/// The inode that the file's data belongs to: `f_mapping->host`.
-fn host(file: &File) -> *mut bindings::inode {
-    // SAFETY: An open file has a mapping with a host, which stay while it is open.
-    unsafe { (*(*file.as_ptr()).f_mapping).host }
+/// Returns the mapping of a file's data: `f_mapping`.
+fn mapping(file: &File) -> *mut bindings::address_space {
+    // SAFETY: The file is open, so it is valid. Its mapping does not change while it is open.
+    unsafe { (*file.as_ptr()).f_mapping }
 }
 
+/// Returns the inode of a file's data: `f_mapping->host`.
+fn host(file: &File) -> *mut bindings::inode {
+    // SAFETY: An open file has a mapping, whose host does not change.
+    unsafe { (*mapping(file)).host }
+}
+
+/// Returns whether the mode of a file has `flag`, which is set by `open()` alone.
 fn mode_has(file: &File, flag: bindings::fmode_t) -> bool {
-    // SAFETY: The file is open; these flags are set when it is opened, and stay.
+    // SAFETY: The file is open, so `f_mode` is valid. C code reads it as a plain word, too.
     unsafe { (*file.as_ptr()).f_mode & flag != 0 }
 }
 
-/// Asks the file system for what `mask` (of `STATX_*`) names.
+/// Asks the file system for the attributes of `mask` (`STATX_*`). With `checked`, a security module
+/// may deny the access. May sleep.
 fn stat(file: &File, mask: u32, checked: bool) -> Result<bindings::kstat> {
     let mut stat: bindings::kstat = pin_init::zeroed();
-    // SAFETY: The file is open, so its path is valid; `stat` is valid for writes.
-    to_result(unsafe {
-        let path = ffi::rnull_loop_file_path(file.as_ptr());
-        if checked {
-            bindings::vfs_getattr(path, &mut stat, mask, bindings::AT_STATX_SYNC_AS_STAT)
-        } else {
-            bindings::vfs_getattr_nosec(path, &mut stat, mask, 0)
-        }
+    // SAFETY: The file is open, so it is valid and has a path.
+    let path = unsafe { ffi::rnull_loop_file_path(file.as_ptr()) };
+    to_result(if checked {
+        // SAFETY: The path is valid while the file is open; `stat` is valid for writes.
+        unsafe { bindings::vfs_getattr(path, &mut stat, mask, bindings::AT_STATX_SYNC_AS_STAT) }
+    } else {
+        // SAFETY: The path is valid while the file is open; `stat` is valid for writes.
+        unsafe { bindings::vfs_getattr_nosec(path, &mut stat, mask, 0) }
     })?;
     Ok(stat)
 }
@@ -268,7 +310,7 @@ impl BackingFile for File {
         ops(self).write_iter.is_some()
     }
 
-    fn has_sync(&self) -> bool {
+    fn has_fsync(&self) -> bool {
         ops(self).fsync.is_some()
     }
 
@@ -299,7 +341,8 @@ impl BackingFile for File {
     }
 
     fn is_cached(&self) -> bool {
-        // SAFETY: An open file has a mapping. The number may change at any time.
+        // SAFETY: An open file has a mapping, so `nrpages` is valid for reads. C code may change it
+        // at the same time: then either number will do.
         unsafe { core::ptr::read_volatile(&raw const (*(*self.as_ptr()).f_mapping).nrpages) != 0 }
     }
 
@@ -308,12 +351,12 @@ impl BackingFile for File {
         unsafe { !ffi::rnull_loop_atime_settled(self.as_ptr()) }
     }
 
-    fn write_is_anonymous(&self, end: u64) -> bool {
+    fn write_is_task_independent(&self, end: u64) -> bool {
         let Ok(end) = i64::try_from(end) else {
             return false;
         };
         // SAFETY: The file is open.
-        unsafe { ffi::rnull_loop_write_is_anonymous(self.as_ptr(), end) }
+        unsafe { ffi::rnull_loop_write_is_task_independent(self.as_ptr(), end) }
     }
 
     fn honours_dsync(&self) -> bool {
@@ -328,11 +371,12 @@ impl BackingFile for File {
 
     fn kind(&self) -> Kind<'_> {
         let inode = host(self);
-        // SAFETY: The inode of an open file is valid; its type does not change.
+        // SAFETY: The file is open, so its inode is valid; the type of an inode does not change.
         match u32::from(unsafe { (*inode).i_mode }) & bindings::S_IFMT {
             bindings::S_IFREG => Kind::Regular,
             bindings::S_IFBLK => {
-                // SAFETY: The inode is that of a block device, which stays while the file is open.
+                // SAFETY: The data of an open device node belongs to an inode of the block device,
+                // which is open as long as the file, so for the lifetime of `self`.
                 Kind::Block(unsafe { BlockDevice::from_raw(bindings::I_BDEV(inode)) })
             }
             _ => Kind::Other,
@@ -340,10 +384,10 @@ impl BackingFile for File {
     }
 
     fn fs_device(&self) -> Option<ARef<BlockDevice>> {
-        // SAFETY: The inode of an open file is valid, and so is its super block.
+        // SAFETY: The file is open, so its inode and the super block of its inode are valid.
         let bdev = unsafe { ffi::rnull_loop_get_sb_bdev(self.as_ptr()) };
-        // SAFETY: The helper returns it with a reference, or null.
-        unsafe { BlockDevice::from_kept(bdev) }
+        // SAFETY: The helper returns a valid block device with a reference for the caller, or null.
+        unsafe { BlockDevice::from_owned(bdev) }
     }
 
     fn size(&self) -> Result<u64> {
@@ -357,7 +401,7 @@ impl BackingFile for File {
 
     fn direct_alignment(&self) -> Option<DirectAlignment> {
         let stat = stat(self, bindings::STATX_DIOALIGN, true).ok()?;
-        // A file system that reports zeroes cannot do direct I/O to this file.
+        // A file system that reports zeroes does not support direct I/O to this file.
         if stat.result_mask & bindings::STATX_DIOALIGN == 0 {
             return None;
         }
@@ -383,29 +427,32 @@ impl BackingFile for File {
         })
     }
 
-    fn sync(&self) -> Result {
+    fn fsync(&self) -> Result {
         // SAFETY: The file is open.
         to_result(unsafe { bindings::vfs_fsync(self.as_ptr(), 0) })
     }
 
-    fn sync_data(&self, reported: &ErrorCursor) -> Result {
+    fn fdatasync(&self, wb_err: &ErrseqCursor) -> Result {
         // SAFETY: The file is open.
         let result = to_result(unsafe { bindings::vfs_fsync(self.as_ptr(), 1) });
-        match reported.advance(self) {
+        match wb_err.advance(self) {
             Err(error) if error == ENOMEM => Err(EIO),
             Err(error) => Err(error),
             Ok(()) => result,
         }
     }
 
-    fn error_cursor(&self) -> ErrorCursor {
-        // SAFETY: The file is open. What syncs of it change meanwhile is seen or not.
-        let reported = unsafe { (&raw const (*self.as_ptr()).f_wb_err).read_volatile() };
-        ErrorCursor(Atomic::new(reported))
+    fn wb_err_cursor(&self) -> ErrseqCursor {
+        // SAFETY: The file is open, so `f_wb_err` is valid for reads. A sync may change it at the
+        // same time: then the cursor is before or behind the error which that sync reports.
+        let wb_err = unsafe { (&raw const (*self.as_ptr()).f_wb_err).read_volatile() };
+        ErrseqCursor(Atomic::new(wb_err))
     }
 
-    fn drop_cache(&self) {
-        // SAFETY: An open file has a mapping. What cannot be dropped makes it fail, and stays.
+    fn drop_page_cache(&self) {
+        // SAFETY: An open file has a mapping, which lives as long as the file is open. Pages with
+        // other users are safe: the call locks and unmaps each page, and keeps it if it is dirty or
+        // if its buffers cannot be released. Then it returns an error, which is ignored.
         unsafe { bindings::invalidate_inode_pages2((*self.as_ptr()).f_mapping) };
     }
 
@@ -420,14 +467,15 @@ impl BackingFile for File {
     }
 
     fn end_write(&self) {
-        // SAFETY: The file is open; by the function's requirements a start is undone.
+        // SAFETY: The file is open, so its super block is valid. A call without freeze protection
+        // is a bug of the caller that breaks freezing, but accesses no invalid memory.
         unsafe { ffi::rnull_loop_file_end_write(self.as_ptr()) };
     }
 
     fn write_back(&self, pos: u64, len: u64) -> Result {
         let last = pos.saturating_add(len).saturating_sub(1);
         let (first, last) = (pos.try_into()?, last.try_into()?);
-        // SAFETY: An open file has a mapping.
+        // SAFETY: An open file has a mapping, which lives as long as the file is open.
         to_result(unsafe {
             bindings::filemap_write_and_wait_range((*self.as_ptr()).f_mapping, first, last)
         })
@@ -444,59 +492,63 @@ impl BackingFile for File {
     }
 }
 
-/// A mapping whose mask was changed, and for how many [`NoIoMapping`].
-pub(crate) struct NoIoUse {
-    mapping: usize,
+/// A mapping whose GFP mask was changed.
+pub(crate) struct NoIoEntry {
+    /// The address of the mask, which identifies the mapping.
+    mask: usize,
+    /// The number of [`NoIoMapping`] for the mapping.
     users: usize,
+    /// The mask before the change.
     old: bindings::gfp_t,
 }
 
 global_lock! {
     // SAFETY: Initialized in the module initializer before first use.
-    pub(crate) unsafe(uninit) static NO_IO_MAPPINGS: Mutex<KVec<NoIoUse>> = KVec::new();
+    pub(crate) unsafe(uninit) static NO_IO_MAPPINGS: Mutex<KVec<NoIoEntry>> = KVec::new();
 }
 
-/// While this lives, memory for the page cache of a file is got without I/O and without entering
-/// file systems, as reclaim may be waiting for a device that is served from the file. Any number of
-/// devices may be served from one file.
+/// A restriction of page cache allocations for a file: while this lives, they start no I/O and
+/// enter no file system. Otherwise reclaim could deadlock on a device that is served from the file.
+/// Several devices may restrict the same file.
 ///
 /// # Invariants
 ///
-/// The file's mapping is in `NO_IO_MAPPINGS`, where this value is counted.
+/// `NO_IO_MAPPINGS` has an entry for the file's mapping, which counts this value.
 pub(crate) struct NoIoMapping(ARef<File>);
 
 impl NoIoMapping {
-    /// Takes `__GFP_IO` and `__GFP_FS` from the mask of the file's mapping.
+    /// Clears `__GFP_IO` and `__GFP_FS` in the GFP mask of the file's mapping.
     ///
     /// May sleep. Fails with `ENOMEM`.
     pub(crate) fn new(file: ARef<File>) -> Result<Self> {
         let mask = Self::mask(&file);
-        let mapping = mask as usize;
         let mut table = NO_IO_MAPPINGS.lock();
-        if let Some(known) = table.iter_mut().find(|known| known.mapping == mapping) {
-            known.users = known.users.saturating_add(1);
+        if let Some(entry) = table.iter_mut().find(|entry| entry.mask == mask as usize) {
+            entry.users = entry.users.saturating_add(1);
         } else {
-            // SAFETY: The mask of a mapping that `file` keeps; a plain word in C too.
+            // SAFETY: `file` keeps its mapping, so the mask is valid for reads. C code accesses it
+            // as a plain word, too.
             let old = unsafe { mask.read_volatile() };
-            let users = 1;
-            let new = NoIoUse {
-                mapping,
-                users,
+            let entry = NoIoEntry {
+                mask: mask as usize,
+                users: 1,
                 old,
             };
-            // Reclaim that does I/O could block the callers for other devices, which need the lock.
+            // Other devices need the lock. If this allocation waited for their I/O, both would
+            // deadlock.
             let _noio = IoWorkerScope::enter();
-            table.push(new, GFP_KERNEL)?;
-            // SAFETY: As above; the lock keeps other devices away.
+            table.push(entry, GFP_KERNEL)?;
+            // SAFETY: `file` keeps its mapping, so the mask is valid for writes. The lock excludes
+            // other writers of this module.
             unsafe { mask.write_volatile(old & !(ffi::__GFP_IO | ffi::__GFP_FS)) };
         }
-        // INVARIANT: Counted above.
+        // INVARIANT: The entry was added or incremented above.
         Ok(Self(file))
     }
 
-    /// The mask of a file's mapping, which also identifies it.
+    /// Returns the address of the GFP mask of a file's mapping.
     fn mask(file: &File) -> *mut bindings::gfp_t {
-        // SAFETY: An open file has a mapping; this only computes an address inside it.
+        // SAFETY: An open file has a mapping, so the address is inside one object.
         unsafe { &raw mut (*(*file.as_ptr()).f_mapping).gfp_mask }
     }
 }
@@ -505,17 +557,18 @@ impl Drop for NoIoMapping {
     fn drop(&mut self) {
         let mask = Self::mask(&self.0);
         let mut table = NO_IO_MAPPINGS.lock();
-        table.retain(|known| {
-            if known.mapping == mask as usize {
-                known.users = known.users.saturating_sub(1);
-                if known.users == 0 {
-                    // SAFETY: The mask of a mapping that the file keeps; nobody wants it changed.
-                    unsafe { mask.write_volatile(known.old) };
+        table.retain(|entry| {
+            if entry.mask == mask as usize {
+                entry.users = entry.users.saturating_sub(1);
+                if entry.users == 0 {
+                    // SAFETY: The file keeps its mapping, so the mask is valid for writes. The lock
+                    // excludes other writers of this module.
+                    unsafe { mask.write_volatile(entry.old) };
                 }
             }
-            known.users != 0
+            entry.users != 0
         });
-        // Nobody drops a static.
+        // A static is never dropped, so free the memory of an empty table.
         if table.is_empty() {
             *table = KVec::new();
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A gate that any number of users pass, until a task closes it and waits for those inside.
+//! A gate that any number of users enter, until a task closes it and waits for the users inside.
 //!
 //! C header: [`include/linux/wait_bit.h`](srctree/include/linux/wait_bit.h) (`wait_var_event()`)
 
@@ -22,6 +22,21 @@ use kernel::{
 ///
 /// Unlike a reader-writer semaphore, a user may leave on another CPU and in another context than it
 /// entered, and is turned away instead of put to sleep while the gate is closed.
+///
+/// # Examples
+///
+/// ```ignore
+/// // A user, in any context.
+/// if gate.enter() {
+///     write_past_the_page_cache();
+///     gate.leave();
+/// }
+///
+/// // A task that may sleep.
+/// let closed = gate.close();
+/// // No user is inside, and none can enter.
+/// drop(closed);
+/// ```
 #[pin_data]
 pub(crate) struct Gate {
     /// The number of users inside, plus `CLOSED` while the gate is closed.
@@ -32,7 +47,8 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    /// More than there can be users.
+    /// The number that is added to `users` while the gate is closed. It exceeds any number of
+    /// users.
     const CLOSED: i32 = 1 << 30;
 
     /// Makes an open gate.
@@ -46,8 +62,8 @@ impl Gate {
     /// Enters the gate; returns false while it is closed. Each user that has entered must
     /// [leave](Self::leave). Any context, including hard IRQ.
     pub(crate) fn enter(&self) -> bool {
-        // ORDERING: A user that finds the gate open is seen by the task that closes it, and sees
-        // all that the last such task did.
+        // ORDERING: A user that finds the gate open is visible to the next task that closes it. All
+        // that the previous such task did is visible to the user.
         if self.users.fetch_add(1, Full) < Self::CLOSED {
             return true;
         }
@@ -56,9 +72,9 @@ impl Gate {
     }
 
     /// Enters the gate; waits while it is closed. May sleep.
-    pub(crate) fn enter_waiting(&self) {
+    pub(crate) fn enter_blocking(&self) {
         if !self.enter() {
-            // It is closed by the holder of this lock alone.
+            // Only the holder of this lock closes the gate, so the gate is open now.
             let _guard = self.closer.lock();
             self.users.fetch_add(1, Full);
         }
@@ -66,21 +82,22 @@ impl Gate {
 
     /// Leaves the gate. Any context, including hard IRQ.
     pub(crate) fn leave(&self) {
-        // ORDERING: All that the user did happens before the closing task goes on; and the count
+        // ORDERING: All that the user did happens before the closing task continues. The count
         // changes before `wake_up_var()` looks for waiters.
         if self.users.fetch_sub(1, Full) == Self::CLOSED + 1 {
-            // SAFETY: The address is that of the count, of which nothing is read.
+            // SAFETY: `wake_up_var()` uses the address of the count as a key, and does not follow
+            // it. The count was changed by a full barrier above.
             unsafe { ffi::rnull_loop_wake_up_count(self.users.as_ptr().cast()) };
         }
     }
 
-    /// Closes the gate until the guard is dropped, and waits for the users inside and for other
-    /// tasks that have closed it. May sleep.
+    /// Closes the gate until the guard is dropped. Waits for the users inside, and for other tasks
+    /// that have closed the gate. May sleep.
     pub(crate) fn close(&self) -> ClosedGate<'_> {
         let guard = self.closer.lock();
         self.users.fetch_add(Self::CLOSED, Full);
-        // SAFETY: `users` is an `i32` that is accessed by atomic operations alone, as an `atomic_t`
-        // is.
+        // SAFETY: `users` is an `i32` that is only accessed by atomic operations, so C code may use
+        // it as an `atomic_t`. `self` keeps it while the call waits.
         unsafe { ffi::rnull_loop_wait_for_count(self.users.as_ptr().cast(), Self::CLOSED) };
         // INVARIANT: `CLOSED` was added above, and no user is inside.
         ClosedGate {
@@ -103,7 +120,7 @@ pub(crate) struct ClosedGate<'a> {
 
 impl Drop for ClosedGate<'_> {
     fn drop(&mut self) {
-        // ORDERING: What this task did happens before what users do that enter from here on.
+        // ORDERING: All that this task did is visible to users that enter from here on.
         self.gate.users.fetch_sub(Gate::CLOSED, Full);
     }
 }

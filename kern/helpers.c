@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-/* Inline functions and macros of the kernel that Rust cannot express. */
+/* Inline functions and macros of the kernel that Rust code cannot call. */
 
 #include <linux/blk-cgroup.h>
 #include <linux/cgroup.h>
@@ -28,7 +28,7 @@ unsigned int rnull_loop_rq_nr_bvec(struct request *rq)
 	return blk_rq_nr_bvec(rq);
 }
 
-/* Copies up to @max bvecs of @rq to @to, and returns how many that were. */
+/* Copies up to @max bvecs of @rq to @to, and returns the number of copied bvecs. */
 unsigned int rnull_loop_rq_copy_bvecs(struct request *rq, struct bio_vec *to,
 				      unsigned int max)
 {
@@ -53,8 +53,9 @@ void rnull_loop_rq_zero_fill(struct request *rq)
 }
 
 /*
- * Whether @rq, a read, fills a page cache, as far as it can be told: folios that
- * are being read are locked.
+ * Returns whether the read @rq fills a page cache. This is a heuristic: a page
+ * cache locks the folios that it reads, but the first folio of @rq may be locked
+ * for another reason.
  */
 bool rnull_loop_rq_fills_cache(struct request *rq)
 {
@@ -77,8 +78,9 @@ void rnull_loop_limits_cancel_update(struct request_queue *q)
 }
 
 /*
- * What bdev_add() does, which is over when the limits change: the page cache of
- * @disk waits for writeback where its queue wants that.
+ * Makes the page cache of @disk wait for writeback before a page changes, if the
+ * queue wants stable writes. bdev_add() does so once; this is for later changes
+ * of the limits.
  */
 void rnull_loop_inherit_stable_writes(struct gendisk *disk)
 {
@@ -106,25 +108,27 @@ void rnull_loop_queue_put(struct request_queue *q)
 }
 
 /*
- * The caller, called by the block layer under the SRCU lock of @q's tag set, goes
- * to devices that @q stands on. Whoever waits for that lock waits for them, which
- * is no circle; but lockdep takes the locks of all tag sets for one, and what a
- * file system on @q holds for what the same type of file system below it does.
+ * Hides the SRCU read lock of @q's tag set, which the block layer holds around
+ * ->queue_rq(), from lockdep. The caller submits I/O to lower devices and file
+ * systems in that call. A task that waits for the SRCU lock also waits for them,
+ * which is no cycle. But lockdep has one class for the locks of all tag sets, and
+ * one for the locks of all file systems of a type, and would report a cycle.
  */
 void rnull_loop_queue_hide_srcu(struct request_queue *q)
 {
 	srcu_lock_release(&q->tag_set->srcu->dep_map);
 }
 
+/* Undoes rnull_loop_queue_hide_srcu(). */
 void rnull_loop_queue_show_srcu(struct request_queue *q)
 {
 	srcu_lock_acquire(&q->tag_set->srcu->dep_map);
 }
 
 /*
- * Whether there are requests on @q, or there may be. What the caller did before
- * is seen by requests that are handed to the driver later, and what was done to
- * requests that are gone happened before the caller goes on.
+ * Returns whether @q has requests, or may have some. If it returns false, all
+ * that the caller did before is visible to ->queue_rq() of later requests, and
+ * all that was done to earlier requests is visible to the caller.
  */
 bool rnull_loop_queue_has_requests(struct request_queue *q)
 {
@@ -133,7 +137,7 @@ bool rnull_loop_queue_has_requests(struct request_queue *q)
 
 	/* Pairs with __srcu_read_lock() before ->queue_rq(), after the tag. */
 	smp_mb();
-	/* Those of a scheduler have no tag at times. */
+	/* Requests that a scheduler holds have no driver tag. */
 	if (q->elevator)
 		return true;
 	queue_for_each_hw_ctx(q, hctx, i) {
@@ -169,9 +173,9 @@ unsigned int rnull_loop_disk_openers(struct gendisk *disk)
 }
 
 /*
- * The first block device of @disk from number *@partno on, with a reference, and
- * its number; NULL if there is none. 0 is the disk itself. Those that nobody has
- * a reference to any more are left out.
+ * Returns the first block device of @disk from number *@partno on, with a
+ * reference, and sets *@partno to its number; NULL if there is none. Number 0 is
+ * the disk itself. Skips block devices that are being released.
  */
 struct block_device *rnull_loop_get_part(struct gendisk *disk,
 					 unsigned long *partno)
@@ -188,10 +192,11 @@ struct block_device *rnull_loop_get_part(struct gendisk *disk,
 }
 
 /*
- * Whether there are references to @disk but the caller's. The disk is not hashed
- * (any more), but blkdev_get_no_open() may have its inode already, and about to
- * take one to the disk for it: so the inode comes first. A partition in the same
- * place holds one to the disk, as long as there is one to the partition.
+ * Returns whether there are references to @disk other than the caller's. The
+ * inode of @disk is not hashed, or not any more. But blkdev_get_no_open() may
+ * have found it before, and be about to take a reference to the disk, so look at
+ * the inode first. If it has found a partition instead, that partition holds a
+ * reference to the disk for as long as there are references to the partition.
  */
 bool rnull_loop_disk_is_shared(struct gendisk *disk)
 {
@@ -202,7 +207,7 @@ bool rnull_loop_disk_is_shared(struct gendisk *disk)
 	return kref_read(&disk_to_dev(disk)->kobj.kref) > 1;
 }
 
-/* Under open_mutex. */
+/* Returns whether @disk has partitions. The caller holds open_mutex. */
 bool rnull_loop_disk_has_partitions(struct gendisk *disk)
 {
 	unsigned long partno = 0;
@@ -263,11 +268,12 @@ unsigned int rnull_loop_bdev_max_bytes(struct block_device *bdev)
 }
 
 /*
- * Whether blkdev_read_iter() or blkdev_write_iter() would do direct I/O of @len
- * bytes at @pos. A dm table may change the size and the blocks at any time.
+ * Returns whether blkdev_read_iter() or blkdev_write_iter() would carry out
+ * direct I/O of @len bytes at @pos. The answer may be stale when this returns: a
+ * new dm table may change the size and the logical block size at any time.
  */
-bool rnull_loop_bdev_admits(struct block_device *bdev, bool write, u64 pos,
-			    unsigned int len)
+bool rnull_loop_bdev_can_access(struct block_device *bdev, bool write, u64 pos,
+				unsigned int len)
 {
 	if (pos + len > bdev_nr_bytes(bdev) ||
 	    ((pos | len) & (bdev_logical_block_size(bdev) - 1)))
@@ -277,9 +283,9 @@ bool rnull_loop_bdev_admits(struct block_device *bdev, bool write, u64 pos,
 }
 
 /*
- * As kiocb_start_write() and kiocb_end_write(): of all files, as writing to a block
- * device changes the times of its node, and by tasks of which one may end what
- * another has started.
+ * As kiocb_start_write(), which takes freeze protection for files of all types: a
+ * write to a block device changes the time stamps of its device node. Another
+ * task may end the write, so lockdep must not expect this one to do so.
  */
 void rnull_loop_file_start_write(struct file *file)
 {
@@ -289,7 +295,7 @@ void rnull_loop_file_start_write(struct file *file)
 	__sb_writers_release(sb, SB_FREEZE_WRITE);
 }
 
-/* As above, but fails where that would wait for a frozen file system. */
+/* As rnull_loop_file_start_write(), but returns false if it would block. */
 bool rnull_loop_file_start_write_trylock(struct file *file)
 {
 	struct super_block *sb = file_inode(file)->i_sb;
@@ -300,6 +306,7 @@ bool rnull_loop_file_start_write_trylock(struct file *file)
 	return true;
 }
 
+/* As kiocb_end_write(). */
 void rnull_loop_file_end_write(struct file *file)
 {
 	struct super_block *sb = file_inode(file)->i_sb;
@@ -309,9 +316,9 @@ void rnull_loop_file_end_write(struct file *file)
 }
 
 /*
- * Whether every write to @file fails, though it may be open for writing: since
- * it was opened, the inode became immutable, append-only or swap space, the
- * memfd was sealed, or the block device or the file system became read-only.
+ * Returns whether @file is write-protected, although it may be open for writing:
+ * since it was opened, the inode has become immutable, append-only or swap space,
+ * the memfd was sealed, or the block device or the file system became read-only.
  */
 bool rnull_loop_file_refuses_writes(struct file *file)
 {
@@ -333,9 +340,9 @@ loff_t rnull_loop_i_size_read(struct file *file)
 }
 
 /*
- * Whether reading @file now will not change its access time, for which a file
- * system may have to wait: what atime_needs_update(), which modules cannot
- * call, says, or true less often.
+ * Returns whether a read of @file now leaves its access time unchanged; a change
+ * may block in the file system. As !atime_needs_update(), which is not exported,
+ * but may also return false if that is true.
  */
 bool rnull_loop_atime_settled(struct file *file)
 {
@@ -357,11 +364,12 @@ bool rnull_loop_atime_settled(struct file *file)
 }
 
 /*
- * Whether a write to @file that ends at @end, in place, is the same whoever
- * writes: there is no limit on file sizes and no privilege to be taken away,
- * and the file does not grow.
+ * Returns whether a write to @file that ends at @end has the same result in the
+ * current task as in any other: the task has no limit on file sizes, the write
+ * drops no privileges (setuid, capabilities) of the file, and the file does not
+ * grow.
  */
-bool rnull_loop_write_is_anonymous(struct file *file, loff_t end)
+bool rnull_loop_write_is_task_independent(struct file *file, loff_t end)
 {
 	struct inode *inode = file_inode(file);
 
@@ -375,8 +383,8 @@ const struct path *rnull_loop_file_path(struct file *file)
 }
 
 /*
- * The block device that the file system of @file lives on, with a reference, or
- * NULL. btrfs may exchange and close it at any time.
+ * Returns the block device of the file system of @file, with a reference, or
+ * NULL. btrfs may replace and close that device at any time.
  */
 struct block_device *rnull_loop_get_sb_bdev(struct file *file)
 {
@@ -391,8 +399,9 @@ struct block_device *rnull_loop_get_sb_bdev(struct file *file)
 }
 
 /*
- * Whether what is being written to @file must not change: checksums, parity. The
- * mapping of a block device knows what was so when the device was added.
+ * Returns whether memory must not change while it is written to @file, because a
+ * checksum or a parity is computed from it. For a block device, do not look at its
+ * mapping, which is up to date as of bdev_add() only.
  */
 bool rnull_loop_file_stable_writes(struct file *file)
 {
@@ -404,13 +413,15 @@ bool rnull_loop_file_stable_writes(struct file *file)
 }
 
 /*
- * Whether IOCB_DSYNC makes a write to @file durable, for certain. Direct writes to
- * blocks that are there are not followed by a sync where the disk has FUA, unless
- * the file system says (IOMAP_F_DIRTY) that it has yet to write where they are.
- * XFS always does. btrfs never does, f2fs forgets after the first write, and so
- * does ext4 without a journal, and at times with fast commits, which cannot be
- * seen from here. ocfs2 looks at the flags of the file instead, and servers of
- * FUSE do what they like.
+ * Returns whether IOCB_DSYNC is certain to make a write to @file durable.
+ *
+ * If the disk has FUA, a direct write to allocated blocks is not followed by a
+ * sync, unless the file system reports that the metadata of these blocks is not
+ * durable yet (IOMAP_F_DIRTY). XFS always reports that. btrfs never does. f2fs
+ * and ext4 without a journal stop reporting it after the first write, and ext4
+ * with fast commits sometimes misses it, which cannot be detected here. ocfs2
+ * looks at O_DSYNC of the file instead of IOCB_DSYNC. A FUSE server may ignore
+ * either.
  */
 bool rnull_loop_file_honours_dsync(struct file *file)
 {
@@ -432,8 +443,8 @@ int rnull_loop_fs_block_size(struct file *file, unsigned int *size)
 }
 
 /*
- * The block cgroup of the first bio of @rq, or NULL when that is the root or
- * there is none. The bio keeps it alive.
+ * Returns the blkcg of the first bio of @rq; NULL if that is the root, or if there
+ * is none. The bio keeps the blkcg alive.
  */
 struct cgroup_subsys_state *rnull_loop_rq_blkcg_css(struct request *rq)
 {
@@ -449,7 +460,7 @@ struct cgroup_subsys_state *rnull_loop_rq_blkcg_css(struct request *rq)
 #endif
 }
 
-/* Whether bios of the current task would be for the block cgroup of the first bio of @rq. */
+/* Returns whether bios of the current task are charged to the blkcg of the first bio of @rq. */
 bool rnull_loop_rq_is_of_current_blkcg(struct request *rq)
 {
 #ifdef CONFIG_BLK_CGROUP
@@ -464,7 +475,7 @@ bool rnull_loop_rq_is_of_current_blkcg(struct request *rq)
 #endif
 }
 
-/* The memory cgroup that belongs to @blkcg_css, with a reference, or NULL. */
+/* Returns the memcg that belongs to @blkcg_css, with a reference, or NULL. */
 struct cgroup_subsys_state *
 rnull_loop_memcg_css(struct cgroup_subsys_state *blkcg_css)
 {
@@ -502,25 +513,31 @@ void rnull_loop_restore_active_memcg(struct mem_cgroup *old)
 	set_active_memcg(old);
 }
 
-/* A macro where lockdep is built in. */
+/* mutex_lock_killable() is a macro with CONFIG_DEBUG_LOCK_ALLOC. */
 int rnull_loop_mutex_lock_killable(struct mutex *lock)
 {
 	return mutex_lock_killable(lock);
 }
 
 /*
- * Waits until *@count is @value; see rnull_loop_wake_up_count(). What others did
- * before they changed *@count is visible to the caller.
+ * Waits until *@count is @value. The task that sets that value calls
+ * rnull_loop_wake_up_count() afterwards. All that it did before is visible to the
+ * caller.
  */
 void rnull_loop_wait_for_count(atomic_t *count, int value)
 {
 	wait_var_event(count, atomic_read_acquire(count) == value);
 }
 
-/* To be called behind a full barrier after *@count has changed. */
+/* Wakes up rnull_loop_wait_for_count(). Called after a change of *@count and a full barrier. */
 void rnull_loop_wake_up_count(atomic_t *count)
 {
 	wake_up_var(count);
+}
+
+bool rnull_loop_in_task(void)
+{
+	return in_task();
 }
 
 void rnull_loop_cond_resched(void)
@@ -538,7 +555,7 @@ unsigned int rnull_loop_num_online_cpus(void)
 	return num_online_cpus();
 }
 
-/* Whether the current CPU, of isolcpus= or of an isolated cpuset, is to be left alone. */
+/* Returns whether the current CPU is isolated by isolcpus= or by a cpuset. */
 bool rnull_loop_on_isolated_cpu(void)
 {
 	bool isolated;
@@ -549,7 +566,7 @@ bool rnull_loop_on_isolated_cpu(void)
 	return isolated;
 }
 
-/* The current CPU, or one nearby if that is isolated. */
+/* Returns the current CPU, or a nearby one if the current CPU is isolated. */
 int rnull_loop_housekeeping_cpu(void)
 {
 	int cpu = get_cpu();

@@ -44,8 +44,8 @@ unsigned int rnull_loop_bdev_logical_block_size(struct block_device *bdev);
 unsigned int rnull_loop_bdev_dma_alignment(struct block_device *bdev);
 bool rnull_loop_bdev_nowait(struct block_device *bdev);
 unsigned int rnull_loop_bdev_max_bytes(struct block_device *bdev);
-bool rnull_loop_bdev_admits(struct block_device *bdev, bool write, u64 pos,
-			    unsigned int len);
+bool rnull_loop_bdev_can_access(struct block_device *bdev, bool write, u64 pos,
+				unsigned int len);
 
 /* files */
 void rnull_loop_file_start_write(struct file *file);
@@ -54,14 +54,14 @@ void rnull_loop_file_end_write(struct file *file);
 bool rnull_loop_file_refuses_writes(struct file *file);
 loff_t rnull_loop_i_size_read(struct file *file);
 bool rnull_loop_atime_settled(struct file *file);
-bool rnull_loop_write_is_anonymous(struct file *file, loff_t end);
+bool rnull_loop_write_is_task_independent(struct file *file, loff_t end);
 const struct path *rnull_loop_file_path(struct file *file);
 struct block_device *rnull_loop_get_sb_bdev(struct file *file);
 bool rnull_loop_file_honours_dsync(struct file *file);
 bool rnull_loop_file_stable_writes(struct file *file);
 int rnull_loop_fs_block_size(struct file *file, unsigned int *size);
 
-/* control groups */
+/* cgroups */
 struct cgroup_subsys_state;
 struct mem_cgroup;
 struct cgroup_subsys_state *rnull_loop_rq_blkcg_css(struct request *rq);
@@ -75,10 +75,11 @@ struct mem_cgroup *
 rnull_loop_set_active_memcg(struct cgroup_subsys_state *css);
 void rnull_loop_restore_active_memcg(struct mem_cgroup *old);
 
-/* tasks and locks */
+/* tasks, CPUs and locks */
 void rnull_loop_wait_for_count(atomic_t *count, int value);
 void rnull_loop_wake_up_count(atomic_t *count);
 int rnull_loop_mutex_lock_killable(struct mutex *lock);
+bool rnull_loop_in_task(void);
 void rnull_loop_cond_resched(void);
 void rnull_loop_plug_invalidate_ts(void);
 unsigned int rnull_loop_num_online_cpus(void);

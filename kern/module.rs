@@ -6,30 +6,34 @@
 
 use kernel::{
     bindings,
+    prelude::*,
     ModuleMetadata, //
 };
 
-/// Keeps this module from being unloaded.
+/// A reference to this module, which keeps the module from being unloaded.
 ///
 /// # Invariants
 ///
-/// Holds one reference to this module.
+/// The value owns one reference to this module.
 pub(crate) struct ModuleRef(());
 
 impl ModuleRef {
-    /// Takes a reference. To be called by code that some reference protects already, as that of an
-    /// open device does.
-    pub(crate) fn get() -> Self {
-        // SAFETY: This code runs, so the module is there.
-        // INVARIANT: The call takes the reference.
-        unsafe { bindings::__module_get(crate::LocalModule::THIS_MODULE.as_ptr()) };
-        Self(())
+    /// Takes a reference: `try_module_get()`. Fails with `ENODEV` if the module is being unloaded.
+    /// Any context.
+    pub(crate) fn get() -> Result<Self> {
+        // SAFETY: The pointer is that of this module, whose memory is valid while its code runs.
+        if unsafe { bindings::try_module_get(crate::LocalModule::THIS_MODULE.as_ptr()) } {
+            // INVARIANT: The call has taken the reference that the value owns.
+            Ok(Self(()))
+        } else {
+            Err(ENODEV)
+        }
     }
 }
 
 impl Drop for ModuleRef {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant this reference is ours.
+        // SAFETY: By the type invariant the value owns a reference, which this releases.
         unsafe { bindings::module_put(crate::LocalModule::THIS_MODULE.as_ptr()) };
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Parameters of the module that are checked when they are given, and that user space can read in
-//! `/sys/module/*/parameters`. Those of the `module!` macro are neither.
+//! Module parameters with a lower bound, which user space can read in `/sys/module/*/parameters`.
+//! The parameters of the `module!` macro have no bound and cannot be read.
 //!
 //! C header: [`include/linux/moduleparam.h`](srctree/include/linux/moduleparam.h)
 
@@ -18,67 +18,71 @@ use kernel::{
     },
 };
 
-/// What a parameter can be.
+/// The type of a parameter.
 ///
 /// # Safety
 ///
-/// `OPS` must be right for a `struct kernel_param` whose `arg` points at a static value of `Self`.
+/// `OPS` must be valid for a `struct kernel_param` whose `arg` points to a static value of `Self`.
 pub(crate) unsafe trait Parameter: Sync {
     /// The name of the type, for `modinfo`.
     const TYPE: &'static str;
-    /// How it is set and shown.
+    /// The operations that set and show the parameter.
     const OPS: &'static bindings::kernel_param_ops;
 }
 
 /// A number.
-// The value comes first, as that is where `param_get_int()` looks for it.
+// The value comes first, because `param_get_int()` reads an `int` at `arg`.
 #[repr(C)]
 pub(crate) struct Integer {
     value: Atomic<i32>,
     given: Atomic<bool>,
-    least: i32,
+    min: i32,
 }
 
 impl Integer {
-    /// A number that is `default` until another is given, which must not be less than `least`.
-    pub(crate) const fn new(default: i32, least: i32) -> Self {
+    /// Makes a number that is `default` unless user space gives another one, of at least `min`.
+    pub(crate) const fn new(default: i32, min: i32) -> Self {
         Self {
             value: Atomic::new(default),
             given: Atomic::new(false),
-            least,
+            min,
         }
     }
 
-    /// The value.
+    /// Returns the value.
     pub(crate) fn value(&self) -> i32 {
         self.value.load(Relaxed)
     }
 
-    /// Whether somebody gave the value.
+    /// Returns whether user space gave the value.
     pub(crate) fn is_given(&self) -> bool {
         self.given.load(Relaxed)
     }
 
-    /// Shows another value from now on.
+    /// Replaces the value, which user space reads in sysfs.
     pub(crate) fn show(&self, value: i32) {
         self.value.store(value, Relaxed);
     }
 
+    /// `->set`: sets the parameter to the number in a string. Fails with `EINVAL` if the string is
+    /// no number, or if the number is less than the minimum.
+    ///
     /// # Safety
     ///
-    /// Called for a parameter that [`Parameter`] describes alone, with a NUL-terminated string.
+    /// `given` must be a NUL-terminated string, and the `arg` of `parameter` must point to a static
+    /// `Integer`.
     unsafe extern "C" fn set(
         given: *const c_char,
         parameter: *const bindings::kernel_param,
     ) -> c_int {
         from_result(|| {
             let mut value = 0;
-            // SAFETY: By the function's requirements `given` is a string; `value` is valid for
-            // writes.
+            // SAFETY: By the function's requirements `given` is a NUL-terminated string. `value` is
+            // valid for writes.
             to_result(unsafe { bindings::kstrtoint(given, 0, &mut value) })?;
-            // SAFETY: By the function's requirements `arg` points at a static `Integer`.
+            // SAFETY: By the function's requirements `arg` points to a static `Integer`.
             let this = unsafe { &*(*parameter).__bindgen_anon_1.arg.cast::<Self>() };
-            if value < this.least {
+            if value < this.min {
                 return Err(EINVAL);
             }
             this.value.store(value, Relaxed);
@@ -88,7 +92,9 @@ impl Integer {
     }
 }
 
-// SAFETY: `set` expects an `Integer`, and `param_get_int()` an `int`, which an `Integer` begins with.
+// SAFETY: `set` expects an `Integer` at `arg`, and a string, which is never null without
+// `KERNEL_PARAM_OPS_FL_NOARG`. `param_get_int()` expects an `int` at `arg`, and an `Integer` begins
+// with one, because it is `repr(C)`.
 unsafe impl Parameter for Integer {
     const TYPE: &'static str = "int";
     const OPS: &'static bindings::kernel_param_ops = &bindings::kernel_param_ops {
@@ -98,28 +104,29 @@ unsafe impl Parameter for Integer {
     };
 }
 
-/// A switch.
+/// A parameter that is on or off.
 #[repr(transparent)]
-pub(crate) struct Switch(Atomic<bool>);
+pub(crate) struct Bool(Atomic<bool>);
 
-impl Switch {
-    /// A switch that is off unless somebody turns it on.
+impl Bool {
+    /// Makes a parameter that is off unless user space turns it on.
     pub(crate) const fn new() -> Self {
         Self(Atomic::new(false))
     }
 
-    /// Whether it is on.
+    /// Returns whether the parameter is on.
     pub(crate) fn is_on(&self) -> bool {
         self.0.load(Relaxed)
     }
 }
 
-// SAFETY: Both operations expect a `bool`, which a `Switch` is; parameters that nobody can write
-// through sysfs are set before the module uses them.
-unsafe impl Parameter for Switch {
+// SAFETY: Both operations expect a `bool` at `arg`, and a `Bool` is a transparent wrapper of one.
+// `param_set_bool()` writes it without an atomic operation, but only before the module is
+// initialized: sysfs does not allow writes (`perm` in `Entry::new`).
+unsafe impl Parameter for Bool {
     const TYPE: &'static str = "bool";
     const OPS: &'static bindings::kernel_param_ops = &bindings::kernel_param_ops {
-        // Given without a value it is on.
+        // A parameter that is given without a value is on.
         flags: bindings::KERNEL_PARAM_OPS_FL_NOARG as c_uint,
         set: Some(bindings::param_set_bool),
         get: Some(bindings::param_get_bool),
@@ -127,16 +134,17 @@ unsafe impl Parameter for Switch {
     };
 }
 
-/// A `struct kernel_param` where the kernel looks for it.
+/// A `struct kernel_param`, for the `__param` section.
 #[repr(transparent)]
 pub(crate) struct Entry(bindings::kernel_param);
 
-// SAFETY: The kernel serializes access; nothing of this module uses it.
+// SAFETY: Rust code does not access an entry. C code only reads it, and calls its operations under
+// `kernel_param_lock()`.
 unsafe impl Sync for Entry {}
 
 impl Entry {
-    /// The entry of the parameter `value`, which anybody may read and nobody may write. The name is
-    /// one that [`join`] made.
+    /// Makes the entry of the parameter `value`, which all users may read in sysfs, and which
+    /// cannot be written there. `name` was made by [`join`].
     pub(crate) const fn new<P: Parameter>(name: &'static [u8], value: &'static P) -> Self {
         assert!(matches!(name.last(), Some(0)));
         Self(bindings::kernel_param {
@@ -153,7 +161,7 @@ impl Entry {
     }
 }
 
-/// The length of `parts` one after another with a NUL at the end, in bytes.
+/// Returns the length of the string that [`join`] makes of `parts`, in bytes.
 pub(crate) const fn length(parts: &[&str]) -> usize {
     let (mut length, mut part) = (1, 0);
     while part < parts.len() {
@@ -163,7 +171,7 @@ pub(crate) const fn length(parts: &[&str]) -> usize {
     length
 }
 
-/// `parts` one after another, with a NUL at the end. To be evaluated when the module is compiled.
+/// Concatenates `parts` and a NUL. To be evaluated when the module is compiled.
 pub(crate) const fn join<const N: usize>(parts: &[&str]) -> [u8; N] {
     let (mut joined, mut end, mut part) = ([0; N], 0, 0);
     while part < parts.len() {
@@ -179,10 +187,10 @@ pub(crate) const fn join<const N: usize>(parts: &[&str]) -> [u8; N] {
     joined
 }
 
-/// Makes statics that are parameters of the module, each with a description for `modinfo`.
+/// Defines statics that are parameters of the module, each with a description for `modinfo`.
 //
-// `#[used]` alone would, since rustc 1.95, give the statics a section of their own, of which
-// modpost reads one. `module!` says `compiler`, too.
+// Since rustc 1.95, plain `#[used]` gives each static a section of its own, and modpost reads only
+// one `.modinfo`. So use `#[used(compiler)]`, as `module!` does.
 macro_rules! module_parameters {
     ($($name:ident: $type:ty = $value:expr, $description:literal;)*) => {$(
         #[doc = $description]

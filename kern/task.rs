@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the current task may set for itself.
+//! The current task: its I/O scope, its plug, its scheduling and its privileges.
 //!
 //! C headers: [`include/linux/sched.h`](srctree/include/linux/sched.h),
 //! [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
@@ -16,12 +16,13 @@ use kernel::{
     },
 };
 
-/// While this lives, the current task serves I/O that memory reclaim may wait for: its allocations
-/// start no I/O, and its writes are throttled by the device written to alone.
+/// A scope in which the current task serves I/O that memory reclaim may wait for. Its allocations
+/// start no I/O (`PF_MEMALLOC_NOIO`), and its writes are only throttled for the device that they
+/// are written to (`PF_LOCAL_THROTTLE`).
 ///
 /// # Invariants
 ///
-/// `old` are the flags of the current task before; the value stays on its task.
+/// `old` are the flags of the current task before the scope. The value stays on that task.
 #[must_use = "the scope ends when this is dropped"]
 pub(crate) struct IoWorkerScope {
     old: u32,
@@ -34,11 +35,11 @@ impl IoWorkerScope {
     /// Sets `PF_LOCAL_THROTTLE` and `PF_MEMALLOC_NOIO`.
     pub(crate) fn enter() -> Self {
         let task = Task::current_raw();
-        // SAFETY: The current task is valid, and its flags are changed by itself alone.
+        // SAFETY: The current task is valid, and only the task itself changes its flags.
         let old = unsafe { (*task).flags };
         // SAFETY: As above.
         unsafe { (*task).flags = old | Self::FLAGS };
-        // INVARIANT: Read above, on this task.
+        // INVARIANT: `old` was read above; `NotThreadSafe` keeps the value on this task.
         Self {
             old,
             _not_send: NotThreadSafe,
@@ -49,64 +50,76 @@ impl IoWorkerScope {
 impl Drop for IoWorkerScope {
     fn drop(&mut self) {
         let task = Task::current_raw();
-        // SAFETY: The current task is valid, and its flags are changed by itself alone; by the type
-        // invariant it is the task that entered. Flags that others set meanwhile are kept.
+        // Other flags may have changed since, and are kept.
+        // SAFETY: The current task is valid, and only the task itself changes its flags. By the
+        // type invariants it is the task that entered the scope.
         unsafe { (*task).flags = ((*task).flags & !Self::FLAGS) | (self.old & Self::FLAGS) };
     }
 }
 
-/// Runs `submit` with a plug, so that the block requests it makes are handed over in batches:
-/// `blk_start_plug()`. Does nothing more when the task has a plug already.
+/// Runs `submit` with a plug, so that the block layer dispatches its requests in batches:
+/// `blk_start_plug()`. Only runs `submit` if the task has a plug already.
 ///
-/// When the task sleeps, what is plugged goes on first.
+/// When the task sleeps, the scheduler flushes the plug first.
 pub(crate) fn with_plug<R>(submit: impl FnOnce() -> R) -> R {
     let plug = Opaque::<bindings::blk_plug>::uninit();
-    // SAFETY: `plug` is on this stack, does not move, and is finished below; the crate does not
-    // unwind.
+    // SAFETY: `plug` is valid for writes. It stays in place on this stack until it is finished
+    // below, also if `submit` panics, because a panic does not unwind.
     unsafe { bindings::blk_start_plug(plug.get()) };
     let result = submit();
-    // SAFETY: Started above by the same task.
+    // SAFETY: The same task started `plug` above.
     unsafe { bindings::blk_finish_plug(plug.get()) };
     result
 }
 
-/// Lets others run, where the kernel would not see to it by itself. May sleep.
+/// Lets the scheduler run another task, in kernels that do not preempt kernel code:
+/// `cond_resched()`. May sleep.
 pub(crate) fn cond_resched() {
-    // SAFETY: The caller may sleep; a violation is reported, and breaks nothing here.
+    // SAFETY: `cond_resched()` takes no pointers, and only switches tasks while preemption and
+    // interrupts are enabled. Its one precondition is that the caller is in no RCU read-side
+    // critical section. That follows from "May sleep", which is all that the `kernel` crate demands
+    // of the callers of such functions, too.
     unsafe { ffi::rnull_loop_cond_resched() };
 }
 
-/// A number that is the same again when the same task asks and has not slept meanwhile, and hardly ever
-/// else. Any context.
-pub(crate) fn wakefulness() -> usize {
+/// Returns whether the code runs for the current task, and not in an interrupt: `in_task()`. Any
+/// context.
+pub(crate) fn is_current() -> bool {
+    // SAFETY: The helper has no preconditions: it reads the preemption counter of this CPU.
+    unsafe { ffi::rnull_loop_in_task() }
+}
+
+/// Returns a number that changes whenever the current task sleeps, and that hardly ever equals the
+/// number of another task. Any context.
+pub(crate) fn sleep_count() -> usize {
     let task = Task::current_raw();
-    // SAFETY: The current task is valid, and its own switches are counted by itself alone.
+    // SAFETY: The current task is valid, and only its own calls of `__schedule()` change `nvcsw`.
     let slept = unsafe { (*task).nvcsw };
     task.addr() ^ slept.rotate_right(16)
 }
 
-/// Whether the current task may keep others from its CPU for as long as it likes: `rt_or_dl_task()`.
-/// Any context.
+/// Returns whether the current task has a real-time or deadline priority, so that it may keep other
+/// tasks from its CPU for any time: `rt_or_dl_task()`. Any context.
 pub(crate) fn is_realtime() -> bool {
-    // SAFETY: The current task is valid.
+    // SAFETY: The current task is valid. C code reads `prio` as a plain word, too.
     unsafe { (*Task::current_raw()).prio < bindings::MAX_RT_PRIO as c_int }
 }
 
-/// Returns whether the CPU of the current task is isolated, by `isolcpus=` or a cpuset: work that
-/// may run elsewhere is not to run there. Any context.
+/// Returns whether the CPU of the current task is isolated by `isolcpus=` or a cpuset, so that work
+/// should run on another CPU. Any context.
 pub(crate) fn is_on_isolated_cpu() -> bool {
-    // SAFETY: Reads a mask of CPUs.
+    // SAFETY: The helper has no preconditions: it reads a CPU mask under `rcu_read_lock()`.
     unsafe { ffi::rnull_loop_on_isolated_cpu() }
 }
 
-/// How many CPUs are online now.
+/// Returns the number of online CPUs. Any context.
 pub(crate) fn num_online_cpus() -> u32 {
-    // SAFETY: Reads a counter.
+    // SAFETY: The helper has no preconditions: it reads an atomic counter.
     unsafe { ffi::rnull_loop_num_online_cpus() }
 }
 
-/// Whether the current task has `CAP_SYS_ADMIN`.
+/// Returns whether the current task has `CAP_SYS_ADMIN` in the initial user namespace: `capable()`.
 pub(crate) fn is_admin() -> bool {
-    // SAFETY: The capability exists.
+    // SAFETY: `capable()` only requires a capability that exists.
     unsafe { bindings::capable(bindings::CAP_SYS_ADMIN as c_int) }
 }

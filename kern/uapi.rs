@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Structures that user space passes to loop devices, and is passed.
+//! The numbers and the structures of the ioctls of loop devices.
 //!
 //! C headers: [`include/uapi/linux/loop.h`](srctree/include/uapi/linux/loop.h),
 //! [`include/linux/compat.h`](srctree/include/linux/compat.h)
@@ -8,8 +8,25 @@
 use super::ffi::{
     loop_config,
     loop_info,
-    loop_info64,
     OldDev, //
+};
+pub(crate) use super::ffi::{
+    loop_info64,
+    LOOP_CHANGE_FD,
+    LOOP_CLR_FD,
+    LOOP_CONFIGURE,
+    LOOP_CTL_ADD,
+    LOOP_CTL_GET_FREE,
+    LOOP_CTL_REMOVE,
+    LOOP_GET_STATUS,
+    LOOP_GET_STATUS64,
+    LOOP_MAJOR,
+    LOOP_SET_BLOCK_SIZE,
+    LOOP_SET_CAPACITY,
+    LOOP_SET_DIRECT_IO,
+    LOOP_SET_FD,
+    LOOP_SET_STATUS,
+    LOOP_SET_STATUS64, //
 };
 use core::{
     mem::offset_of,
@@ -23,11 +40,11 @@ use kernel::{
     prelude::*, //
 };
 
-/// A structure of user space that may be copied from and to it as bytes.
+/// A structure that may be copied from and to user space as bytes.
 ///
 /// # Invariants
 ///
-/// `T` holds integers and arrays of integers alone, and has no padding.
+/// `T` consists of integers and arrays of integers, without padding.
 #[derive(Default)]
 #[repr(transparent)]
 pub(crate) struct Plain<T>(T);
@@ -49,14 +66,16 @@ impl<T> DerefMut for Plain<T> {
 /// The length of a name, its NUL included: `LO_NAME_SIZE`.
 pub(crate) const NAME_SIZE: usize = 64;
 
-/// The longest key, in bytes: `LO_KEY_SIZE`.
+/// The maximum length of a key, in bytes: `LO_KEY_SIZE`.
 pub(crate) const KEY_SIZE: usize = 32;
 
-/// The length of what makes up for the space between two fields, in bytes.
+/// Returns the length of the padding between a field of `size` bytes at `begin` and the next field,
+/// at `next`, in bytes.
 const fn gap(begin: usize, size: usize, next: usize) -> usize {
     next - begin - size
 }
 
+// Defines `struct loop_info` or its compat form, which only differ in types and padding.
 macro_rules! old_info {
     ($(#[$doc:meta])* $name:ident {
         dev: $dev:ty,
@@ -69,7 +88,8 @@ macro_rules! old_info {
     }) => {
         $(#[$doc])*
         ///
-        /// Its padding has names, so that none of it reaches user space uninitialized.
+        /// The padding consists of fields, so that it is initialized before it is copied to user
+        /// space.
         #[repr(C)]
         pub(crate) struct $name {
             pub(crate) lo_number: i32,
@@ -115,7 +135,7 @@ macro_rules! old_info {
             }
         }
 
-        // All fields but the padding add up to this, so the padding has no gaps.
+        // The size is the sum of the sizes of all fields, so there is no other padding.
         static_assert!(
             size_of::<$name>()
                 == 5 * size_of::<i32>()
@@ -134,7 +154,7 @@ macro_rules! old_info {
 }
 
 old_info! {
-    /// `struct loop_info`: what there was before [`LoopInfo64`].
+    /// `struct loop_info`: the predecessor of [`LoopInfo64`].
     OldInfo {
         dev: OldDev,
         long: c_ulong,
@@ -171,7 +191,7 @@ type CompatDev = u16;
 type CompatDev = u32;
 
 old_info! {
-    /// `struct compat_loop_info`: [`OldInfo`] as 32-bit programs have it.
+    /// `struct compat_loop_info`: the [`OldInfo`] of 32-bit programs.
     CompatInfo {
         dev: CompatDev,
         long: u32,
@@ -185,15 +205,18 @@ old_info! {
 
 static_assert!(size_of::<CompatInfo>() == 140);
 
+// Defines types that may be copied from and to user space, each with the sum of its field sizes.
 macro_rules! plain {
     ($($(#[$doc:meta])* $name:ident = $raw:ident, $size:expr;)*) => {$(
         $(#[$doc])*
         pub(crate) type $name = Plain<$raw>;
 
-        // SAFETY: Integers and arrays of integers: all bit patterns are valid.
+        // SAFETY: `$raw` consists of integers and arrays of integers, so all bit patterns are
+        // valid.
         unsafe impl kernel::transmute::FromBytes for $name {}
-        // SAFETY: There is no padding: the sizes of the fields add up to the size, as asserted
-        // below or with the definition.
+        // SAFETY: `$raw` consists of integers and arrays of integers, which are initialized. It has
+        // no padding: its size is the sum of the sizes of its fields, as asserted below, or where
+        // it is defined.
         unsafe impl kernel::transmute::AsBytes for $name {}
 
         static_assert!(size_of::<$name>() == $size);

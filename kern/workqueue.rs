@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! An owned workqueue.
+//! Workqueues that a driver owns.
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
@@ -12,61 +12,67 @@ use kernel::{
     workqueue::RawWorkItem, //
 };
 
-/// A workqueue of our own.
+/// A workqueue that is destroyed when it is dropped.
 ///
 /// # Invariants
 ///
-/// `self.0` was returned by `alloc_workqueue()` and is not destroyed yet.
+/// `self.0` was returned by `alloc_workqueue()`, and is not destroyed yet.
 pub(crate) struct OwnedQueue(NonNull<bindings::workqueue_struct>);
 
-// SAFETY: Any thread may queue work on it and destroy it.
+// SAFETY: Any thread may destroy a workqueue.
 unsafe impl Send for OwnedQueue {}
-// SAFETY: As above.
+// SAFETY: Any thread may queue work at any time; workqueues have their own locks.
 unsafe impl Sync for OwnedQueue {}
 
-/// Where work runs.
+/// The CPUs that work may run on.
 #[derive(Clone, Copy)]
-pub(crate) enum Place {
-    /// On the CPU that it is queued on, which saves waking another one; or nearby if that is
+pub(crate) enum Affinity {
+    /// The CPU that queues the work, which saves waking another one; a CPU nearby if that CPU is
     /// isolated.
-    Here,
-    /// On any CPU.
-    Anywhere,
+    PerCpu,
+    /// Any CPU.
+    Unbound,
 }
 
 impl OwnedQueue {
-    /// Makes a workqueue named `name` whose work rests while the system sleeps. May sleep.
+    /// Makes a workqueue named `name`, which is frozen while the system is suspended. May sleep.
+    /// Fails with `ENOMEM`.
     ///
-    /// It has no rescuer (`WQ_MEM_RECLAIM`): its work calls file systems, and some of them wait for
-    /// workqueues without one (XFS out of space: `xfs_flush_inodes()`), which the kernel warns of.
-    pub(crate) fn new(name: &CStr, place: Place) -> Result<Self> {
-        let place = match place {
-            // It may have much to copy, for which other work on the CPU should not have to wait.
-            Place::Here => bindings::wq_flags_WQ_PERCPU | bindings::wq_flags_WQ_CPU_INTENSIVE,
-            Place::Anywhere => bindings::wq_flags_WQ_UNBOUND,
+    /// It has no rescuer (`WQ_MEM_RECLAIM`), because its work calls file systems. Some of them wait
+    /// for workqueues without a rescuer (XFS out of space: `xfs_flush_inodes()`), and the kernel
+    /// warns of that (`check_flush_dependency()`).
+    pub(crate) fn new(name: &CStr, affinity: Affinity) -> Result<Self> {
+        let flags = match affinity {
+            // Work may copy much data. It must not delay other work on the CPU for that long.
+            Affinity::PerCpu => bindings::wq_flags_WQ_PERCPU | bindings::wq_flags_WQ_CPU_INTENSIVE,
+            Affinity::Unbound => bindings::wq_flags_WQ_UNBOUND,
         };
-        // SAFETY: The format string is NUL-terminated and agrees with its one argument.
+        // SAFETY: The format is a NUL-terminated string with one `%s`, for which `name` is a
+        // NUL-terminated string. The call copies the result.
         let ptr = unsafe {
             bindings::alloc_workqueue_noprof(
                 c"%s".as_char_ptr(),
-                place | bindings::wq_flags_WQ_FREEZABLE,
+                flags | bindings::wq_flags_WQ_FREEZABLE,
                 0,
                 name.as_char_ptr(),
             )
         };
-        // INVARIANT: `ptr` comes from `alloc_workqueue()`.
+        // INVARIANT: `ptr` was returned by `alloc_workqueue()`.
         Ok(Self(NonNull::new(ptr).ok_or(ENOMEM)?))
     }
 
-    /// Queues `work`, unless it is queued already: `queue_work_on()`. Any context.
+    /// Queues `work`, unless it is queued already: `queue_work_on()`. Any context, including hard
+    /// IRQ.
     pub(crate) fn enqueue<W>(&self, work: W) -> W::EnqueueOutput
     where
         W: RawWorkItem<0> + Send + 'static,
     {
         let queue = self.0.as_ptr();
-        // SAFETY: The closure returns false only if the work is in a workqueue already. By the type
-        // invariant the queue is valid, and `__enqueue` promises that `work` is, for as long as
-        // `queue_work_on()` and the workqueue use it.
+        // SAFETY: `__enqueue` requires that the closure returns false only if the work is in a
+        // workqueue already: so does `queue_work_on()`. `W` is `'static` and `Send`, so the work
+        // may run at any time on any thread. For `queue_work_on()`, the queue is valid by the type
+        // invariant, the CPU is one that exists, and `__enqueue` guarantees that `work` is valid
+        // for as long as the workqueue uses it.
         unsafe {
             work.__enqueue(|work| {
                 bindings::queue_work_on(ffi::rnull_loop_housekeeping_cpu(), queue, work)
@@ -77,8 +83,9 @@ impl OwnedQueue {
 
 impl Drop for OwnedQueue {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the queue is not destroyed yet, and `self` ends here.
-        // Waits for the work on it, so it must not be that work that drops this.
+        // The call waits for the work of the queue. It would deadlock if that work dropped `self`.
+        // SAFETY: By the type invariant the queue is not destroyed yet. `self` ends here, so no
+        // more work is queued.
         unsafe { bindings::destroy_workqueue(self.0.as_ptr()) };
     }
 }

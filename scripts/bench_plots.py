@@ -6,7 +6,7 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-# Text stays text, and the same results make the same file.
+# The text of plots remains text, and the same results make the same file.
 matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "bench", "font.size": 9, "axes.axisbelow": True,
                             "axes.spines.top": False, "axes.spines.right": False})
 COLORS = {"loop": "#7d8ca3", "rnull_loop": "#c2410c"}
@@ -15,7 +15,7 @@ MANY = ("#7d8ca3", "#47556b", "#f2b28c", "#e0763c", "#a33407")
 
 
 def draw(results, directory, names_of_2014):
-    """Draws what there is something for; the names of the files."""
+    """Draws the plots that have data; returns the names of the files."""
     quick = [case for case in results["cases"] if case["description"]["quick"] and not case["description"]["together"]]
     plots = {
         "of-raw.svg": lambda: of_raw(quick),
@@ -37,13 +37,14 @@ def draw(results, directory, names_of_2014):
 
 
 def bars(rows, series, title, label, line=None):
-    """Horizontal bars: rows are (name, {key: (value, least, most) or None}), series {key: (name, color)}."""
+    """Draws horizontal bars. Rows are (name, {key: (value, least, most) or None}), and series
+    {key: (name, color)}."""
     height = 0.8 / len(series)
     figure, axes = plt.subplots(figsize=(8, 1.2 + len(rows) * max(0.36, 0.13 * len(series))))
     for number, (key, (name, color)) in enumerate(series.items()):
         here = [(row, values[key]) for row, (_, values) in enumerate(rows) if values.get(key)]
         values = [value for _, (value, _, _) in here]
-        # A turn may be farther off than the median's ratio is from itself, but not on the other side.
+        # All turns may be on one side of the ratio of the medians.
         errors = [[max(0, v - least) for _, (v, least, _) in here], [max(0, most - v) for _, (v, _, most) in here]]
         axes.barh([row + (number - (len(series) - 1) / 2) * height for row, _ in here], values, height, color=color, label=name,
                   xerr=errors if any(map(any, errors)) else None, error_kw={"elinewidth": 0.8, "ecolor": "#222222"})
@@ -67,7 +68,7 @@ def of_raw(cases):
     rows = [(case["name"], {target: bounds(case["ratios"].get(f"{target}/raw")) for target in COLORS}) for case in cases]
     rows = [row for row in rows if any(row[1].values())]
     series = {target: (NAMES[target], color) for target, color in COLORS.items()}
-    return rows and bars(rows, series, "Share of what the backing does by itself", "ratio to raw: of medians; lines: the turns", 1)
+    return rows and bars(rows, series, "Rate as a share of the raw backing's", "ratio to raw: of medians; lines: the turns", 1)
 
 
 def of_c(cases):
@@ -99,7 +100,7 @@ def instructions(found):
 
 
 def matrix(disk, cases):
-    """Each case a dot, as there are hundreds: a row for each stack, a color for each work."""
+    """Draws each of the hundreds of cases as a dot: a row for each stack, a color for each work."""
     if not cases:
         return None
     stacks = list(dict.fromkeys(case["name"].split()[0] for case in cases))

@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2034
 # SPDX-License-Identifier: GPL-2.0
-# What the scripts share: where things are, messages, steps with progress, the toolroot.
-# Sourced after `set -euo pipefail`.
+# Shared by the scripts: paths, messages, steps with progress, the toolroot. Sourced after
+# `set -euo pipefail`.
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/rnull_loop
@@ -17,14 +17,15 @@ die() {
 	exit "${die_status:-1}"
 }
 
-# The comment at the head of a script is its help.
+# Prints the comment at the head of a script, which is its help.
 show_help() { sed -n '3,/^[^#]/{/^#/{s/^# \{0,1\}//;p}}' "$0"; }
 
 # need_argument OPTION COUNT: COUNT arguments are left, the option itself included.
 need_argument() { (($2 > 1)) || die "$1 needs an argument; see ${0##*/} --help"; }
 
-# need_packages WHY PACKAGE...: installs what is missing on this machine. A caller that apt may have
-# started exports `no_install`: apt cannot run twice, and may not have configured what it unpacked yet.
+# need_packages WHY PACKAGE...: installs the packages that are missing on this machine. A caller
+# that apt may have started exports `no_install`: apt cannot run twice, and may not have configured
+# yet what it has unpacked.
 need_packages() {
 	local why=$1 package missing=() status
 	shift
@@ -48,24 +49,25 @@ install_packages() {
 	"${install[@]}" || { apt-get update -q && "${install[@]}"; }
 }
 
-# need_space MIB DIRECTORY: DIRECTORY's file system must have so much left.
+# need_space MIB DIRECTORY: fails unless DIRECTORY's file system has MIB free.
 need_space() {
 	local free
 	free=$(df --output=avail -BM "$2" | tail -n 1 | tr -dc 0-9)
-	((free >= $1)) || die "$2 has $free MiB left, $1 MiB are needed:" \
+	((free >= $1)) || die "$2 has $free MiB free, but $1 MiB are needed:" \
 		"make room, or set XDG_CACHE_HOME to a directory on a larger disk"
 }
 
-# only_one: waits until no other run of this script works on the cache.
+# only_one: waits until no other run of this script uses the cache.
 only_one() {
 	mkdir -p "$cache/log"
 	exec {lock}>"$cache/${0##*/}.lock"
 	! flock -n "$lock" || return 0
-	warn "another run is at work in $cache; waiting for it"
+	warn "another run uses $cache; waiting until it ends"
 	flock "$lock"
 }
 
-# copy_of NAME: where the copy of the sources for NAME is, which is built beside the repository.
+# copy_of NAME: prints the path of the copy of the sources for NAME, which is outside the
+# repository.
 copy_of() { say "$cache/$1-$(sha256sum <<<"$repo" | cut -c 1-12)"; }
 
 # copy_sources NAME TOOLROOT: brings that copy up to date.
@@ -77,10 +79,10 @@ copy_sources() {
 
 step_number=0 step_count='' step_job=''
 
-# skip TITLE: the step's result is there already.
+# skip TITLE: reports a step as done before.
 skip() {
 	step_number=$((step_number + 1))
-	[[ -z $step_count ]] || say "[$step_number/$step_count] $1: there already"
+	[[ -z $step_count ]] || say "[$step_number/$step_count] $1: present"
 }
 
 trap 'stop_step' EXIT
@@ -89,8 +91,8 @@ trap 'exit 143' TERM HUP
 
 stop_step() { [[ -z $step_job ]] || kill -- "-$step_job" 2>/dev/null || :; }
 
-# step TITLE COMMAND...: runs COMMAND, with its output in a log, and shows how long it has been at it
-# and the last line it wrote: on a terminal every second, else every 15 seconds.
+# step TITLE COMMAND...: runs COMMAND with its output in a log, and shows the time it has taken so
+# far and the last line it wrote: on a terminal every second, otherwise every 15 seconds.
 step() {
 	local title=$1 start=$SECONDS log status=0 prefix='' tick=0 every=15
 	shift
@@ -113,10 +115,10 @@ step() {
 	step_job=''
 	[[ ! -t 1 ]] || printf '\r\e[K'
 	if ((status)); then
-		# A line of our own says it all.
+		# An error message of our own scripts is enough.
 		! tail -n 1 "$log" | grep -E '^(lab|kdir): ' >&2 || exit 1
 		tail -n 20 "$log" | sed 's/^/    /' >&2
-		die "failed after $((SECONDS - start)) s: $title; the whole log is $log"
+		die "failed after $((SECONDS - start)) s: $title; the full log is $log"
 	fi
 	say "$prefix  done in $((SECONDS - start)) s"
 }
@@ -131,9 +133,9 @@ show_progress() {
 	fi
 }
 
-# in_root ROOT COMMAND...: runs COMMAND in ROOT in the present directory, with the repository, the
-# cache, /dev and /proc at the same paths as outside, and everything of outside in /host. What is
-# mounted goes away with the command.
+# in_root ROOT COMMAND...: runs COMMAND in ROOT in the current directory, with the repository, the
+# cache, /dev and /proc at the same paths as outside, and the outer root in /host. The mounts end
+# with the command.
 in_root() {
 	((EUID == 0)) || die "this works in the toolroot, which needs root; use sudo"
 	local variables=(HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8

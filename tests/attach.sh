@@ -1,9 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# What people do all day: losetup attaches a file, lists it, finds it again and detaches it. While a
-# device is bound, and only then, it has the group loop/ in sysfs, and udev, lsblk and losetup read
-# all they know from there. Errors that losetup acts upon (EBUSY makes it try another device) are
-# those of the C driver.
+# The everyday use of loop devices: losetup attaches a file, lists it, finds it again and detaches
+# it. Only a bound device has the group loop/ in sysfs, which udev, lsblk and losetup read. Errors
+# that losetup acts upon (EBUSY makes it try another device) are those of the C driver.
 . "$(dirname "$0")/lib.sh"
 
 attach_shows_group() {
@@ -45,7 +44,7 @@ detach_clears() {
 	equal size "$(attribute "$device" size)" 0
 	equal 'block size' "$(attribute "$device" queue/logical_block_size)" 512
 	refuse 'No such device or address' losetup -d "$device"
-	# The file is let go.
+	# The file is closed.
 	umount "$scratch/ext4"
 }
 
@@ -63,7 +62,7 @@ losetup_lists() {
 	grep -qw 'loop' /proc/devices
 }
 
-# losetup finds the device by the device and inode numbers that LOOP_GET_STATUS64 tells.
+# losetup finds the device by the device and inode numbers of LOOP_GET_STATUS64.
 found_after_rename() {
 	local image device
 	image=$(backing xfs 8)
@@ -78,7 +77,7 @@ found_after_rename() {
 attach_by_name() {
 	local image
 	image=$(backing tmpfs 8)
-	# Neither exists nor is next.
+	# The device does not exist, and is not the next free one.
 	losetup /dev/loop42 "$image"
 	equal backing_file "$(attribute /dev/loop42 loop/backing_file)" "$image"
 	refuse 'Device or resource busy' losetup /dev/loop42 "$image"
@@ -129,14 +128,14 @@ change_events() {
 	kill "$monitor"
 }
 
-check "a bound device shows loop/ and its size" attach_shows_group
+check "a bound device has the group loop/ and a size" attach_shows_group
 check "loop/ shows offset, sizelimit, partscan and dio" group_shows_options
-check "detach leaves nothing set and lets the file go" detach_clears
+check "detach resets the settings and closes the file" detach_clears
 check "losetup and lsblk list devices" losetup_lists
 check "a device is found by its file after a rename" found_after_rename
 check "losetup makes, uses and removes a device by name" attach_by_name
 check "the free device is the lowest" free_is_lowest
-check "there are as many devices as asked for" more_than_there_are
-check "losetup --nooverlap uses the same device again" same_file_once
+check "losetup makes as many devices as it needs" more_than_there_are
+check "losetup --nooverlap reuses the device" same_file_once
 check "attach and detach send change events" change_events
 run_checks

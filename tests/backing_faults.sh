@@ -1,18 +1,19 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# The disk or the file system below misbehaves under load: requests fail now and then, take long, or stop;
-# the file is unlinked, truncated, frozen; the disk goes read-only or away. Errors reach who asked,
-# nobody hangs, nothing acknowledged is lost, and the device can be detached and works with the next file.
+# The disk or the file system below the device fails under load: some requests fail, take long, or
+# never end; the file is unlinked, truncated, frozen; the disk becomes read-only or goes away.
+# Errors reach the submitter, nothing hangs, acknowledged writes are kept, and the device can be
+# detached and used again.
 . "$(dirname "$0")/lib.sh"
 
 sectors=$((64 << 11))
 eio='Input/output error'
 
-# create TABLE: a disk "lower" over a RAM disk.
+# create TABLE: makes a disk "lower" over a RAM disk.
 create() {
 	load_brd
 	modprobe -a dm-mod dm-flakey dm-delay 2>/dev/null || :
-	dmsetup create lower --table "$1" 2>/dev/null || skip "device-mapper knows no ${1#0 "$sectors" }"
+	dmsetup create lower --table "$1" 2>/dev/null || skip "device-mapper lacks ${1#0 "$sectors" }"
 	wait_for 10 test -b /dev/mapper/lower
 }
 
@@ -24,7 +25,8 @@ become() {
 
 good="0 $sectors linear $ram_spare 0"
 
-# over FILE-SYSTEM|disk on|off: sets `file`, on the disk "lower", and `device` on it.
+# over FILE-SYSTEM|disk on|off: sets `file`, on the disk "lower", and `device`, which is attached to
+# it.
 over() {
 	file=/dev/mapper/lower
 	if [[ $1 != disk ]]; then
@@ -43,7 +45,7 @@ load() { verified_writes "$device" --size=8m --runtime="$1" "${@:2}"; }
 write_at() { dd if="$scratch/data" of="$1" bs=64k count=1 seek="$2" oflag=direct conv=notrunc status=none; }
 read_at() { dd if="$1" bs=64k count=1 skip="$2" iflag=direct status=none; }
 
-# After trouble: detached, and another file is as good as ever.
+# After the fault: the device can be detached, and works with another file.
 works_again() {
 	detach "$device"
 	file=$(backing tmpfs 4 again)
@@ -53,7 +55,7 @@ works_again() {
 	detach "$device"
 }
 
-# flaky FEATURE DIRECT: one kind of access fails for a while; what was acknowledged is there.
+# flaky FEATURE DIRECT: one kind of access fails for a while; acknowledged writes are kept.
 flaky() {
 	local number acknowledged=() failed=0
 	create "$good"
@@ -71,7 +73,7 @@ flaky() {
 	[[ $1 != error_writes ]] || ((failed)) || fail "no write failed"
 	[[ $1 != error_reads ]] || {
 		equal 'writes that failed' "$failed" 0
-		# From the disk, not from a cache.
+		# From the disk, not from a page cache.
 		echo 3 >/proc/sys/vm/drop_caches
 		refuse "$eio" read_at "$device" 100
 	}
@@ -84,14 +86,15 @@ flaky() {
 	works_again
 }
 
-# slow KIND DIRECT: each request takes 50 ms below. Whoever waits can be detached from, and killed.
+# slow KIND DIRECT: each request takes 50 ms below. The device can be detached, and submitters
+# killed.
 slow() {
 	local job
 	create "$good"
 	over "$1" "$2"
 	become "0 $sectors delay $ram_spare 0 50"
 	load 2 --verify_backlog=16 >/dev/null
-	# What was asked before the detach is done by the time it is over.
+	# A write that was submitted before the detach is complete when the detach ends.
 	noise "$scratch/data" 1
 	dd if="$scratch/data" of="$device" bs=1M count=1 conv=notrunc status=none
 	detach "$device"
@@ -102,15 +105,15 @@ slow() {
 	sleep 1
 	pkill -KILL -x fio
 	! wait "$job" || fail "the load was not killed"
-	# What the file system has taken in is throttled to what the disk does.
+	# Dirty pages are written back at the speed of the disk.
 	wait_for 30 no_load || fail "the load cannot be killed"
 	become "$good"
 	cmp -n 1M <(dd if="$device" bs=1M count=1 iflag=direct status=none) <(dd if="$file" bs=1M count=1 iflag=direct status=none)
 	works_again
 }
 
-# What others read of the disk, through its cache, while it was written: there it is old, and not what the
-# device reads when direct I/O has ended.
+# Another reader fills the page cache of the disk while the disk is written by direct I/O. That
+# cache is stale, and the device must not read it after direct I/O has ended.
 read_beside() {
 	local job
 	create "0 $sectors delay $ram_spare 0 0 $ram_spare 0 1000"
@@ -128,10 +131,10 @@ read_beside() {
 	works_again
 }
 
-# As often as it takes: fio may have been starting its job when it was killed the first time.
+# Repeats the kill: fio may have been starting its job at the first one.
 no_load() { ! pkill -KILL -x fio; }
 
-# unlinked FILE-SYSTEM DIRECT: the device has the file as long as it needs it.
+# unlinked FILE-SYSTEM DIRECT: the device keeps the file while it is bound.
 unlinked() {
 	local job
 	create "$good"
@@ -173,7 +176,8 @@ truncated() {
 	umount "$mnt"
 }
 
-# frozen FILE-SYSTEM DIRECT: I/O stands still and goes on; who detaches meanwhile waits, or can be killed.
+# frozen FILE-SYSTEM DIRECT: I/O blocks and continues after the thaw; a detach in between waits,
+# and can be killed.
 frozen() {
 	local job status=0
 	create "$good"
@@ -196,24 +200,25 @@ frozen() {
 	umount "$mnt"
 }
 
-# The file system goes read-only by itself, as ext4 does after an error: writes fail, reads go on.
+# The file system becomes read-only by itself, as ext4 does after an error: writes fail, reads
+# succeed.
 read_only() {
 	create "$good"
 	over ext4 "$1"
 	noise "$scratch/data" 1
 	write_at "$device" 1
 	sync "$device"
-	# Nothing else in the VM listens to this.
+	# Only ext4 supports this option.
 	mount -o remount,abort "$mnt" 2>/dev/null || skip 'ext4 cannot be aborted'
 	cmp -n 64K "$scratch/data" <(read_at "$device" 1)
 	! { write_at "$device" 300 2>"$scratch/error" && sync "$device" 2>>"$scratch/error"; } ||
-		fail "a write to a file system that is read-only succeeded"
+		fail "a write to a read-only file system succeeded"
 	cmp -n 64K "$scratch/data" <(read_at "$device" 1)
 	works_again
 	umount "$mnt"
 }
 
-# The disk is gone for good.
+# The disk goes away for good.
 removed() {
 	local disk job item=/sys/kernel/config/nullb/nullb_gone
 	modprobe null_blk nr_devices=0 || skip 'there is no null_blk'
@@ -251,5 +256,5 @@ for direct in on off; do
 	check "a file system that went read-only, direct I/O $direct" read_only $direct
 	check "a disk that is removed, direct I/O $direct" removed $direct
 done
-check_better 'it reads what it finds in the cache' 'a disk that is read by others while it is written' read_beside
+check_better 'the C driver reads the stale page cache of the disk' 'a disk that is read while the device writes it' read_beside
 run_checks

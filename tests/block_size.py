@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""LOOP_SET_BLOCK_SIZE changes the size of the logical blocks of a bound device: all that tell of it
-agree, no data is lost or stale, it keeps away from devices that somebody uses, and a size that
-cannot be leaves everything as it was."""
+"""LOOP_SET_BLOCK_SIZE changes the size of the logical blocks of a bound device. All interfaces
+report the same size, no data is lost or stale, a device in use keeps its size, and an invalid size
+changes nothing."""
 import mmap
 import os
 import subprocess
@@ -13,7 +13,8 @@ WRONG = [1, 256, 511, 513, 1023, 1234, 1536, 4095, 4097, 131072, 1 << 31, 0xFFFF
 
 
 def block_size(fd, physical=None):
-    """The size of the blocks: all attributes agree, except where direct I/O has larger, physical ones."""
+    """Returns the block size. All attributes agree, except that direct I/O may have larger physical
+    blocks."""
     size = int(run("blockdev", "--getss", fd.path))
     equal("logical_block_size", sysfs(fd.path, "queue/logical_block_size"), str(size))
     for name in "physical_block_size", "minimum_io_size":
@@ -33,7 +34,7 @@ def same_in_file(path, place, data):
 
 
 def content_after(flags):
-    """Reads and writes with blocks of every size, directly."""
+    """Reads and writes by direct I/O with blocks of every size."""
     path = numbered_image(2)
     with attach(path, flags=flags) as fd, Fd(fd.path, os.O_RDWR | os.O_DIRECT) as direct:
         for turn, size in enumerate(SIZES + SIZES[::-1]):
@@ -53,13 +54,13 @@ def content_after(flags):
                     equal("less than a block", errno.errorcode[error.errno], "EINVAL")
 
 
-@check("blocks larger than a page through the device's cache, once it has been closed")
+@check("blocks larger than a page through the page cache, after the device was closed")
 def cached():
     path = numbered_image(2)
     fd = attach(path)
     for size in 8192, 65536, 512:
         equal("block size", set_size(fd, size), size)
-        # The cache keeps its own block size until the last close.
+        # The page cache keeps its own block size until the last close.
         settle()
         fd.close()
         device, fd = fd.path, Fd(fd.path)
@@ -71,17 +72,17 @@ def cached():
     fd.close()
 
 
-@check("512 bytes to 64 KiB, with the data where it belongs: buffered")
+@check("512 bytes to 64 KiB, with the data in its place: buffered")
 def buffered():
     content_after(0)
 
 
-@check("512 bytes to 64 KiB, with the data where it belongs: direct")
+@check("512 bytes to 64 KiB, with the data in its place: direct")
 def direct():
     content_after(DIRECT_IO)
 
 
-@check("what was written before and not yet synced is kept")
+@check("dirty pages are written back first")
 def dirty():
     path = image(4)
     with attach(path) as fd:
@@ -92,7 +93,7 @@ def dirty():
             same_in_file(path, turn << 19, data)
 
 
-@check("no stale data is read after it")
+@check("no stale data is read afterwards")
 def stale():
     path = numbered_image()
     with attach(path) as fd:
@@ -104,7 +105,7 @@ def stale():
         equal("sector", number_at(fd, 5), 777)
 
 
-@check("a size that cannot be: EINVAL, and nothing changed")
+@check("an invalid size: EINVAL, and nothing changes")
 def wrong():
     path = numbered_image()
     with attach(path, flags=DIRECT_IO) as fd:
@@ -114,11 +115,11 @@ def wrong():
                 equal(f"{size}", fd.ioctl(SET_BLOCK_SIZE, size), "-EINVAL")
                 equal("block size", block_size(fd), good)
                 equal("flags", status(fd).flags, DIRECT_IO)
-                # The queue is not left frozen.
+                # The queue is not frozen any more.
                 equal("sector", number_at(fd, 9), 9)
 
 
-@check("wrong and right in turn, with I/O in between")
+@check("invalid and valid sizes in turn, with I/O in between")
 def in_turn():
     with attach(numbered_image()) as fd:
         for size, now in (4096, 4096), (2048, 2048), (1234, 2048), (1024, 1024), (512, 512):
@@ -130,7 +131,7 @@ def in_turn():
             os.fsync(fd.fd)
 
 
-@check("the argument is cut to 32 bits")
+@check("the argument is truncated to 32 bits")
 def cut():
     with attach(image()) as fd:
         for size in 1024, 4096, 512:
@@ -142,7 +143,7 @@ def cut():
         equal("0 in 32 bits", set_size(fd, 7 << 32), 512)
 
 
-@check("0 is the default: 512, with direct I/O too", better="with direct I/O it is what the file can do")
+@check("0 is the default: 512, with direct I/O too", better="with direct I/O the C driver uses the file's alignment")
 def default():
     with attach(image(), block_size=4096) as low:
         with attach(low.path) as high:
@@ -155,7 +156,7 @@ def default():
             equal("flags", status(high).flags, DIRECT_IO)
 
 
-@check("direct I/O stays when blocks get smaller than those of the file, with nothing lost", better="it is dropped")
+@check("direct I/O stays on with blocks smaller than the file's, and no data is lost", better="the C driver ends direct I/O")
 def direct_stays():
     path = numbered_image()
     with attach(path, block_size=4096) as low:
@@ -179,7 +180,7 @@ def direct_stays():
         equal("the file", int.from_bytes(file.read(8), "little"), 99)
 
 
-@check("in use by another: EBUSY; the one who has it may")
+@check("claimed by another opener: EBUSY; the owner of the claim may change it")
 def claimed():
     with attach(image()) as fd:
         settle()
@@ -207,7 +208,7 @@ def while_mounted():
         equal("block size", set_size(fd, 4096), 4096)
 
 
-@check("with a partition of it mounted: EBUSY; by a partition's node too while the whole is in use")
+@check("with a partition of it mounted, or by a partition's node while the whole disk is claimed: EBUSY")
 def partitions():
     path = image(8)
     with attach_partitioned(path, (2048, 8192)) as fd:
@@ -225,7 +226,7 @@ def partitions():
 
 @check(
     "by a partition's node with another partition mounted: EBUSY",
-    better="it claims the partition alone, and the file system finds other blocks below",
+    better="the C driver claims only the partition, and the block size of a mounted file system's device changes",
 )
 def sibling():
     path = image(16)
@@ -241,8 +242,8 @@ def sibling():
 
 
 @check(
-    "what is cached of a partition is written in the old blocks",
-    better="it writes back what is cached of the whole disk alone",
+    "dirty pages of a partition are written back with the old block size",
+    better="the C driver writes back only the page cache of the whole disk",
 )
 def cached_partition():
     path = image(2)
@@ -255,7 +256,7 @@ def cached_partition():
         equal("the file", file.read(512) == b"new!" * 128, True)
 
 
-@check("no claim is left behind, whatever comes of it")
+@check("no claim is left behind after success or failure")
 def claim_given_back():
     with attach(image()) as fd:
         settle()
@@ -272,7 +273,7 @@ def claim_given_back():
         pass
 
 
-@check("unbound: ENXIO, but EBUSY when somebody has a claim")
+@check("unbound: ENXIO, but EBUSY when the device is claimed")
 def unbound():
     device = free_device()
     with Fd(device) as fd:
@@ -297,7 +298,7 @@ def next_one():
         equal("block size", block_size(fd), 512)
 
 
-@check("verified I/O goes on while the size changes to and fro")
+@check("verified I/O goes on while the size changes back and forth")
 def under_fio():
     with attach(image(32), flags=DIRECT_IO) as fd:
         fio = subprocess.Popen(

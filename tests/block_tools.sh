@@ -1,20 +1,20 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# What looks at block devices, sets them and wipes them works with loop devices on both drivers:
-# lsblk, blkid, findfs, blockdev, blkdiscard, fstrim, wipefs, mkfs. They ask sysfs, the block layer's
-# ioctls and, for loop devices, what losetup asks; and they must refuse what is in use.
+# The tools that inspect, configure and wipe block devices work with loop devices on both drivers:
+# lsblk, blkid, findfs, blockdev, blkdiscard, fstrim, wipefs, mkfs. They use sysfs, the ioctls of
+# the block layer and the ioctls of losetup; and they must refuse devices in use.
 . "$(dirname "$0")/lib.sh"
 
 uuid=11111111-2222-3333-4444-555555555555
 
-# listed DEVICE COLUMN...: what lsblk says of a device alone.
+# listed DEVICE COLUMN...: prints lsblk's columns of a device.
 listed() {
 	local columns
 	columns=$(IFS=, && echo "${*:2}")
 	lsblk --nodeps --noheadings --raw --bytes --output "$columns" "$1"
 }
 
-# write_sector DEVICE [NUMBER]: through the cache, and out of it.
+# write_sector DEVICE [NUMBER]: writes through the page cache, and syncs.
 write_sector() { dd if=/dev/zero of="$1" bs=512 count=1 seek="${2-0}" conv=notrunc,fsync status=none; }
 
 lsblk_columns() {
@@ -33,7 +33,7 @@ lsblk_columns() {
 		"${device#/dev/} loop 8388608 1 4096 4096 4096 0 4096"
 }
 
-# Unbound devices are there with -a only, and so are bound ones without a size.
+# lsblk lists unbound devices only with -a.
 lsblk_hides() {
 	local device
 	equal 'unbound' "$(lsblk -nro NAME | grep -c '^loop' || :)" 0
@@ -43,7 +43,7 @@ lsblk_hides() {
 	refuse '' lsblk /dev/loop7
 	detach "$device"
 	equal 'unbound again' "$(lsblk -nro NAME | grep -c '^loop' || :)" 0
-	# One without a size is shown: it has a file.
+	# A bound device without a size is listed, because it has a file.
 	device=$(attach "$(backing tmpfs 0)")
 	equal 'empty' "$(lsblk -nro NAME,SIZE | grep '^loop')" "${device#/dev/} 0B"
 }
@@ -54,7 +54,7 @@ lsblk_mounted() {
 	mkfs.ext4 -q -L label -U "$uuid" "$image"
 	mount -o loop "$image" "$mnt"
 	device=$(findmnt -no SOURCE "$mnt")
-	# udev knows the file system when it is through.
+	# udev has probed the file system when it has settled.
 	udevadm settle
 	equal lsblk "$(listed "$device" TYPE FSTYPE LABEL UUID MOUNTPOINT)" "loop ext4 label $uuid $mnt"
 	# A stack is a tree.
@@ -81,15 +81,15 @@ blkid_probes() {
 	equal findfs "$(findfs LABEL=label)" "$device"
 	udevadm settle
 	equal udev "$(realpath /dev/disk/by-uuid/"$uuid")" "$device"
-	# What was found is not found on the next file. Without the cache, which asks the device again
-	# only after a while.
+	# The file system is not found on the next file. Without blkid's cache, which probes the
+	# device again only after a while.
 	detach "$device"
 	refuse '' blkid -c /dev/null "$device"
 	equal next "$(attach "$(backing tmpfs 8 next)")" "$device"
 	refuse '' blkid -c /dev/null "$device"
 	udevadm settle
 	refuse '' blkid -c /dev/null -L label
-	[[ ! -e /dev/disk/by-uuid/$uuid ]] || fail "udev still knows the file system of an image that is gone"
+	[[ ! -e /dev/disk/by-uuid/$uuid ]] || fail "udev still has a link for the file system of a detached image"
 }
 
 sizes() {
@@ -135,7 +135,7 @@ set_read_only() {
 	dd if=/dev/zero of="$scratch/copy" bs=512 count=1 conv=notrunc status=none
 	cmp "$image" "$scratch/copy"
 	detach "$device"
-	# One that was attached read-only stays so, whatever blockdev asks for.
+	# A device that was attached read-only stays read-only.
 	device=$(attach -r "$image")
 	blockdev --setrw "$device"
 	equal ro "$(blockdev --getro "$device")" 1
@@ -149,7 +149,7 @@ flushed() {
 	device=$(attach --direct-io=on "$image")
 	dd if=/dev/urandom of="$device" bs=1M count=2 status=none
 	blockdev --flushbufs "$device"
-	# Past the loop device's cache, and with direct I/O past the file's.
+	# Not from the page cache of the loop device, and with direct I/O not from that of the file.
 	cmp -n 2M "$device" "$image"
 	dd if="$image" iflag=direct bs=1M count=2 status=none | cmp -n 2M - "$device"
 	refuse 'Invalid argument' blockdev --rereadpt "$device"
@@ -157,7 +157,7 @@ flushed() {
 
 blocks() { stat -c %b "$1"; }
 
-# How blkdiscard's modes reach the file: its data reads as zeroes and its blocks are freed, or kept.
+# The modes of blkdiscard: data reads as zeroes, and its blocks in the file are freed or kept.
 discards() {
 	local image device
 	image=$(backing "$1" 8)
@@ -182,7 +182,7 @@ discards() {
 	equal 'blocks at the end' "$(blocks "$image")" 0
 }
 
-# A file system or a partition table is not discarded unless it must be.
+# blkdiscard refuses a device with a file system unless it is forced.
 discard_asks() {
 	local image device
 	image=$(backing tmpfs 8)
@@ -194,7 +194,7 @@ discard_asks() {
 	touch "$mnt/file"
 }
 
-# blkdiscard asks on a terminal only.
+# Runs a command on a terminal, because blkdiscard probes the device only there.
 script_on_terminal() { script -qec "$(printf '%q ' "$@")" /dev/null; }
 
 trims() {
@@ -229,7 +229,7 @@ wipes() {
 	equal 'magic in the file' "$(od -An -tx1 -j 0x438 -N 2 "$image" | xargs)" '00 00'
 }
 
-# The image of a mounted device is in use too, for mke2fs and e2fsck.
+# mke2fs and e2fsck refuse the image of a mounted device, too.
 image_in_use() {
 	local image
 	image=$(backing tmpfs 8)
@@ -257,8 +257,8 @@ unbound_device() {
 
 check "lsblk's columns" lsblk_columns
 check "lsblk hides unbound devices" lsblk_hides
-check "lsblk shows what is on a device" lsblk_mounted
-check "blkid and findfs find a file system, and only while it is there" blkid_probes
+check "lsblk shows file systems and stacked devices" lsblk_mounted
+check "blkid and findfs find a file system only while it is attached" blkid_probes
 check "blockdev's sizes, file" sizes tmpfs
 check "blockdev sets read-ahead" read_ahead
 check "blockdev --setro, buffered" set_read_only tmpfs off
@@ -266,7 +266,7 @@ check "blockdev --setro, direct" set_read_only ext4 on
 check "blockdev --flushbufs" flushed
 check "blkdiscard, tmpfs" discards tmpfs off
 check "blkdiscard, ext4, direct" discards ext4 on
-check "blkdiscard leaves alone what is in use" discard_asks
+check "blkdiscard refuses a device in use" discard_asks
 check "fstrim, tmpfs" trims tmpfs off
 check "fstrim, XFS, direct" trims xfs on
 check "wipefs" wipes

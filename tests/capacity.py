@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""LOOP_SET_CAPACITY looks at the size of the file anew: after an image has grown or shrunk, the
-device follows, while it is in use, and a change event says so."""
+"""LOOP_SET_CAPACITY reads the size of the file again: after an image has grown or shrunk, the size
+of the device follows, even while it is in use, and a change event reports it."""
 import os
 import threading
 from lib import *
@@ -55,7 +55,7 @@ def direct():
     grows_and_shrinks(DIRECT_IO)
 
 
-@check("offset and size limit go on counting")
+@check("offset and size limit stay in effect")
 def offset_and_limit():
     path = image(2)
     with attach(path, offset=1 << 20, sizelimit=2 << 20) as fd:
@@ -68,7 +68,7 @@ def offset_and_limit():
         equal("offset and limit", (info.offset, info.sizelimit), (1 << 20, 2 << 20))
 
 
-@check("the size of a loop device below is followed")
+@check("the size of a loop device below is taken over")
 def loop_below():
     path = image(2)
     with attach(path) as low, attach(low.path) as high:
@@ -83,7 +83,7 @@ def loop_below():
             equal("the file's end", file.read(), b"tail" * 128)
 
 
-@check("the size of a device-mapper device below is followed")
+@check("the size of a device-mapper device below is taken over")
 def mapper_below():
     with attach(image(4)) as base:
         run("dmsetup", "create", "below", "--table", f"0 {MIB} linear {base.path} 0")
@@ -123,8 +123,8 @@ def while_mounted():
 
 
 @check(
-    "nothing that was cut off is read when the file is as long again",
-    better="it leaves it in the device's cache",
+    "data that was truncated is not read when the file is as long again",
+    better="the C driver leaves it in the page cache of the device",
 )
 def cut_off():
     path = numbered_image(2)
@@ -137,8 +137,8 @@ def cut_off():
 
 
 @check(
-    "what is appended in the page of the old end is read, and not overwritten",
-    better="it leaves zeroes in the device's cache, and writes them with the page",
+    "data appended in the page of the old end is read, and not overwritten",
+    better="the C driver leaves zeroes in the page cache of the device, and writes them back with the page",
 )
 def appended():
     path = image(1)
@@ -165,7 +165,7 @@ def appended():
             set_capacity(fd)
 
 
-@check("a size that stays waits for nothing, as where the image's file system is frozen")
+@check("an unchanged size does not block, even if the image's file system is frozen")
 def frozen():
     disk = image(16, "disk")
     run("mkfs.ext4", "-q", disk)
@@ -190,7 +190,7 @@ def frozen():
     run("umount", place)
 
 
-@check("an event tells of a new size, and of none")
+@check("a change event is sent, with RESIZE only for a new size")
 def event():
     path = image(2)
     with attach(path) as fd, Events() as events:
@@ -203,7 +203,7 @@ def event():
             equal("events", found, [("change", wanted)])
 
 
-@check("the argument is ignored, and a partition's node will do")
+@check("the argument is ignored, and a partition's node works, too")
 def argument():
     path = image(2)
     with attach_partitioned(path, (64, 64)) as fd:
@@ -214,7 +214,7 @@ def argument():
                 equal("size", sectors(fd), mib * MIB)
 
 
-@check("somebody else's claim does not matter")
+@check("a claim of another opener does not matter")
 def claimed():
     path = image(2)
     with attach(path) as fd, Fd(fd.path, os.O_RDONLY | os.O_EXCL):

@@ -1,15 +1,15 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""LOOP_CHANGE_FD gives a read-only device another file of the same size while it is in use, as
-installers do to let go of a medium: from then on the new file is read, nothing stale, and the old
-one is free. What it refuses leaves everything as it was."""
+"""LOOP_CHANGE_FD gives a read-only device in use another file of the same size, as installers do to
+release a medium. From then on the device reads the new file, without stale data, and the old file
+is closed. A refused change has no effect."""
 import mmap
 import os
 import subprocess
 import threading
 from lib import *
 
-# What the sectors of the second image count from.
+# The number of the first sector of the second image.
 OTHER = 1 << 32
 
 
@@ -29,7 +29,7 @@ def sequence(fd):
 
 
 def state(fd):
-    """What a refused change must leave alone."""
+    """Returns the state that a refused change must not alter."""
     names = "loop/backing_file", "loop/dio", "loop/offset", "ro", "size", "diskseq"
     return {name: sysfs(fd.path, name) for name in names}
 
@@ -55,17 +55,17 @@ def serves_the_new(flags):
         equal("sector", number_at(fd, 100), 108)
 
 
-@check("the new file is read, and the device stays read-only: buffered")
+@check("the device reads the new file, and stays read-only: buffered")
 def buffered():
     serves_the_new(0)
 
 
-@check("the new file is read, and the device stays read-only: direct")
+@check("the device reads the new file, and stays read-only: direct")
 def direct():
     serves_the_new(DIRECT_IO)
 
 
-@check("a file open for writing does not make it writable")
+@check("a file open for writing does not make the device writable")
 def stays_read_only():
     with attach_reader(image(), device_mode=os.O_RDWR) as fd:
         equal("CHANGE_FD", change(fd, image(1, "two"), os.O_RDWR), 0)
@@ -78,7 +78,7 @@ def stays_read_only():
             pass
 
 
-@check("a file opened with O_DIRECT brings direct I/O, another leaves it as it is")
+@check("a file opened with O_DIRECT switches on direct I/O, another file changes nothing")
 def direct_descriptor():
     with attach_reader(image()) as fd:
         equal("CHANGE_FD", change(fd, image(1, "two"), os.O_RDONLY | os.O_DIRECT), 0)
@@ -87,7 +87,7 @@ def direct_descriptor():
         equal("flags", status(fd).flags, READ_ONLY | DIRECT_IO)
 
 
-@check("a file that cannot do direct I/O ends it")
+@check("a file without direct I/O switches it off")
 def no_direct():
     one = numbered_image()
     os.mkdir(f"{SCRATCH}/tree")
@@ -102,7 +102,7 @@ def no_direct():
         equal("sector", number_at(fd, 7), OTHER + 7)
 
 
-@check("the old file is let go, and the new one kept")
+@check("the old file is closed, and the new one kept open")
 def old_one_let_go():
     places = [mounted("tmpfs", name, "-t", "tmpfs") for name in ("old", "new")]
     paths = [numbered_image(1, "old/image"), numbered_image(1, "new/image", OTHER)]
@@ -116,7 +116,7 @@ def old_one_let_go():
     run("umount", places[1])
 
 
-@check("a mounted squashfs goes on from the new file, with the old one gone")
+@check("a mounted squashfs goes on with the new file, when the old one is gone")
 def mounted_squashfs():
     tree = "/usr/lib/udev/rules.d"
     places = [mounted("tmpfs", name, "-t", "tmpfs") for name in ("old", "new")]
@@ -128,13 +128,12 @@ def mounted_squashfs():
         os.listdir(f"{SCRATCH}/mounted")
         equal("CHANGE_FD", change(fd, paths[1]), 0)
         run("umount", places[0])
-        with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as caches:
-            caches.write("3")
+        write_text("/proc/sys/vm/drop_caches", "3")
         run("diff", "-r", tree, f"{SCRATCH}/mounted")
         run("umount", f"{SCRATCH}/mounted")
 
 
-@check("a mounted ext4 is told that its disk changed, and shuts down")
+@check("a mounted ext4 is notified of the change, and shuts down")
 def mounted_ext4():
     paths = [image(8), f"{SCRATCH}/two"]
     run("mkfs.ext4", "-q", "-d", "/usr/lib/udev/rules.d", paths[0])
@@ -155,7 +154,7 @@ def mounted_ext4():
         run("e2fsck", "-fn", fd.path)
 
 
-@check("partitions are read again with PARTSCAN, and not without")
+@check("partitions are scanned again with PARTSCAN, and only then")
 def partitions():
     for name, table in ("one", "start=64,size=64"), ("two", "start=64,size=64\nstart=256,size=128"):
         run("sfdisk", "-q", image(1, name), input=f"label: dos\n{table}\n")
@@ -176,7 +175,7 @@ def partitions():
         detach(fd.path)
 
 
-@check("a block device can be the new one, and a file of any name the next")
+@check("the new file can be a block device, and the next one any file")
 def block_device():
     with attach(numbered_image(1, "below", OTHER)) as below, attach_reader(numbered_image()) as fd:
         equal("CHANGE_FD", change(fd, below.path), 0)
@@ -187,7 +186,7 @@ def block_device():
         equal("sector", number_at(fd, 9), 9)
 
 
-@check("the sizes compared are those of the devices: offset and size limit count")
+@check("the sizes of the devices are compared: offset and size limit count")
 def sizes_compared():
     with attach_reader(numbered_image(2), offset=4096, sizelimit=8192) as fd:
         equal("larger", change(fd, numbered_image(3, "two", OTHER)), 0)
@@ -200,7 +199,7 @@ def sizes_compared():
         equal("state", state(fd), before)
 
 
-@check("a change event tells of it")
+@check("a change event is sent")
 def event():
     two = image(1, "two")
     with attach_reader(image()) as fd, Events() as events:
@@ -211,7 +210,7 @@ def event():
         equal("events", found, [("change", sysfs(fd.path, "diskseq"))])
 
 
-@check("what is refused sends no event", better="it sends change events for what did not change")
+@check("a refused change sends no event", better="the C driver sends change events")
 def no_event():
     with attach_reader(image()) as fd, Events() as events:
         settle()
@@ -231,7 +230,7 @@ def events_after_refusal():
         equal("events", [event["ACTION"] for event in events.of(fd.path)], ["change"])
 
 
-@check("errors in their order: EBADF, EINVAL for the kind of file, ENXIO, EINVAL for the rest")
+@check("errors in this order: EBADF, EINVAL for the kind of file, ENXIO, EINVAL for the rest")
 def errors():
     good, other = image(), image(2, "other")
     pipe = os.pipe()
@@ -267,7 +266,7 @@ def errors():
         os.close(end)
 
 
-@check("not onto a device that stands on it: EBADF")
+@check("the file cannot be a device stacked on this one: EBADF")
 def cycle():
     with attach_reader(image()) as low, attach_reader(low.path) as middle:
         with attach_reader(middle.path) as high:
@@ -277,7 +276,7 @@ def cycle():
             equal("down the stack", change(high, low.path), 0)
 
 
-@check("it needs no right, and no claim: anyone who has the device open may")
+@check("neither privilege nor claim is needed: any opener may change the file")
 def anyone():
     one, two = image(), image(1, "two")
     with attach_reader(one) as fd, Fd(fd.path, os.O_RDONLY | os.O_EXCL) as _, Fd(two) as backing:
@@ -285,7 +284,7 @@ def anyone():
         equal("file", sysfs(fd.path, "loop/backing_file"), two)
 
 
-@check("a refused file is let go")
+@check("a refused file is closed")
 def file_let_go():
     place = mounted("tmpfs", "place", "-t", "tmpfs")
     with attach_reader(image()) as fd, attach(image(1, "other")) as writable:
@@ -298,7 +297,7 @@ def file_let_go():
     run("umount", place)
 
 
-@check("whoever reads meanwhile gets one file or the other, and no error")
+@check("concurrent readers get one file or the other, and no error")
 def under_reads():
     paths = [numbered_image(), numbered_image(1, "two", OTHER)]
     wrong, done, read = [], threading.Event(), [0]
@@ -334,8 +333,8 @@ def under_reads():
 
 
 @check(
-    "nothing of the old file stays in the device's cache, however busy its readers are",
-    better="it drops the cache and then changes the file; what is read in between stays",
+    "no data of the old file stays in the page cache of the device, even with busy readers",
+    better="the C driver drops the page cache before it changes the file; data read in between stays",
 )
 def nothing_stale():
     paths = [numbered_image(), numbered_image(1, "two", OTHER)]
@@ -365,8 +364,8 @@ def nothing_stale():
 
 
 @check(
-    "nor in the cache of a partition",
-    better="it drops the cache of the whole disk alone",
+    "no data of the old file stays in the page cache of a partition",
+    better="the C driver drops only the page cache of the whole disk",
 )
 def nothing_stale_of_a_partition():
     paths = [numbered_image(), numbered_image(1, "two", OTHER)]
@@ -383,7 +382,7 @@ def nothing_stale_of_a_partition():
 
 @check(
     "the limits are those of the new file",
-    better="it keeps what the old one could do",
+    better="the C driver keeps the limits of the old file",
 )
 def limits():
     tree = f"{SCRATCH}/tree"
@@ -409,9 +408,9 @@ def limits():
     run("umount", place)
 
 
-@check("a device is stacked on one whose file changes again and again")
+@check("a device is stacked on another one while its file keeps changing")
 def stacked_meanwhile():
-    # loop_validate_file() once followed a file that was about to go (3ce6e1f662a9).
+    # loop_validate_file() once used a file that was being released (3ce6e1f662a9).
     paths = [numbered_image(), numbered_image(1, "two", OTHER)]
     done, failures = threading.Event(), []
 

@@ -1,9 +1,9 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""Devices of the same few numbers are added, bound, read, opened, unbound and removed at random by
-several processes at once. Every outcome is one the ABI knows, whoever bound a device reads its own
-image, and at the end all can be removed. Open racing with release was CVE-2018-5344, and ADD, REMOVE
-and open have deadlocked (990e78116d38, 1c500ad70638)."""
+"""Several processes add, bind, read, open, unbind and remove the same few devices at random. Every
+result is allowed by the ABI, each process reads its own image from a device it has bound, and at
+the end all devices can be removed. Open racing with release was CVE-2018-5344, and ADD, REMOVE and
+open have deadlocked (990e78116d38, 1c500ad70638)."""
 import errno
 import os
 import random
@@ -12,7 +12,7 @@ from lib import *
 NUMBERS = range(200, 204)
 PROCESSES = 6
 SECONDS = 8
-# What may come of a race.
+# The errors that a race may cause.
 KNOWN = {"-EBUSY", "-ENXIO", "-ENODEV", "-EEXIST", "-EBADF", "-EINVAL"}
 
 
@@ -22,7 +22,7 @@ def known(what, outcome):
 
 
 def open_device(number):
-    """The device, or None while it is not there or must not be opened."""
+    """Opens the device; returns None if it does not exist or must not be opened."""
     try:
         return Fd(f"/dev/loop{number}")
     except OSError as error:
@@ -38,13 +38,13 @@ def bind_and_read(number, path, content):
         if known("SET_FD", fd.ioctl(SET_FD, backing.fd)) != 0:
             return 0
         equal("read", os.pread(fd.fd, 4096, 0), content)
-        # Others may have sent it meanwhile, and it stays bound until this is closed.
+        # Another process may have sent it before; the device stays bound until this one closes it.
         equal("CLR_FD", fd.ioctl(CLR_FD) in (0, "-ENXIO"), True)
     return 1
 
 
 def act(dice, number, path, content):
-    """One random deed; 1 for a device bound and read."""
+    """Does one random operation; returns 1 if it has bound and read a device."""
     deed = dice.randrange(6)
     if deed == 0:
         known("ADD", control(CTL_ADD, number))
@@ -63,7 +63,7 @@ def act(dice, number, path, content):
 
 
 def process(seed):
-    """Random deeds for a while; the exit status says whether all went well."""
+    """Does random operations for a while; an exception reports a failure."""
     dice = random.Random(seed)
     path = image(1, f"image{seed}")
     content = bytes([seed]) * 4096
@@ -77,17 +77,7 @@ def process(seed):
 
 @check(f"{PROCESSES} processes for {SECONDS} s")
 def churn():
-    children = []
-    for seed in range(1, PROCESSES + 1):
-        pid = os.fork()
-        if not pid:
-            try:
-                process(seed)
-                os._exit(0)
-            except BaseException:  # pylint: disable=broad-except
-                print("# " + traceback.format_exc().replace("\n", "\n# "), flush=True)
-                os._exit(1)
-        children.append(pid)
+    children = [forked(process, seed) for seed in range(1, PROCESSES + 1)]
     statuses = [os.waitpid(pid, 0)[1] for pid in children]
     equal("statuses of the processes", statuses, [0] * PROCESSES)
     for number in NUMBERS:

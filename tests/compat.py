@@ -1,12 +1,12 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""Every ioctl from a 32-bit program, and the same ones from a 64-bit program: only the old status
-structure differs, whose fields are narrower there. A 32-bit LOOP_SET_STATUS once got by without the
-check of rights that the 64-bit one makes. The program is programs/ioctl.c."""
+"""Every ioctl from a 32-bit program, and the same from a 64-bit program: only the old status
+structure differs, whose fields are narrower in 32 bits. A 32-bit LOOP_SET_STATUS once skipped the
+permission check of the 64-bit one. The program is programs/ioctl.c."""
 import os
 from lib import *
 
-# What programs may find where their structures are, and each value that is no pointer.
+# The addresses of a program's structure. Every other argument is passed to the ioctl as it is.
 PLACES = "low", "high"
 _built = {}
 
@@ -16,7 +16,7 @@ class Caller:
 
     def __init__(self, bits):
         self.bits = bits
-        # Outside the scratch directory, which goes with the case.
+        # Outside the scratch directory, which is removed at the end of the case.
         self.program = f"/tmp/ioctl{bits}"
         if bits not in _built:
             os.rename(program("ioctl", f"-m{bits}"), self.program)
@@ -32,7 +32,7 @@ class Caller:
         return output.split("\n")
 
     def call(self, fd, command, *arguments, **options):
-        """What the ioctl returns, or minus the name of its error."""
+        """Returns the result of the ioctl, or minus the name of its error."""
         result = self.lines(fd, command, *arguments, **options)[0]
         return result if result.startswith("-") else int(result)
 
@@ -42,7 +42,8 @@ class Caller:
         return dict(field.split("=", 1) for field in fields)
 
     def attached(self, path, **fields):
-        """A free device, attached by LOOP_CONFIGURE of the program."""
+        """Attaches a file to a free device by LOOP_CONFIGURE of the program, and returns the
+        device."""
         device = free_device()
         fd = Fd(device)
         fd.path = device
@@ -54,7 +55,7 @@ class Caller:
 
 
 def check_both(description):
-    """A case for programs of either size."""
+    """Declares a case for programs of 32 and 64 bits."""
 
     def add(function):
         for bits in 32, 64:
@@ -68,7 +69,7 @@ def check_32(description):
     return lambda function: check(f"32 bits: {description}")(lambda: function(Caller(32)))
 
 
-@check_both("attach, look, change and detach")
+@check_both("attach, query, change and detach")
 def all_commands(caller):
     one, two = numbered_image(2), numbered_image(2, "two", 1 << 32)
     with Fd(free_device()) as fd:
@@ -115,7 +116,7 @@ def control_node(caller):
         equal("unknown", caller.call(fd, 0x4C83), "-ENOSYS")
 
 
-@check_both("GET_STATUS and GET_STATUS64 tell the same, wherever the structure is")
+@check_both("GET_STATUS and GET_STATUS64 report the same, at any address of the structure")
 def looks(caller):
     path = image(4)
     fields = {"offset": (1 << 31) - 512, "sizelimit": 512, "flags": AUTOCLEAR, "name": "n" * 64}
@@ -134,13 +135,13 @@ def looks(caller):
         equal("size limit", status(fd).sizelimit, 512)
 
 
-@check_both("SET_STATUS and SET_STATUS64, wherever the structure is")
+@check_both("SET_STATUS and SET_STATUS64, at any address of the structure")
 def changes(caller):
     with caller.attached(numbered_image(), sizelimit=4096) as fd:
         for command in SET_STATUS64, SET_STATUS:
             for where in PLACES:
                 words = "offset=1024", "flags=0xffffffff", "name=other"
-                # What it reads meanwhile may stay in the C driver's cache.
+                # udev's reads after the change may stay in the page cache of the C driver.
                 settle()
                 equal("set", caller.call(fd, command, where, *words), 0)
                 now = status(fd)
@@ -171,7 +172,7 @@ def errors(caller):
             equal("unbound", caller.call(fd, command, 8), "-ENXIO")
         for command in SET_STATUS, SET_STATUS64, CONFIGURE:
             equal("NULL", caller.call(fd, command, 0), "-EFAULT")
-            equal("nowhere", caller.call(fd, command, 0xFFFFE000), "-EFAULT")
+            equal("bad pointer", caller.call(fd, command, 0xFFFFE000), "-EFAULT")
         for command in SET_STATUS, SET_STATUS64:
             equal("unbound", caller.call(fd, command, "high"), "-ENXIO")
         for command in CLR_FD, SET_CAPACITY, SET_DIRECT_IO, SET_BLOCK_SIZE:
@@ -182,7 +183,7 @@ def errors(caller):
         equal("closed", caller.call(fd, CONFIGURE, "high", "fd=1000"), "-EBADF")
     with caller.attached(image()) as fd:
         for command in GET_STATUS, GET_STATUS64, SET_STATUS, SET_STATUS64:
-            equal("nowhere", caller.call(fd, command, 8), "-EFAULT")
+            equal("bad pointer", caller.call(fd, command, 8), "-EFAULT")
             equal("kernel's", caller.call(fd, command, 0xFFFFF000), "-EFAULT")
         equal("NULL", caller.call(fd, GET_STATUS, 0), "-EINVAL")
         equal("block size", caller.call(fd, SET_BLOCK_SIZE, 513), "-EINVAL")
@@ -190,20 +191,20 @@ def errors(caller):
         equal("not read-only", caller.call(fd, CHANGE_FD, fd.fd), "-EINVAL")
 
 
-@check_both("the same rights are needed")
+@check_both("the same permissions are needed")
 def rights(caller):
     with caller.attached(image()) as fd, Fd(fd.path, os.O_RDONLY) as reader:
         settle()
         for command in SET_STATUS, SET_STATUS64:
             equal("nobody", caller.call(reader, command, "high", user=65534), "-EPERM")
-            equal("nobody, nowhere", caller.call(reader, command, 8, user=65534), "-EPERM")
+            equal("nobody, bad pointer", caller.call(reader, command, 8, user=65534), "-EPERM")
             equal("nobody, writing", caller.call(fd, command, "high", user=65534), 0)
             equal("root", caller.call(reader, command, "high"), 0)
         for command in SET_CAPACITY, SET_DIRECT_IO, SET_BLOCK_SIZE:
             equal("nobody", caller.call(reader, command, user=65534), "-EPERM")
             equal("nobody, writing", caller.call(fd, command, user=65534), 0)
             equal("root", caller.call(reader, command), 0)
-        # All rights in a user namespace of one's own are none.
+        # Capabilities in a user namespace of one's own do not count.
         for command in SET_STATUS, SET_STATUS64, SET_CAPACITY, SET_DIRECT_IO, SET_BLOCK_SIZE:
             outcome = in_own_namespace(lambda: caller.call(reader, command, 8))
             equal("namespace", outcome, "-EPERM")
@@ -238,7 +239,7 @@ def offset_overflow(caller):
 
 @check_32("GET_STATUS of an inode number that does not fit: EOVERFLOW")
 def inode_overflow(caller):
-    # With xino the upper bits of an inode number of overlayfs tell which layer it is from.
+    # With xino, the upper bits of an inode number of overlayfs identify its layer.
     layers = [mounted("tmpfs", name, "-t", "tmpfs") for name in ("one", "two")]
     image(1, "two/image")
     options = f"xino=on,lowerdir={layers[0]}:{layers[1]}"
@@ -263,7 +264,7 @@ def device_overflow(caller):
     with Fd(image(8)) as file, Fd("/dev/loop300") as low:
         equal("SET_FD", low.ioctl(SET_FD, file.fd), 0)
         run("mkfs.ext4", "-q", "/dev/loop300")
-        # A minor of more than 8 bits is in the way of the major one: first as rdevice,
+        # A minor number above 255 makes a device number wider than 16 bits: first as rdevice,
         with attach("/dev/loop300") as fd:
             equal("rdevice", caller.call(fd, GET_STATUS, "high"), "-EOVERFLOW")
             rdevice = Caller(64).status(fd)["rdevice"]

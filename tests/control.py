@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
 """/dev/loop-control: LOOP_CTL_ADD, LOOP_CTL_REMOVE and LOOP_CTL_GET_FREE, which losetup, udisks and
-container tools send, return the index of the device or the C driver's errors."""
+container tools use, return the index of the device or the C driver's errors."""
 import os
 from lib import *
 
@@ -13,7 +13,7 @@ def bind(device):
     return fd
 
 
-@check("ADD makes the device asked for, and REMOVE takes it away")
+@check("ADD makes the requested device, and REMOVE removes it")
 def add_and_remove():
     equal("ADD 100", control(CTL_ADD, 100), 100)
     assert os.path.isdir("/sys/block/loop100")
@@ -54,7 +54,7 @@ def remove_busy():
     wait_for(lambda: control(CTL_REMOVE, 101) == 0)
 
 
-@check("GET_FREE returns the lowest unbound device, and makes one when there is none")
+@check("GET_FREE returns the lowest unbound device, and makes one if there is none")
 def get_free():
     fds = []
     for number in range(10):
@@ -68,7 +68,7 @@ def get_free():
     equal("GET_FREE", control(CTL_GET_FREE), 3)
 
 
-@check("another command is ENOSYS")
+@check("an unknown command: ENOSYS")
 def unknown():
     equal("0x4C83", control(0x4C83), "-ENOSYS")
     equal("0x5401", control(0x5401), "-ENOSYS")

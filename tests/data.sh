@@ -1,9 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# What is written is what is read: each kind of backing, direct and buffered, with blocks of 512 and
-# 4096 bytes. In each cell the device shows what the image held before, fio verifies checksums of
-# what it wrote with deep queues in blocks of 512 bytes to 1 MiB, a copy through the page cache
-# arrives, and the detached image holds, byte for byte, what was written through the device.
+# Data written is data read, for each kind of backing, direct and buffered, with blocks of 512 and
+# 4096 bytes. In each cell the device shows the old content of the image, fio verifies its own
+# writes of 512 bytes to 1 MiB in deep queues, a copy is made through the page cache, and the
+# detached image holds the data written through the device, byte for byte.
 . "$(dirname "$0")/lib.sh"
 
 mib=24
@@ -17,7 +17,7 @@ cell() {
 	device=$(attach --direct-io="$2" --sector-size "$3" --sizelimit "${mib}M" "$image")
 	equal dio "$(attribute "$device" loop/dio)" "$direct"
 	equal 'block size' "$(attribute "$device" queue/logical_block_size)" "$3"
-	echo "The image, seen through the device:"
+	echo "The image, read through the device:"
 	cmp "$source" "$device"
 
 	verify "$device" "$3"

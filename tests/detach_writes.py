@@ -1,21 +1,22 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""What was written to a device before its last close is in the image after it, fsync or not: detach
-writes the page cache of the device back before it lets go of the file. The C driver loses it when
-LOOP_CLR_FD comes from the only opener: the last close writes back to a device without a file."""
+"""Data written to a device before its last close is in the image afterwards, with or without fsync:
+the page cache of the device is written back before the file is closed. The C driver loses the data
+when LOOP_CLR_FD comes from the only opener: its last close writes back to a device without a
+file."""
 import os
 from lib import *
 
-# Room enough to be more than the kernel writes back at once.
+# More than the kernel writes back at once.
 SIZE = 4 << 20
-BETTER = "its last close writes back after the file is gone"
+BETTER = "the last close writes back when the C driver has closed the file"
 
 
 def arrived(path, data):
     with open(path, "rb") as file:
         got = file.read(len(data))
     wrong = sum(got[start : start + 4096] != data[start : start + 4096] for start in range(0, len(data), 4096))
-    equal("pages that did not arrive", wrong, 0)
+    equal("pages that were lost", wrong, 0)
 
 
 def written(flags):
@@ -23,7 +24,7 @@ def written(flags):
     data = os.urandom(SIZE)
     fd = attach(path, flags=flags)
     device = fd.path
-    # udev is done with the device: from here on there is one opener.
+    # udev has closed the device: from here on there is one opener.
     os.system("udevadm settle")
     equal("written", os.write(fd.fd, data), SIZE)
     return path, data, device, fd
@@ -55,7 +56,7 @@ def autoclear():
     arrived(path, data)
 
 
-@check("write, close, LOOP_CLR_FD from another")
+@check("write, close, LOOP_CLR_FD from another opener")
 def clear_later():
     path, data, device, fd = written(DIRECT_IO)
     fd.close()

@@ -1,15 +1,14 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
 """LOOP_SET_DIRECT_IO switches between the page cache of the file and direct I/O while the device is
-in use: nothing that was written is lost, nothing stale is read, and what cannot be done directly is
-refused."""
+in use: no write is lost, no stale data is read, and a file without direct I/O is refused."""
 import os
 import subprocess
 from lib import *
 
 
 def direct(fd):
-    """Whether direct I/O is on: all that tell of it agree."""
+    """Returns whether direct I/O is on. All interfaces report the same."""
     on = bool(status(fd).flags & DIRECT_IO)
     equal("loop/dio", sysfs(fd.path, "loop/dio"), str(int(on)))
     return on
@@ -21,12 +20,12 @@ def switch(fd, argument):
 
 
 def move(fd, offset):
-    # What udev reads at this moment stays in the cache.
+    # udev's reads during the change may stay in the page cache of the C driver.
     settle()
     equal("SET_STATUS64", fd.ioctl(SET_STATUS64, Info(offset=offset)), 0)
 
 
-@check("it goes on and off, and asking for what is there is no error")
+@check("direct I/O is switched on and off, and an unchanged value is no error")
 def on_and_off():
     with attach(numbered_image()) as fd:
         equal("at first", direct(fd), False)
@@ -35,7 +34,7 @@ def on_and_off():
             equal("sector", number_at(fd, 77), 77)
 
 
-@check("any argument but 0 is on, whatever bits it has")
+@check("every argument except 0 switches it on")
 def arguments():
     with attach(image()) as fd:
         for argument in 1 << 31, 1 << 32, 1 << 63, (1 << 64) - 1:
@@ -43,7 +42,7 @@ def arguments():
             equal("off", switch(fd, 0), False)
 
 
-@check("an offset that does not fit: EINVAL, and direct I/O stays off")
+@check("a misaligned offset: EINVAL, and direct I/O stays off")
 def misaligned_offset():
     with attach(numbered_image(), offset=513) as fd:
         equal("SET_DIRECT_IO", fd.ioctl(SET_DIRECT_IO, 1), "-EINVAL")
@@ -59,10 +58,10 @@ def misaligned_offset():
         equal("sector", number_at(fd, 5), 6)
 
 
-LARGE_BLOCKS = "asks for blocks as large as those of the disk"
+LARGE_BLOCKS = "the C driver wants blocks as large as those of the disk"
 
 
-@check("blocks smaller than those below are no obstacle", better=LARGE_BLOCKS)
+@check("blocks may be smaller than those of the disk below", better=LARGE_BLOCKS)
 def small_blocks():
     with attach(numbered_image(), block_size=4096) as low:
         with attach(low.path, block_size=512) as high:
@@ -74,7 +73,7 @@ def small_blocks():
             equal("sector", number_at(high, 5), 5)
 
 
-@check("nor are they for a file on a file system with larger blocks below", better=LARGE_BLOCKS)
+@check("blocks may be smaller than those of the disk below the file's file system", better=LARGE_BLOCKS)
 def small_blocks_of_file_system():
     with attach(image(32), block_size=4096) as low:
         run("mkfs.ext4", "-q", low.path)
@@ -90,14 +89,14 @@ def small_blocks_of_file_system():
         run("umount", f"{SCRATCH}/place")
 
 
-@check("a file that cannot do it: EINVAL")
+@check("a file without direct I/O: EINVAL")
 def impossible():
     with attach("/proc/version", mode=os.O_RDONLY) as fd:
         equal("SET_DIRECT_IO", fd.ioctl(SET_DIRECT_IO, 1), "-EINVAL")
         equal("direct I/O", direct(fd), False)
 
 
-@check("what others wrote to the file is read after it is switched on, synced or not")
+@check("other writes to the file are read after the switch to direct I/O, synced or not")
 def file_written():
     path = image(32)
     run("mkfs.ext4", "-q", path)
@@ -115,7 +114,7 @@ def file_written():
     run("umount", place)
 
 
-@check("what was written before, between and after is in the file")
+@check("writes before, between and after switches are in the file")
 def nothing_lost():
     path = image(8)
     with attach(path) as fd:
@@ -154,17 +153,17 @@ def under_fio(*options):
         assert int(fields[46]) > 1000, f"fio wrote {fields[46]} KiB"
 
 
-@check("verified I/O goes on while it is switched to and fro: direct to the device")
+@check("verified I/O goes on while direct I/O is switched on and off: direct to the device")
 def under_direct_fio():
     under_fio("--direct=1", "--ioengine=libaio", "--iodepth=16")
 
 
-@check("verified I/O goes on while it is switched to and fro: through the device's cache")
+@check("verified I/O goes on while direct I/O is switched on and off: through the device's page cache")
 def under_buffered_fio():
     under_fio("--direct=0", "--ioengine=psync", "--fsync=32")
 
 
-@check("it works while a file system is mounted, whoever has a claim")
+@check("it works with a mounted file system, whose claim does not matter")
 def while_mounted():
     path = image(8)
     run("mkfs.ext4", "-q", path)
@@ -175,8 +174,7 @@ def while_mounted():
             with open(f"{place}/{name}", "wb") as file:
                 file.write(noise)
             switch(fd, name != "two")
-        with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as caches:
-            caches.write("3")
+        write_text("/proc/sys/vm/drop_caches", "3")
         for name in "one", "two", "three":
             with open(f"{place}/{name}", "rb") as file:
                 equal(name, file.read() == noise, True)
@@ -184,7 +182,7 @@ def while_mounted():
         run("e2fsck", "-fn", fd.path)
 
 
-@check("a read-only device can be switched, by a partition's node too")
+@check("a read-only device can be switched, also by a partition's node")
 def read_only():
     path = image()
     run("sfdisk", "-q", path, input="label: dos\nstart=64,size=64\n")
@@ -195,7 +193,7 @@ def read_only():
             equal("direct I/O", direct(fd), True)
 
 
-@check("no event is sent, and the size stays")
+@check("no event is sent, and the size stays the same")
 def no_event():
     with attach(image()) as fd, Events() as events:
         settle()

@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# Discards give the image's blocks back: exactly those, so that they read as zeroes and their
-# neighbours stay. Zeroes are written without giving blocks back where the caller wants to keep
-# them, and where the file system cannot do it, the kernel writes them.
+# Discards free the image's blocks: exactly these, so that they read as zeroes and their neighbours
+# keep their data. Zeroes are written without freeing blocks if the submitter wants to keep them;
+# where the file system cannot do it, the block layer writes zeroes.
 . "$(dirname "$0")/lib.sh"
 
 mib=16
@@ -12,13 +12,13 @@ blocks() { stat -c %b "$1"; }
 # zeroes FILE OFFSET LENGTH
 zeroes() { cmp -i "$2:0" -n "$3" "$1" /dev/zero; }
 
-# intact FILE: compares with $scratch/before what lies outside of the 4 MiB at 4 MiB.
+# intact FILE: compares FILE, except the 4 MiB at 4 MiB, with $scratch/before.
 intact() {
 	cmp -n 4M "$scratch/before" "$1"
 	cmp -i 8M:8M -n 8M "$scratch/before" "$1"
 }
 
-# noisy KIND: an image of noise, and a copy of it.
+# noisy KIND: makes an image of random data, and a copy of it.
 noisy() {
 	local image
 	image=$(backing "$1" "$mib")
@@ -35,13 +35,13 @@ hole() {
 	blkdiscard -o 4M -l 4M "$device"
 	zeroes "$device" 4M 4M
 	intact "$device"
-	equal 'blocks given back' $((before - $(blocks "$image"))) $((4 << 11))
+	equal 'blocks freed' $((before - $(blocks "$image"))) $((4 << 11))
 	detach "$device"
 	zeroes "$image" 4M 4M
 	intact "$image"
 }
 
-# In bytes that are no whole blocks of the file system: nothing around is lost.
+# The range is not in whole blocks of the file system: its neighbours keep their data.
 odd_hole() {
 	local image device
 	image=$(noisy "$1")
@@ -79,7 +79,7 @@ trim() {
 	sync
 	fstrim "$mnt"
 	sync "$image"
-	((before - $(blocks "$image") >= 15 << 11)) || fail "only $(((before - $(blocks "$image")) / 2)) KiB given back"
+	((before - $(blocks "$image") >= 15 << 11)) || fail "only $(((before - $(blocks "$image")) / 2)) KiB freed"
 	umount "$mnt"
 	mount -o loop "$image" "$mnt"
 	cmp "$mnt/kept" "$scratch/copy"
@@ -98,7 +98,7 @@ zero() {
 	intact "$image"
 }
 
-# zero_keeping KIND: with the blocks kept.
+# zero_keeping KIND: zeroes without freeing the blocks.
 zero_keeping() {
 	local image device before
 	image=$(noisy "$1")
@@ -111,7 +111,8 @@ zero_keeping() {
 	intact "$device"
 }
 
-# tmpfs has no FALLOC_FL_ZERO_RANGE: the first request is told so, and from then on there are none.
+# tmpfs has no FALLOC_FL_ZERO_RANGE: the first request fails with EOPNOTSUPP, and no more are
+# submitted.
 zero_on_tmpfs() {
 	local image device
 	image=$(noisy tmpfs)
@@ -141,7 +142,7 @@ limits() {
 	fallocate -z -o 1M -l 1M "$device"
 }
 
-# on_fat COMMAND...: of an image on VFAT, which knows fallocate(), but no holes.
+# on_fat COMMAND...: uses an image on VFAT, which has fallocate(), but no holes.
 on_fat() {
 	local image=$mnt/image device
 	load_brd
@@ -152,7 +153,7 @@ on_fat() {
 	cp "$image" "$scratch/before"
 	device=$(attach "$image")
 	(($(attribute "$device" queue/discard_max_bytes)))
-	# Discards are hints, so this is no error.
+	# Discards are hints, so the first failure is no error.
 	blkdiscard -o 4M -l 1M "$device"
 	equal 'discard_max_bytes' "$(attribute "$device" queue/discard_max_bytes)" 0
 	refuse 'not supported' blkdiscard -o 4M -l 1M "$device"
@@ -160,7 +161,7 @@ on_fat() {
 	cmp "$scratch/before" "$device"
 }
 
-# For good, once the requests under way are done.
+# Discards stay disabled, once the requests in flight are done.
 none_in_hardware() {
 	wait_for 10 no_discards "$1" || fail "discard_max_hw_bytes: $(attribute "$1" queue/discard_max_hw_bytes)"
 	equal discard_granularity "$(attribute "$1" queue/discard_granularity)" 0
@@ -175,7 +176,7 @@ none_after_block_size() {
 	equal 'discard_max_bytes' "$(attribute "$1" queue/discard_max_bytes)" 0
 }
 
-# A block device behind it: a loop device whose image shows what arrived.
+# The backing is a block device: a loop device, whose image shows the discards.
 on_block_device() {
 	local image below device before
 	image=$(noisy ext4)
@@ -185,10 +186,10 @@ on_block_device() {
 	blkdiscard -o 4M -l 4M "$device"
 	zeroes "$device" 4M 4M
 	intact "$device"
-	equal 'blocks given back' $((before - $(blocks "$image"))) $((4 << 11))
+	equal 'blocks freed' $((before - $(blocks "$image"))) $((4 << 11))
 }
 
-# beside_writes KIND on|off: nothing that is written at the same time goes with it.
+# beside_writes KIND on|off: concurrent writes are not discarded.
 beside_writes() {
 	local image device
 	image=$(noisy "$1")
@@ -202,14 +203,14 @@ beside_writes() {
 
 for kind in ext4 xfs tmpfs; do
 	check "a discard punches a hole: $kind" hole $kind off
-	check "a discard of odd bytes: $kind" odd_hole $kind
+	check "a discard of parts of blocks: $kind" odd_hole $kind
 done
 check "a discard punches a hole: ext4, direct" hole ext4 on
 check "discards at an offset" at_offset
 check "fstrim of a mounted file system, image on ext4" trim ext4
 check "fstrim of a mounted file system, image on XFS" trim xfs
 check "limits come from the file system" limits ext4
-check "a discard goes through to a block device's blocks" on_block_device
+check "a discard frees the blocks of a block device" on_block_device
 for kind in ext4 xfs block; do
 	check "blkdiscard -z: $kind" zero $kind blkdiscard -z -o 4M -l 4M
 	check "fallocate -z: $kind" zero $kind fallocate -z -o 4M -l 4M
@@ -217,9 +218,9 @@ done
 for kind in ext4 xfs; do
 	check "fallocate -z keeps the blocks: $kind" zero_keeping $kind
 done
-check "fallocate -z on tmpfs, which cannot" zero_on_tmpfs
-check "a discard that turns out to be impossible: there are none any more" on_fat none_in_hardware
-check_better "it tries its luck again" "nor after another block size" on_fat none_after_block_size
+check "fallocate -z on tmpfs, which has no FALLOC_FL_ZERO_RANGE" zero_on_tmpfs
+check "discards are disabled after one has failed with EOPNOTSUPP" on_fat none_in_hardware
+check_better "the C driver enables them again" "discards stay disabled after another block size" on_fat none_after_block_size
 check "discards beside writes, direct" beside_writes ext4 on
 check "discards beside writes, buffered" beside_writes xfs off
 run_checks

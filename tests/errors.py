@@ -1,8 +1,9 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""What cannot be attached is refused with the C driver's errors (losetup acts upon them: EBUSY and
-EAGAIN make it try again, EINVAL makes it fall back to LOOP_SET_FD), and a device that refused is as
-it was before: no loop/ in sysfs, writable, 512-byte blocks, the file let go, ready for the next."""
+"""Files that cannot be attached are refused with the C driver's errors (losetup acts upon them:
+EBUSY and EAGAIN make it try again, EINVAL makes it fall back to LOOP_SET_FD). Afterwards the device
+is unchanged: no loop/ in sysfs, writable, 512-byte blocks, the file closed, ready for the next
+attach."""
 import os
 import socket
 import subprocess
@@ -13,7 +14,7 @@ CLOSED = 1000
 
 
 def configure(device, backing, block_size=0, mode=os.O_RDWR, **info):
-    """LOOP_CONFIGURE with a file descriptor."""
+    """Sends LOOP_CONFIGURE with a file descriptor."""
     config = Config(fd=backing, block_size=block_size, info=Info(**info))
     with Fd(device, mode) as fd:
         outcome = fd.ioctl(CONFIGURE, config)
@@ -26,13 +27,13 @@ def set_fd(device, backing):
 
 
 def state(device):
-    """What a refused LOOP_CONFIGURE must leave alone."""
+    """Returns the state that a refused LOOP_CONFIGURE must not alter."""
     names = "loop/backing_file", "ro", "size", "queue/logical_block_size", "queue/write_cache"
     return {name: sysfs(device, name) for name in names}
 
 
 def usable(device):
-    """The device can be attached."""
+    """Checks that the device can be attached."""
     with Fd(image(1, "good")) as good:
         equal("attach afterwards", set_fd(device, good.fd), 0)
     equal("size", sysfs(device, "size"), "2048")
@@ -41,7 +42,8 @@ def usable(device):
 
 
 def refused(error, backing, **arguments):
-    """Neither LOOP_CONFIGURE nor, where it can ask for the same, LOOP_SET_FD take the file."""
+    """Checks that LOOP_CONFIGURE refuses the file, and LOOP_SET_FD, too, if it needs no
+    arguments."""
     device = free_device()
     before = state(device)
     equal("LOOP_CONFIGURE", configure(device, backing, **arguments), error)
@@ -60,15 +62,15 @@ def unbound():
         equal("SET_STATUS64", fd.ioctl(SET_STATUS64, Info()), "-ENXIO")
 
 
-@check("GET_STATUS64 to nowhere: EINVAL, before the state is looked at")
+@check("GET_STATUS64 with a null pointer: EINVAL, before the device's state is checked")
 def status_to_nowhere():
     with Fd(free_device()) as fd:
         equal("GET_STATUS64", fd.ioctl(GET_STATUS64, 0), "-EINVAL")
-        # No lock is left behind.
+        # No lock is held any more.
         equal("GET_STATUS64", fd.ioctl(GET_STATUS64, Info()), "-ENXIO")
 
 
-@check("structures out of reach: EFAULT")
+@check("structures at invalid addresses: EFAULT")
 def bad_pointers():
     device = free_device()
     with Fd(device) as fd:
@@ -87,7 +89,7 @@ def unknown_command():
         equal("0x4C7F", fd.ioctl(0x4C7F), "-EINVAL")
 
 
-@check("closed and negative descriptors: EBADF, whatever the device's state")
+@check("closed and negative descriptors: EBADF, in any state of the device")
 def closed_descriptor():
     refused("-EBADF", CLOSED)
     refused("-EBADF", 0xFFFFFFFF)
@@ -140,7 +142,7 @@ def no_read_iter():
         refused("-EINVAL", backing.fd)
 
 
-@check("a file without write_iter: EINVAL when open for writing, else read-only")
+@check("a file without write_iter: EINVAL when open for writing, otherwise read-only")
 def no_write_iter():
     with Fd("/proc/version", os.O_RDWR) as backing:
         refused("-EINVAL", backing.fd)
@@ -175,8 +177,8 @@ def flags():
 
 
 @check(
-    "impossible block sizes: EINVAL",
-    better="after them it keeps the device read-only, its events off and the file's gfp mask cut",
+    "invalid block sizes: EINVAL",
+    better="the C driver leaves the device read-only, its events suppressed and the file's gfp mask changed",
 )
 def block_sizes():
     with Fd(image(), os.O_RDONLY) as backing:
@@ -206,7 +208,7 @@ def bound():
     detach(device)
 
 
-@check("a device that another has open exclusively: EBUSY")
+@check("a device that another opener holds exclusively: EBUSY")
 def exclusive():
     device = free_device()
     with Fd(image()) as backing:
@@ -236,7 +238,7 @@ def itself():
     usable(device)
 
 
-@check("a device of a stack on the top of it: EBUSY")
+@check("the lowest device of a stack on the highest one: EBUSY")
 def cycle():
     below = image(2)
     devices = []
@@ -259,7 +261,7 @@ def on_unbound():
         refused("-EINVAL", backing.fd)
 
 
-@check("a refused file is let go")
+@check("a refused file is closed")
 def file_let_go():
     place = f"{SCRATCH}/place"
     os.mkdir(place)
@@ -272,8 +274,8 @@ def file_let_go():
 
 
 @check(
-    "a file refused for its block size is let go",
-    better="it forgets to restore what it set",
+    "a file refused for its block size is closed",
+    better="the C driver does not restore what it has set",
 )
 def file_let_go_late():
     place = f"{SCRATCH}/place"
@@ -289,7 +291,8 @@ def clear_twice():
     device = free_device()
     with Fd(image()) as backing, Fd(device) as fd:
         equal("SET_FD", fd.ioctl(SET_FD, backing.fd), 0)
-        # udev may have it open for a moment; then it stays bound, and 0 comes again.
+        # udev may have the device open for a moment; then it stays bound, and CLR_FD returns 0
+        # again.
         subprocess.run(["udevadm", "settle"], check=True)
         equal("CLR_FD", fd.ioctl(CLR_FD), 0)
         equal("CLR_FD", fd.ioctl(CLR_FD), "-ENXIO")

@@ -1,12 +1,12 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""Each allocation that the driver, or what it calls, makes in an operation fails once, and each copy
-from or to user space: the operation succeeds nevertheless or fails with ENOMEM (EFAULT), leaves the
-device as before or as after, holds nothing, and works the next time. Reads and writes do not fail at
-all for want of memory: they wait.
+"""Each memory allocation and each copy from or to user space that the driver or its callees make in
+an operation fails once. The operation succeeds nevertheless or fails with ENOMEM (EFAULT), leaves
+the device as before or as after, leaks nothing, and works the next time. Reads and writes never
+fail for lack of memory: they wait.
 
 Needs a kernel with fault injection. /proc/thread-self/fail-nth makes the Nth allocation of the task
-fail; a filter leaves alone those that do not have the module on the stack."""
+fail. A filter excludes allocations without the module on the stack."""
 import contextlib
 import fcntl
 import glob
@@ -21,25 +21,20 @@ MODULE = f"{os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}/rnull-l
 EVERYWHERE, NOWHERE = (0, (1 << 64) - 1), (0, 1)
 DISKS = [f"/dev/ram{number}" for number in range(32)]
 BLKDISCARD, PUNCH_HOLE = 0x1277, 3
-# How many faults there are at most: the kernel counts down.
+# The initial limit of faults, from which the kernel counts down.
 PLENTY = 1 << 30
-# How many faults of an operation that makes more allocations than that.
+# The number of faults of an operation that makes more allocations than that.
 MOST = 40 * ROUNDS
 random.seed(SEED)
 
 
-def write_text(path, text):
-    with open(path, "w", encoding="ascii") as file:
-        file.write(text)
-
-
 def set_knob(name, value, kinds=KINDS):
     for kind in kinds:
-        write_text(f"{KNOBS}/{kind}/{name}", str(value))
+        write_text(f"{KNOBS}/{kind}/{name}", value)
 
 
 def module_text():
-    """Where the module's code is."""
+    """Returns the range of addresses of the module's code."""
     with open("/proc/kallsyms", encoding="ascii") as file:
         lines = [line.split() for line in file if line.endswith("[rnull_loop]\n")]
     addresses = [int(line[0], 16) for line in lines if line[1] in "tT"]
@@ -47,7 +42,7 @@ def module_text():
 
 
 def select(allocations, copies):
-    """Lets what has a caller there fail."""
+    """Selects the ranges of addresses whose callees may fail."""
     for kinds, (start, end) in ((KINDS, allocations), (["fail_usercopy"], copies)):
         set_knob("require-start", hex(start), kinds)
         set_knob("require-end", hex(end), kinds)
@@ -56,8 +51,8 @@ def select(allocations, copies):
 
 
 def prepare():
-    """Lets small allocations and those that may wait fail, too; but not those of kmemleak, which would
-    give up."""
+    """Makes small and blocking allocations fail, too; but not those of kmemleak, which would
+    disable itself."""
     for path in glob.glob("/sys/kernel/slab/*/failslab"):
         if "kmemleak" not in path:
             write_text(path, "1")
@@ -69,7 +64,8 @@ def prepare():
 
 
 def with_fault(nth, operation):
-    """What the operation returns, and how many allocations are left until the one that fails."""
+    """Returns the operation's result, and the number of allocations left until the one that
+    fails."""
     with Fd("/proc/thread-self/fail-nth") as knob:
         os.pwrite(knob.fd, b"%d" % nth, 0)
         try:
@@ -81,8 +77,8 @@ def with_fault(nth, operation):
 
 
 def each_fault(operation, after, before=lambda: None, most=MOST):
-    """Calls an operation again and again, and each time fails another allocation, those of a random
-    choice if there are many; `after` is given what it returned."""
+    """Calls an operation many times, and each time fails another allocation, or those of a random
+    choice if there are many. `after` gets the result."""
     before()
     outcome, left = with_fault(10**9, operation)
     after(outcome)
@@ -115,13 +111,13 @@ class Place:
     """A file system with images, which must not be in use at the end of the `with`."""
 
     def __init__(self):
-        # One that a case that failed has not left in use.
+        # A new disk, because a failed case may have left one in use.
         disk = DISKS.pop()
         run("mkfs.ext4", "-q", "-b4096", "-Elazy_itable_init=0,nodiscard", disk)
         self.directory = mounted(disk, "place")
         self.images = [image(2, f"place/{name}") for name in ("one", "two")]
         for path in self.images:
-            # All blocks are there: ext4 does not survive all failures where it looks for some.
+            # All blocks are allocated, because ext4 does not survive all failures of an allocation.
             with open(path, "r+b") as file:
                 file.write(bytes(2 << 20))
                 os.fsync(file.fileno())
@@ -136,7 +132,7 @@ class Place:
 
 
 def io_works(fd):
-    """The device is neither frozen nor empty."""
+    """Checks that the device is neither frozen nor empty."""
     block = mmap.mmap(-1, 4096)
     block[:] = os.urandom(4096)
     with Fd(fd.path, os.O_RDWR | os.O_DIRECT | os.O_SYNC) as device:
@@ -151,7 +147,7 @@ def is_configured(fd):
 
 
 def clear(fd):
-    """Detaches the device whose last opener this is."""
+    """Detaches the device, which has no other opener."""
     equal("CLR_FD", fd.ioctl(CLR_FD), 0)
     fd.close()
     with Fd(fd.path, os.O_RDONLY | os.O_EXCL) as again:
@@ -161,7 +157,7 @@ def clear(fd):
 
 
 def usable(path, call=None):
-    """A device can be attached without a fault, tells of it, and works."""
+    """Checks that the device can be attached without a fault, sends events, and works."""
     fd = Fd(path)
     fd.path = path
     with Events() as events:
@@ -173,14 +169,14 @@ def usable(path, call=None):
 
 
 def renew(path):
-    """A device that nothing has been attached to yet: what the first attach makes stays."""
+    """Replaces the device by a new one, because some memory of the first attach stays allocated."""
     number = int(path.removeprefix("/dev/loop"))
     equal("LOOP_CTL_REMOVE", control(CTL_REMOVE, number), 0)
     equal("LOOP_CTL_ADD", control(CTL_ADD, number), number)
 
 
 def attaching(call, scans=False):
-    """Attaching by `call`, given the device and the file."""
+    """Attaches by `call`, which gets the device and the file, with each fault."""
     with Place() as place, Fd(place.images[0]) as backing:
         path = free_device()
         opened = []
@@ -219,18 +215,18 @@ def configuring(block_size=0, **info):
     )
 
 
-for title, way, parts in (
+for title, call, parts in (
     ("LOOP_SET_FD", lambda fd, file: fd.ioctl(SET_FD, file.fd), False),
     ("LOOP_CONFIGURE", configuring(), False),
     ("LOOP_CONFIGURE, direct I/O", configuring(flags=DIRECT_IO), False),
     ("LOOP_CONFIGURE, partitions", configuring(flags=PARTSCAN), True),
     ("LOOP_CONFIGURE, blocks of 4096 bytes", configuring(4096), False),
 ):
-    check(f"{title}, seed {SEED}")(lambda way=way, parts=parts: attaching(way, parts))
+    check(f"{title}, seed {SEED}")(lambda call=call, parts=parts: attaching(call, parts))
 
 
 def changing(operation, back=lambda fd, place: None, **arguments):
-    """Changing a bound device; `back` undoes it, where it matters."""
+    """Changes a bound device with each fault; `back` undoes the change where necessary."""
     with Place() as place:
         fd = attach(place.images[0], **arguments)
 
@@ -239,7 +235,7 @@ def changing(operation, back=lambda fd, place: None, **arguments):
             back(fd, place)
             if not arguments:
                 io_works(fd)
-            assert os.pread(fd.fd, 4096, 0)[510:512] == b"\x55\xaa", "the first block is not there"
+            assert os.pread(fd.fd, 4096, 0)[510:512] == b"\x55\xaa", "the first block is lost"
 
         each_fault(lambda: operation(fd, place), after)
         again = operation(fd, place)
@@ -338,7 +334,7 @@ def switch_on(path):
         return "-" + errno.errorcode[error.errno]
 
 
-@check(f"attributes and switches in sysfs, seed {SEED}")
+@check(f"attributes and tunables in sysfs, seed {SEED}")
 def attributes():
     with Place() as place:
         fd = attach(place.images[0])
@@ -358,7 +354,8 @@ def controlling():
         return os.path.exists(f"/sys/block/loop{number}")
 
     def added(outcome):
-        # device_add_disk() does not see that there was no memory for the name, and misses it later.
+        # device_add_disk() does not report a missing name for lack of memory, and fails later
+        # without it.
         if outcome != "-EINVAL":
             done_or_no_memory(outcome)
         equal("there", there(), outcome == number)
@@ -373,7 +370,7 @@ def controlling():
         else:
             equal("LOOP_CTL_REMOVE afterwards", control(CTL_REMOVE, number), 0)
 
-    # Others may look at a device before it is known that it is not to be.
+    # Other tasks may see a device before its addition has failed.
     with subprocess.Popen("while :; do cat /proc/diskstats; done", shell=True, stdout=subprocess.DEVNULL) as others:
         try:
             each_fault(lambda: control(CTL_ADD, number), added)
@@ -389,7 +386,7 @@ def controlling():
 
 
 def memory(size, fill):
-    """Pages with random content, or without any, in small pieces."""
+    """Returns pages with random content, or empty ones, in small pieces."""
     pages = mmap.mmap(-1, size)
     if fill:
         pages[:] = random.randbytes(size)
@@ -399,7 +396,7 @@ def memory(size, fill):
 
 
 def transfer_sizes(path):
-    """Reads and writes of all sizes, and flushes."""
+    """Reads and writes in all sizes, and flushes."""
     with Fd(path, os.O_RDWR | os.O_DIRECT) as fd:
         for size in 512, 4096, 65536, 1 << 20:
             data, pieces = memory(size, True)
@@ -438,7 +435,8 @@ for below in False, True:
 
 
 def attach_below(place, device_below, direct):
-    """A device on a file or on a disk, 2 MiB of which are there: a RAM disk fails writes for want of memory."""
+    """Attaches a device to a file, or to a disk with 2 MiB allocated: a RAM disk fails writes for
+    lack of memory."""
     path = place.images[0]
     if device_below:
         path = "/dev/ram0"
@@ -450,7 +448,7 @@ def attach_below(place, device_below, direct):
 
 @contextlib.contextmanager
 def short_of_memory():
-    """One allocation in five fails, in workers as well."""
+    """Makes one allocation in five fail, in workers as well."""
     set_knob("times", PLENTY)
     set_knob("probability", 20)
     try:
@@ -463,8 +461,8 @@ def short_of_memory():
 
 
 def load(device_below, direct):
-    """Verified load while one allocation in five fails, in workers as well; its requests are merged, so
-    that the driver has to allocate."""
+    """Runs a verified load while one allocation in five fails, in workers as well. Its requests are
+    merged, so that the driver has to allocate."""
     with Place() as place:
         fd = attach_below(place, device_below, direct)
         with short_of_memory():
@@ -489,15 +487,15 @@ def discard(fd, start, size):
 
 
 def zero(fd, start, size):
-    """Not as BLKZEROOUT does, which wants the blocks kept: tmpfs cannot, and after the first time the
-    device would not be asked again."""
+    """Punches a hole. BLKZEROOUT wants to keep the blocks, which tmpfs cannot do: after the first
+    failure the device would not be asked again."""
     result = LIBC.fallocate(fd.fd, PUNCH_HOLE, ctypes.c_long(start), ctypes.c_long(size))
     assert result == 0, f"fallocate: {os.strerror(ctypes.get_errno())}"
 
 
 @check(f"discards and zeroes, seed {SEED}")
 def holes():
-    # ext4 is left with errors when it has no memory for punching a hole; tmpfs is not.
+    # ext4 reports errors when it lacks memory for punching a hole; tmpfs does not.
     directory = f"{SCRATCH}/tmpfs"
     os.mkdir(directory)
     run("mount", "-t", "tmpfs", "tmpfs", directory)
@@ -522,7 +520,7 @@ def holes():
 
 
 def load_module(file):
-    """finit_module()"""
+    """Calls finit_module()."""
     if LIBC.syscall(313, file.fd, b"max_loop=2", 0) == 0:
         return 0
     return "-" + errno.errorcode[ctypes.get_errno()]
@@ -532,7 +530,7 @@ def unload():
     run("rmmod", "rnull_loop")
 
 
-@check(f"the module is loaded, seed {SEED}")
+@check(f"loading the module, seed {SEED}")
 def loading():
     def loaded(outcome):
         done_or_no_memory(outcome)
@@ -545,7 +543,7 @@ def loading():
         ]
         with open("/proc/devices", encoding="ascii") as file:
             left += [line.strip() for line in file if line.rstrip().endswith(" loop")]
-        equal("what is left", left, [])
+        equal("leftovers", left, [])
 
     unload()
     # The module's code has no address yet.
@@ -559,10 +557,9 @@ def loading():
 
 
 def main():
-    """Without udev, which would look at every change."""
+    """Runs the cases without udev, which would open the device after every change."""
     if not os.path.exists("/proc/thread-self/fail-nth") or not os.path.exists(f"{KNOBS}/failslab"):
-        print("TAP version 13\n1..0 # SKIP the kernel has no fault injection")
-        sys.exit(4)
+        skip_all("the kernel has no fault injection")
     run("modprobe", "brd", f"rd_nr={len(DISKS)}", "rd_size=32768")
     stop_udev()
     prepare()

@@ -1,9 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# fsync on the device makes the disk below write its cache: the count of flushes of the virtio disk
-# under the image (field 16 of its stat) grows with every fsync and every FUA write, and what was
-# written has arrived there by then. For images in files and for the disk itself, direct and
-# buffered.
+# fsync on the device makes the disk below write back its cache: every fsync and every FUA write
+# adds to the flushes of the virtio disk under the image (field 16 of its stat), and the data is on
+# the disk afterwards. For images in files and for the disk itself, direct and buffered.
 #
 # needs: a scratch disk with a write cache at /dev/vda
 . "$(dirname "$0")/lib.sh"
@@ -17,7 +16,7 @@ flushes() {
 	echo "${fields[15]}"
 }
 
-# image KIND: on the disk.
+# image KIND: makes an image on the disk, or takes the disk itself.
 image() {
 	equal 'cache of the disk' "$(attribute "$disk" queue/write_cache)" 'write back'
 	case $1 in
@@ -60,7 +59,7 @@ fsyncs() {
 	detach "$device"
 }
 
-# What was fsynced is on the disk, past every cache of the file.
+# Synced data is on the disk, not only in a page cache of the file.
 arrives() {
 	local file device
 	file=$(image block)
@@ -97,8 +96,8 @@ for kind in ext4 xfs block; do
 	check "fsync flushes the disk: $kind, direct" fsyncs $kind on
 	check "fsync flushes the disk: $kind, buffered" fsyncs $kind off
 done
-check "what was fsynced has arrived: direct" arrives on
-check "what was fsynced has arrived: buffered" arrives off
+check "synced data is on the disk: direct" arrives on
+check "synced data is on the disk: buffered" arrives off
 check "fsync of a file in a mounted image flushes the disk" inner_file_system
-check "a read-only device has no cache to write" read_only
+check "a read-only device has no write cache" read_only
 run_checks

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A FUSE file system of one file, which keeps it in memory and fails or delays what it is told to."""
+"""A FUSE file system with one file in memory, which fails or delays operations on request."""
 import ctypes
 import errno
 import mmap
@@ -14,7 +14,7 @@ BATCH_FORGET, FALLOCATE = 42, 43
 
 
 class _Fault(ctypes.Structure):
-    """What becomes of one operation; shared with the server."""
+    """The fault of one operation; shared with the server."""
 
     _fields_ = [
         ("error", ctypes.c_uint32),
@@ -52,7 +52,7 @@ class Server:
         wait_for(lambda: os.path.exists(self.path))
 
     def fail(self, operation, error, every=1):
-        """Fails each call of an operation, or each so many-th one, with an error; 0 is none."""
+        """Fails each call of an operation, or every Nth one, with an error; 0 is none."""
         self._faults[operation].every = every
         self._faults[operation].error = error
 
@@ -61,7 +61,7 @@ class Server:
         self._faults[operation].delay_ms = milliseconds
 
     def failed(self, operation):
-        """How many calls of an operation have failed."""
+        """Returns the number of failed calls of an operation."""
         return self._faults[operation].failed
 
     def _serve(self):
@@ -80,12 +80,12 @@ class Server:
             try:
                 os.write(self._fd, struct.pack("IiQ", 16 + len(body), -error, unique) + body)
             except OSError as failure:
-                # The caller is gone.
+                # The caller has been killed.
                 if failure.errno != errno.ENOENT:
                     raise
 
     def _answer(self, operation, node, body):
-        """The error and what is said besides."""
+        """Returns the error and the body of an answer."""
         fault = self._faults[operation]
         fault.calls += 1
         if fault.delay_ms:
@@ -103,7 +103,7 @@ class Server:
         return struct.pack("6Q10I", node, size, size // 512, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
 
     def _do_26(self, _node, body):
-        # Of what the kernel offers: big writes, asynchronous reads.
+        # The accepted features of the kernel: big writes, asynchronous reads.
         flags = struct.unpack_from("4I", body)[3] & (1 | 1 << 5)
         return 0, struct.pack("4I2H2I2H2I", 7, 31, 1 << 17, flags, 64, 48, 1 << 17, 1, 32, 0, 0, 0) + bytes(24)
 
@@ -118,7 +118,7 @@ class Server:
     _do_4 = _do_3
 
     def _do_14(self, _node, _body):
-        # FOPEN_DIRECT_IO: the kernel caches nothing, so that each error arrives.
+        # FOPEN_DIRECT_IO: the kernel caches nothing, so that each error reaches the caller.
         return 0, struct.pack("QII", 1, 1, 0)
 
     def _do_27(self, _node, _body):

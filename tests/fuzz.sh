@@ -2,20 +2,18 @@
 # SPDX-License-Identifier: GPL-2.0
 # tests/fuzz.sh [CALLS]
 #
-# A million random ioctls from several threads to several devices, on files of two file systems and
-# on each other: each returns what the C driver can return, none hangs, the kernel finds nothing
-# wrong, and at the end no device, file or module is held. See programs/fuzz.c. A run can be repeated
-# with the SEED that it prints, as far as the scheduler agrees.
+# Some 200,000 random ioctls of several threads to several devices, on files of two file systems and
+# on each other. Each returns a result that the C driver can return, none hangs, the kernel reports
+# no bug, and at the end no device, file or module is in use. See programs/fuzz.c. A run can be
+# repeated with its SEED, except for the scheduling of the threads.
 . "$(dirname "$0")/lib.sh"
 
-million=1000000
-# A tenth where it takes ten times as long.
-[[ -z $slow ]] || million=100000
-calls=${1-$((rounds * million))}
+# Slow kernels take ten times as long.
+calls=${1-$((rounds * (${slow:-0} ? 50000 : 200000)))}
 exec {progress}>&1
 ignore_loglevel=/sys/module/printk/parameters/ignore_loglevel
 
-# Images of one size, so that one can take the other's place; partitions in some.
+# Makes images of one size, so that one can replace another; some have partitions.
 images() {
 	local kind number image table=$'label: dos\nstart=64,size=512\nstart=1024,size=512'
 	for kind in ext4 tmpfs; do
@@ -43,11 +41,11 @@ fuzz() {
 	load_driver
 }
 
-# Each change of a device is an event, and most of the time would be udev's.
+# Each change of a device sends an event, and udev would take most of the time.
 without_udev() {
 	local status=0
 	end_udev
-	# What changes size says so on the console.
+	# Changes of the size are logged on the console.
 	echo N >"$ignore_loglevel"
 	dmesg -n 5
 	(fuzz "$@") || status=$?
@@ -56,7 +54,7 @@ without_udev() {
 	return "$status"
 }
 
-some=$((calls / 50)) another=$((seed + 1))
-check "$some calls with udev looking on, seed $another" fuzz $some $another
+some=$((calls / 20)) another=$((seed + 1))
+check "$some calls beside udev, seed $another" fuzz $some $another
 check "$calls calls, seed $seed" without_udev "$calls" "$seed"
 run_checks

@@ -1,17 +1,17 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# Programs that use loop devices for something larger do it on both drivers: mount and umount with
-# their options for images, a script that builds a disk image as distributions do, systemd-dissect,
-# and udisks, which desktops attach images with.
+# Programs that use loop devices for larger jobs work with both drivers: mount and umount with their
+# options for images, a script that builds a disk image as distributions do, systemd-dissect, and
+# udisks, by which desktops attach images.
 . "$(dirname "$0")/lib.sh"
 
 tree=/usr/lib/udev/rules.d
-# The type that the Discoverable Partitions Specification gives to a root partition of x86-64.
+# The type of a root partition of x86-64 in the Discoverable Partitions Specification.
 root_type=4f68bce3-e8cd-4db1-96e7-fbcaf984b709
 
 # --- mount
 
-# An image with a file system of 4 MiB at 1 MiB, that has a file.
+# Makes an image with a file system of 4 MiB at 1 MiB, which has a file.
 image_with_offset() {
 	local image
 	image=$(backing "$1" 8)
@@ -38,18 +38,18 @@ mount_options() {
 	udevadm settle
 	umount "$mnt"
 	nothing_bound || fail "bound after umount"
-	# A device of one's choice.
+	# A given device.
 	mount -o loop=/dev/loop5,offset=1M "$image" "$mnt"
 	equal source "$(findmnt -no SOURCE "$mnt")" /dev/loop5
 	udevadm settle
 	umount "$mnt"
 	nothing_bound || fail "bound after umount"
-	# mount finds out by itself that a file needs a device, here and for an offset.
+	# mount uses a loop device for a file without being asked, here with an offset.
 	mount -o offset=1M "$image" "$mnt"
 	equal offset "$(losetup -nO OFFSET "$(findmnt -no SOURCE "$mnt")" | xargs)" 1048576
 }
 
-# What mount cannot mount leaves no device behind.
+# A failed mount leaves no device behind.
 mount_fails() {
 	local image
 	image=$(image_with_offset tmpfs)
@@ -67,7 +67,7 @@ mount_overlapping() {
 	return "$status"
 }
 
-# umount -d detaches a device that was attached by hand, and umount alone does not.
+# umount -d detaches a device that was attached separately; umount alone does not.
 umount_detaches() {
 	local image device
 	image=$(image_with_offset tmpfs)
@@ -89,11 +89,11 @@ busy() {
 	cd "$mnt"
 	refuse 'target is busy' umount "$mnt"
 	cd /
-	# The file system that the image is on is in use by the device alone.
+	# The device alone keeps the file system of the image busy.
 	refuse 'target is busy' umount "$scratch/ext4"
 	refuse 'Device or resource busy' wipefs -a "$device"
 	refuse 'failed to set up loop device: Device or resource busy' losetup "$device" "$image"
-	# A lazy umount lets the device go when the last user has.
+	# After a lazy umount, the last close detaches the device.
 	exec {held}<"$mnt/file"
 	umount -l "$mnt"
 	! unbound "$device" || fail "detached under an open file"
@@ -128,7 +128,7 @@ build() {
 		type=linux, name=root
 	EOT
 	device=$(losetup -P --show -f "$image")
-	# As such scripts do, without waiting for anything but udev.
+	# Such scripts wait only for udev.
 	udevadm settle
 	mkfs.vfat -n ESP "${device}p1" >/dev/null
 	mkfs.ext4 -q -L root "${device}p2"
@@ -144,7 +144,7 @@ build() {
 	losetup -d "$device"
 	wait_for 10 unbound "$device" || fail "bound after losetup -d"
 
-	# The image is moved, and opened by another.
+	# The image is moved, and opened again.
 	mv "$image" "$image.done"
 	sfdisk -q --verify "$image.done"
 	device=$(losetup -r -P --show -f --direct-io=on "$image.done")
@@ -165,7 +165,7 @@ build() {
 
 # --- systemd-dissect
 
-# An image with one partition, a root with what systemd expects of one.
+# Makes an image with one partition, a root file system as systemd expects it.
 system_image() {
 	local image
 	image=$(backing "$1" 32)
@@ -180,8 +180,8 @@ system_image() {
 	echo "$image"
 }
 
-# with_dissect COMMAND...: systemd-dissect removes the devices that it has used. The next test is to
-# find all.
+# with_dissect COMMAND...: makes the devices again that systemd-dissect removes after use, for the
+# next test.
 with_dissect() {
 	trap 'all_devices' EXIT
 	"$@"
@@ -240,7 +240,7 @@ dissect_attaches() {
 
 # --- udisks
 
-# with_udisks COMMAND...: runs it with D-Bus and udisks, which end with the case.
+# with_udisks COMMAND...: runs COMMAND with D-Bus and udisks, which end with the case.
 with_udisks() {
 	mkdir -p /run/dbus
 	rm -f /run/dbus/pid
@@ -264,7 +264,7 @@ ended() { ! kill -0 "$1" 2>/dev/null; }
 
 ask() { udisksctl "$@" --no-user-interaction; }
 
-# udisks_device FILE OPTION...: attaches it, and says what udisks calls the device.
+# udisks_device FILE OPTION...: attaches FILE, and prints the device that udisks reports.
 udisks_device() {
 	local answer
 	answer=$(ask loop-setup -f "$@")
@@ -273,7 +273,7 @@ udisks_device() {
 	echo "${answer%.}"
 }
 
-# udisks learns of partitions from their events.
+# udisks learns of a partition from its event.
 knows() { udisksctl info -b "$1"; }
 
 udisks_disk() {
@@ -281,7 +281,7 @@ udisks_disk() {
 	image=$(system_image "$1")
 	device=$(udisks_device "$image")
 	equal losetup "$(losetup -nO BACK-FILE,AUTOCLEAR,PARTSCAN,RO "$device" | xargs)" "$image 0 1 0"
-	wait_for 20 knows "${device}p1" || fail "udisks does not know ${device}p1"
+	wait_for 20 knows "${device}p1" || fail "udisks has no ${device}p1"
 	udisksctl info -b "$device" | grep -E "BackingFile: +$image\$"
 	place=$(ask mount -b "${device}p1" | sed 's/.* at //; s/\.$//')
 	equal file "$(<"$place/etc/file")" content
@@ -289,12 +289,12 @@ udisks_disk() {
 	ask unmount -b "${device}p1"
 	ask loop-delete -b "$device"
 	wait_for 10 unbound "$device" || fail "bound after loop-delete"
-	wait_for 20 forgotten "$image" || fail "udisks still knows $image"
+	wait_for 20 forgotten "$image" || fail "udisks still lists $image"
 	mount -o loop,offset=1M "$image" "$mnt"
 	equal 'new file' "$(<"$mnt/new")" new
 }
 
-# udisks no longer says that a device stands for the file.
+# udisks lists no device for the file any more.
 forgotten() { ! udisksctl dump | grep -qF "$1"; }
 
 udisks_part_of_file() {
@@ -309,15 +309,15 @@ udisks_part_of_file() {
 }
 
 check "mount's offset, sizelimit, ro and loop=" mount_options
-check "a mount that fails leaves no device" mount_fails
+check "a failed mount leaves no device" mount_fails
 check "umount -d" umount_detaches
-check "what is in use is busy, until the last has gone" busy
+check "a device is busy until its last user has closed it" busy
 check "remount" remounted
 check "a script builds an image on ext4" build ext4
 check "a script builds an image on tmpfs" build tmpfs
 check "systemd-dissect reads an image" with_dissect dissect_reads tmpfs
 check "systemd-dissect mounts an image" with_dissect dissect_mounts ext4
 check "systemd-dissect attaches and detaches" with_dissect dissect_attaches
-check "udisks attaches a disk, mounts its partition and lets it go" with_udisks udisks_disk tmpfs
+check "udisks attaches a disk, mounts its partition and detaches it" with_udisks udisks_disk tmpfs
 check "udisks attaches part of a file" with_udisks udisks_part_of_file
 run_checks

@@ -1,9 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# `make install` makes the module the system's loop driver for whoever asks for one: by the name
-# `loop`, by opening a node, by `mount -o loop`; parameters arrive as they do at the C driver. Kernels
-# without the module keep the C driver, and `make uninstall` leaves nothing behind. The real kmod
-# works on a tree of modules and a configuration of each case's own.
+# `make install` makes the module the system's loop driver, which is loaded by the name `loop`, by
+# opening a node, and by `mount -o loop`; it gets the same parameters as the C driver. Kernels
+# without the module keep the C driver, and `make uninstall` removes every file. Each case gives the
+# real kmod a tree of modules and a configuration of its own.
 . "$(dirname "$0")/lib.sh"
 
 repo=$(cd "$tests/.." && pwd -P)
@@ -13,12 +13,13 @@ conf=/etc/modprobe.d/zz-rnull_loop.conf
 old_conf=/etc/modprobe.d/rnull_loop.conf
 # Another kernel, for which the module is not installed.
 other=7.3.99-other
-# What `modprobe loop` is to load.
+# The module that `modprobe loop` must load.
 expected=$driver
+was_unloaded=''
 
 [[ $driver != none ]] || skip_all "no loop driver is loaded"
 
-# The modules that the cases need; with all of them depmod would take a minute.
+# Makes a tree of the modules that the cases need; with all modules depmod would take a minute.
 make_tree() {
 	local needed
 	needed=$(modprobe -a --show-depends brd ext4 | sed -n "s|^insmod $modules/\([^ ]*\).*|\1|p" | sort -u)
@@ -28,13 +29,11 @@ make_tree() {
 	depmod -b "$scratch/root" "$release"
 }
 
-# fresh COMMAND...: a case on a machine that has just booted, nothing of ours installed, no driver
-# loaded.
-fresh() {
+# in_tree COMMAND...: runs a case with a tree of modules and a configuration of its own; the module
+# is not installed there.
+in_tree() {
 	[[ -d $scratch/root ]] || make_tree
 	trap 'back' EXIT
-	wait_for 10 unload_driver 2>/dev/null
-	rm -f /dev/loop*
 	mount -t tmpfs modules "$modules"
 	cp -a "$scratch/root$modules/." "$modules"
 	mount -t tmpfs modprobe.d /etc/modprobe.d
@@ -42,27 +41,46 @@ fresh() {
 	"$@"
 }
 
-# installed COMMAND...: as `fresh`, with the driver under test as the system's.
+# fresh COMMAND...: works like `in_tree`, as on a machine that has just booted: no driver is loaded.
+fresh() {
+	was_unloaded=1
+	trap 'back' EXIT
+	wait_for 10 unload_driver 2>/dev/null
+	rm -f /dev/loop*
+	in_tree "$@"
+}
+
+# installed COMMAND...: works like `fresh`, with the driver under test installed as the system's.
 installed() { fresh install_and "$@"; }
 install_and() {
-	[[ $driver == loop ]] || "$repo/scripts/install"
+	if [[ -d $scratch/installed ]]; then
+		cp -a "$scratch/installed/modules/." "$modules"
+		cp -a "$scratch/installed/modprobe.d/." /etc/modprobe.d
+	elif [[ $driver != loop ]]; then
+		"$repo/scripts/install"
+		mkdir "$scratch/installed"
+		cp -a "$modules" "$scratch/installed/modules"
+		cp -a /etc/modprobe.d "$scratch/installed"
+	fi
 	"$@"
 }
 
-# The next case, and what cleans up after this one, find all as it was.
+# Restores the state before the case, for the next case and the clean-up.
 # shellcheck disable=SC2317 # called by the trap
 back() {
 	local status=$?
 	unmount_below "$mnt"
 	losetup -D || :
-	wait_for 10 nothing_loaded || :
+	[[ -z $was_unloaded ]] || wait_for 10 nothing_loaded || :
 	umount -q /proc/cmdline || :
 	umount -lq /usr/src /var/lib/dkms || :
 	# udev keeps the lists of modules open.
 	umount -l "$modules" /etc/modprobe.d /run/modprobe.d
 	rm -rf "/lib/modules/$other"
-	rm -f /dev/loop*
-	load_driver
+	if [[ -n $was_unloaded ]]; then
+		rm -f /dev/loop*
+		load_driver
+	fi
 	exit "$status"
 }
 
@@ -71,17 +89,23 @@ nothing_loaded() {
 	for name in $(drivers); do rmmod "$name" 2>/dev/null || return 1; done
 }
 
-# Of what only the module can be asked.
+# only_ours COMMAND...: runs cases that make sense for the module only.
 only_ours() {
 	[[ $driver == rnull_loop ]] || skip "the C driver needs no installation"
 	"$@"
+}
+
+# scripts_only COMMAND...: runs cases of the scripts, in which the kernel makes no difference.
+scripts_only() {
+	[[ -z $slow ]] || skip "the kernel makes no difference"
+	only_ours "$@"
 }
 
 drivers() { find /sys/module -maxdepth 1 \( -name loop -o -name rnull_loop \) -printf '%f\n' | sort; }
 devices() { find /sys/block -maxdepth 1 -name 'loop*' | wc -l; }
 loaded() { equal 'drivers loaded' "$(drivers | xargs)" "$1"; }
 
-# udev, which opens a node that is about to go, loads the driver again.
+# Repeats, because udev may open a node that is being removed, and load the driver again.
 unload() {
 	udevadm settle
 	wait_for 10 unloaded 2>/dev/null || fail "modprobe -r loop: $(modprobe -r loop 2>&1)"
@@ -89,7 +113,7 @@ unload() {
 
 unloaded() { modprobe -r loop && [[ -z $(drivers) ]]; }
 
-# What a system makes at boot; opening it loads the driver.
+# Makes the node that a system makes at boot; opening it loads the driver.
 control_node() {
 	rm -f /dev/loop-control
 	kmod static-nodes --format=tmpfiles | grep -m 1 loop-control >"$scratch/nodes"
@@ -98,7 +122,7 @@ control_node() {
 	loaded ''
 }
 
-# --- whoever asks
+# --- loading
 
 by_name() {
 	modprobe -qn loop
@@ -108,11 +132,11 @@ by_name() {
 	grep -q '^ *7 loop$' /proc/devices
 	[[ -c /dev/loop-control ]]
 	modprobe loop
-	# An install rule is not told of --first-time.
+	# modprobe does not pass --first-time to an install rule.
 	[[ $driver == rnull_loop ]] || refuse 'already in kernel' modprobe --first-time loop
 	unload
 	modprobe -r loop
-	# What modprobe@loop.service calls.
+	# The command of modprobe@loop.service.
 	modprobe -abq loop
 	loaded "$expected"
 	unload
@@ -152,7 +176,7 @@ by_mount() {
 
 # --- parameters
 
-# both_ways DEVICES: what is configured arrives by name and by node.
+# both_ways DEVICES: the configuration has effect by name and by node.
 both_ways() {
 	modprobe loop
 	equal 'devices by name' "$(devices)" "$1"
@@ -183,7 +207,7 @@ from_a_file() {
 	unload
 }
 
-# The last one counts.
+# The command line wins over the file.
 from_both() {
 	echo 'options loop max_loop=3' >/etc/modprobe.d/user.conf
 	modprobe loop max_loop=5
@@ -200,7 +224,8 @@ from_the_kernel_command_line() {
 
 # --- the C driver instead, or none
 
-# break_module OLD NEW: replaces a string in the installed module by one of its length; the kernel must refuse it.
+# break_module OLD NEW: replaces a string in the installed module by another of its length, so that
+# the kernel refuses the module.
 break_module() {
 	LC_ALL=C sed -i "s/$1/$2/g" "$modules/updates/rnull-loop.ko"
 	refuse "could not insert 'rnull_loop'" modprobe rnull_loop
@@ -214,7 +239,7 @@ falls_back() {
 	from_a_file
 }
 
-# prefers_c LINE: the administrator writes LINE because the C driver shall be used.
+# prefers_c LINE: the administrator's configuration LINE selects the C driver.
 prefers_c() {
 	echo "$1" >/etc/modprobe.d/user.conf
 	expected=loop
@@ -228,7 +253,7 @@ prefers_c_at_boot() {
 	by_control_node
 }
 
-# "install" applies to the name, "blacklist" to the alias that opening a node asks for.
+# "install" applies to the name, "blacklist" to the alias that an open of a node requests.
 banned() {
 	local name
 	for name in a-ban zz-ban; do
@@ -260,8 +285,8 @@ beside() {
 	loaded rnull_loop
 }
 
-# What opens a node meanwhile asks for the driver; that the module is refused while it goes is no reason to
-# load the C driver, which would find its devices.
+# An open of a node during the unload requests the driver. The module cannot be loaded at that time;
+# the C driver must not be loaded in its place, because it would find the devices.
 while_unloading() {
 	local unloading
 	modprobe loop max_loop=128
@@ -279,7 +304,7 @@ while_unloading() {
 	unload
 }
 
-# This modprobe command is how initramfs tools look for a driver.
+# Initramfs tools find a driver by this modprobe command.
 in_initramfs() {
 	local kernel
 	mkdir -p "/lib/modules/$other"
@@ -294,7 +319,7 @@ in_initramfs() {
 
 # --- the module alone
 
-# The driver that is loaded goes on until it is taken out.
+# A driver that is loaded stays in use until it is unloaded.
 switched() {
 	local image device before
 	before=$(cd "$modules" && find . -type f ! -name 'modules.*' | sort)
@@ -305,7 +330,7 @@ switched() {
 	device=$(attach "$image")
 	echo 'alias loop rnull_loop' >"$old_conf"
 	make -C "$repo" install >"$scratch/says"
-	[[ ! -e $old_conf ]] || fail "$old_conf is still there"
+	[[ ! -e $old_conf ]] || fail "$old_conf still exists"
 	grep -q 'losetup -D; modprobe -r loop; modprobe loop' "$scratch/says"
 	loaded loop
 	cmp "$image" "$device"
@@ -326,7 +351,7 @@ switched() {
 	modprobe loop
 	loaded loop
 	equal 'files of modules' "$(cd "$modules" && find . -type f ! -name 'modules.*' | sort)" "$before"
-	[[ ! -e $modules/updates ]] || fail "updates is still there"
+	[[ ! -e $modules/updates ]] || fail "updates still exists"
 	! grep -q rnull "$modules"/modules.{dep,alias,devname} || fail "depmod was not run"
 	equal configuration "$(ls -A /etc/modprobe.d)" ''
 	unload
@@ -371,7 +396,7 @@ refusals() {
 	[[ ! -e $modules/updates && ! -e $conf ]] || fail "something was installed"
 }
 
-# copy_repo DIR: what scripts/install needs.
+# copy_repo DIR: copies the files that scripts/install needs.
 copy_repo() {
 	mkdir "$1"
 	cp -r "$repo"/{scripts,dist,dkms.conf,rnull-loop.ko} "$1"
@@ -420,7 +445,8 @@ built_in() {
 
 # --- DKMS, with a build directory that only copies the module
 
-# with_dkms COMMAND...: with empty directories of DKMS and a build directory of the running kernel.
+# with_dkms COMMAND...: runs COMMAND with empty directories of DKMS and a build directory of the
+# running kernel.
 with_dkms() {
 	local headers=$modules/build
 	mount -t tmpfs src /usr/src
@@ -438,8 +464,8 @@ with_dkms() {
 nothing_installed() {
 	equal 'dkms status' "$(dkms status)" ''
 	equal 'sources' "$(ls -A /usr/src)" ''
-	[[ ! -e $conf ]] || fail "$conf is there"
-	[[ -z $(find "$modules" -name 'rnull*.ko*') ]] || fail "a module is there"
+	[[ ! -e $conf ]] || fail "$conf exists"
+	[[ -z $(find "$modules" -name 'rnull*.ko*') ]] || fail "a module exists"
 }
 
 dkms_builds() {
@@ -504,10 +530,10 @@ cleans() {
 		'./Makefile ./kern/helpers.c ./rnull_loop.rs'
 }
 
-check "modprobe loop, modprobe -r loop" installed by_name
-check "opening /dev/loop-control loads it" installed by_control_node
-check "opening a node of major 7 loads it" installed by_device_node
-check "mount -o loop loads it" installed by_mount
+check "modprobe loop loads the module, modprobe -r loop unloads it" installed by_name
+check "opening /dev/loop-control loads the module" installed by_control_node
+check "opening a node of major 7 loads the module" installed by_device_node
+check "mount -o loop loads the module" installed by_mount
 check "parameters from the command line" installed from_the_command_line
 check "parameters from a file" installed from_a_file
 check "a parameter from a file and from the command line" installed from_both
@@ -517,21 +543,21 @@ check "modprobe falls back to the C driver: other kernel" only_ours installed fa
 check "modprobe falls back to the C driver: blacklist rnull_loop" only_ours installed prefers_c 'blacklist rnull_loop'
 check "modprobe falls back to the C driver: install rnull_loop /bin/false" only_ours installed prefers_c 'install rnull_loop /bin/false'
 check "modprobe falls back to the C driver: modprobe.blacklist=rnull_loop" only_ours installed prefers_c_at_boot
-check "an administrator's ban of loop stays in force" installed banned
+check "rules of the administrator against loop stay in force" installed banned
 check "modprobe loop loads the C driver beside rnull_loop standalone=1" only_ours installed beside
 check "nothing loads the C driver while rnull_loop is unloaded" only_ours installed while_unloading
 check "initramfs tools find loop.ko of this kernel and of another one" installed in_initramfs
 check "from the C driver to the module and back" only_ours fresh switched
 check "a kernel without the module keeps the C driver" only_ours fresh kernel_without_it
-check "make install DESTDIR=..." only_ours fresh below_destdir
-check "make install DESTDIR=... as a user" only_ours fresh below_destdir_as_user
-check "make install refuses an unsigned module under lockdown" only_ours fresh locked_down
-check "make install reports a built-in C driver" only_ours fresh built_in
-check "DKMS builds, installs and removes the module" only_ours fresh with_dkms dkms_builds
-check "make install DKMS=1 names missing packages and changes nothing" only_ours fresh with_dkms dkms_lacks_packages
-check "make install DKMS=1 rolls a failed build back" only_ours fresh with_dkms dkms_build_fails
-check "a failed DKMS build does not fail apt" only_ours fresh with_dkms dkms_fails_under_apt
-check "make without a build directory names scripts/kdir" only_ours fresh names_kdir
-check "make clean works without a lab" only_ours fresh cleans
-check "what cannot be installed is refused" only_ours fresh refusals
+check "make install DESTDIR=..." scripts_only in_tree below_destdir
+check "make install DESTDIR=... as a user" scripts_only in_tree below_destdir_as_user
+check "make install refuses an unsigned module under lockdown" scripts_only in_tree locked_down
+check "make install reports a built-in C driver" scripts_only in_tree built_in
+check "DKMS builds, installs and removes the module" scripts_only fresh with_dkms dkms_builds
+check "make install DKMS=1 names missing packages and changes nothing" scripts_only in_tree with_dkms dkms_lacks_packages
+check "make install DKMS=1 undoes a failed build" scripts_only in_tree with_dkms dkms_build_fails
+check "a failed DKMS build does not fail apt" scripts_only in_tree with_dkms dkms_fails_under_apt
+check "make without a build directory names scripts/kdir" scripts_only in_tree names_kdir
+check "make clean works without a lab" scripts_only in_tree cleans
+check "make install refuses a wrong kernel, user, option and tree" scripts_only in_tree refusals
 run_checks

@@ -1,12 +1,13 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# An error of the disk below reaches whoever read, wrote or synced, and only them; when the disk
-# works again so does the device.
+# An error of the disk below reaches the reader, the writer or the caller of a sync, and no other
+# task. When the disk works again, so does the device.
 . "$(dirname "$0")/lib.sh"
 
 base=$ram_spare
 
-# A disk "lower" of 64 MiB over `base`, a RAM disk, which can be told to fail: as a whole, or the MiB at 8 MiB.
+# mapping KIND: prints a table for a disk "lower" of 64 MiB over `base`, a RAM disk: good, failing
+# as a whole, or failing in the MiB at 8 MiB.
 mapping() {
 	local sectors=$((64 << 11)) place
 	case $1 in
@@ -35,7 +36,7 @@ read_at() { dd if="$1" of=/dev/null bs=64k count=1 skip=$(($2 / 65536)) iflag=di
 write_at() { dd if=/dev/urandom of="$1" bs=64k count=1 seek=$(($2 / 65536)) oflag=direct conv=notrunc status=none; }
 eio='Input/output error'
 
-# bad_place on|off ACCESS...: reads and writes around it.
+# bad_place on|off ACCESS...: reads and writes around the bad MiB.
 bad_place() {
 	local device access
 	create hole
@@ -45,11 +46,11 @@ bad_place() {
 		refuse "$eio" "$access" "$device" $(((8 << 20) + 65536))
 		$access "$device" $((9 << 20))
 	done
-	# One read of good places and bad ones.
+	# One read across good and bad sectors.
 	refuse "$eio" dd if="$device" of=/dev/null bs=4M skip=1 count=2 iflag=direct status=none
 }
 
-# Buffered, the file takes the data and fails later: fsync says so.
+# A buffered write succeeds and fails later, in its writeback; fsync reports the error.
 late_error() {
 	local device
 	create good
@@ -64,8 +65,8 @@ late_error() {
 	sync "$device"
 }
 
-# A write whose write-back failed is told to who syncs the device next, although the file was synced, and
-# told of it, meanwhile.
+# A failed writeback is reported to the next sync of the device, although the file was synced
+# since, which reported the error, too.
 lost_write() {
 	local device
 	create good
@@ -80,14 +81,14 @@ lost_write() {
 	sync "$device"
 }
 
-# Nobody was told that the disk lacks what was written before the attach.
+# No sync has reported yet that data written before the attach is not on the disk.
 lost_before() {
 	local device held
 	create good
 	exec {held}<>/dev/mapper/lower
 	dd if=/dev/urandom of=/dev/mapper/lower bs=64k count=1 conv=notrunc status=none
 	become bad
-	# No fsync(): sync() tells nobody.
+	# sync() instead of fsync(), because it reports no error.
 	sync
 	become good
 	device=$(attach --direct-io=off /dev/mapper/lower)
@@ -96,14 +97,14 @@ lost_before() {
 	exec {held}>&-
 }
 
-# Each durable write to the bad place fails, although the file tells of a failed write-back but once: to one
-# of them, or to a flush.
+# Each durable write to the bad MiB fails, although the file reports a failed writeback only once:
+# to one of them, or to a flush.
 durable_write() {
 	create hole
 	all_writes_fail "$(attach --direct-io=off /dev/mapper/lower)" --bs=4k --sync=dsync --numjobs=4
 }
 
-# The same of writes in parts of the blocks of direct I/O, which go through the page cache and are written back.
+# The same for writes of parts of the blocks of direct I/O, which go through the page cache.
 write_in_part() {
 	local device
 	load_brd
@@ -117,7 +118,8 @@ write_in_part() {
 	detach "$base"
 }
 
-# all_writes_fail DEVICE ARGUMENT...: those of fio to the bad place, while others flush the device.
+# all_writes_fail DEVICE ARGUMENT...: fio's writes to the bad MiB must all fail, while other jobs
+# flush the device.
 all_writes_fail() {
 	fio --filename="$1" --ioengine=sync --direct=1 --rw=randwrite --size=1m --time_based --runtime=5 \
 		--continue_on_error=all --output-format=json --output="$scratch/fio" --group_reporting \
@@ -132,13 +134,14 @@ all_writes_fail() {
 	EOT
 }
 
-# A buffered write of another program to the image is lost, and no opener has synced the image since. A
-# durable write of a file system on the device does not mark that as seen in place of a later opener.
+# A buffered write of another program to the image is lost, and no opener has synced the image
+# since. A durable write of a file system on the device must not mark the error as seen for later
+# openers.
 hidden_by_durable_write() {
 	local base device image block sector
 	load_brd
 	modprobe dm-mod
-	# A disk with FUA, where a durable write needs no sync of the image.
+	# On a disk with FUA, a durable write needs no sync of the image.
 	base=$(attach --direct-io=on "$ram_xfs")
 	dmsetup create lower --table "0 $((ram_mib << 11)) linear $base 0"
 	wait_for 10 test -b /dev/mapper/lower
@@ -154,7 +157,7 @@ hidden_by_durable_write() {
 	mount -o noinit_itable "$device" "$mnt/inner"
 	dd if=/dev/urandom of="$mnt/inner/file" bs=64k count=4 conv=fsync status=none
 	sync -f "$mnt/inner"
-	# The block of the image at 36 MiB, behind the inner file system, cannot be written.
+	# The block of the image at 36 MiB, behind the inner file system, becomes unwritable.
 	block=$(filefrag -v -b4096 "$image" | awk '$1 ~ /^[0-9]+:$/ && $2 + 0 <= 9216 && $3 + 0 >= 9216 { print $4 + 9216 - $2 }')
 	sector=$((block * 8))
 	dmsetup suspend --nolockfs lower
@@ -166,11 +169,12 @@ hidden_by_durable_write() {
 		image, inner = sys.argv[1:]
 		fd = os.open(image, os.O_RDWR)
 		os.pwrite(fd, b"x" * 4096, 36 << 20)
-		# SYNC_FILE_RANGE_WRITE: no caller waits, so none is told.
+		# SYNC_FILE_RANGE_WRITE: the caller does not wait, so it gets no error.
 		ctypes.CDLL(None).sync_file_range(fd, ctypes.c_long(36 << 20), ctypes.c_long(4096), 2)
 		time.sleep(1)
 		memory = mmap.mmap(-1, 4096)
-		# The first direct write to the image finds AS_EIO, which is told once, and apart from errseq_t.
+		# The first direct write to the image finds AS_EIO, which is reported once,
+		# separately from errseq_t.
 		first = os.open(inner, os.O_RDWR | os.O_DIRECT)
 		try:
 		    os.pwrite(first, memory, 32 << 10)
@@ -185,7 +189,7 @@ hidden_by_durable_write() {
 		    os.fsync(late)
 		except OSError:
 		    sys.exit(0)
-		sys.exit("a later opener of the image is not told of the lost write")
+		sys.exit("a later opener of the image gets no error for the lost write")
 	EOT
 	umount "$mnt/inner"
 	detach "$device"
@@ -207,7 +211,7 @@ recovers() {
 	detach "$device"
 }
 
-# In the middle of deep queues: each job ends with EIO, and none hangs.
+# The disk fails under deep queues: each job ends with EIO, and none hangs.
 under_load() {
 	local device job
 	create good
@@ -224,7 +228,7 @@ under_load() {
 	read_at "$device" 0
 }
 
-# The file system under the image fails.
+# The disk of the image's file system fails.
 file_on_bad_disk() {
 	local image device
 	create good
@@ -242,7 +246,7 @@ file_on_bad_disk() {
 	cmp "$device" "$image"
 }
 
-# The disk stands still for a while: the device waits, and goes on.
+# The disk is suspended for a while: the device waits, and continues.
 suspended() {
 	local device job
 	create good
@@ -251,22 +255,22 @@ suspended() {
 	write_at "$device" 0 &
 	job=$!
 	sleep 0.5
-	kill -0 "$job" || fail "the write ended while its disk stood still"
+	kill -0 "$job" || fail "the write ended while its disk was suspended"
 	dmsetup resume lower
 	wait "$job"
 }
 
 check "a bad place, direct" bad_place on read_at write_at
 check "a bad place, buffered" bad_place off read_at
-check "an error of write-back reaches fsync" late_error
-check_better 'it syncs the file, and says nothing' 'who switches to direct I/O hides no lost write' lost_write
-check_better 'it syncs the file at attach, and says nothing' 'a write lost before the attach is told' lost_before
-check_better 'it has no durable writes, and a flush is told of a failure once' 'a durable write that is lost fails' durable_write
-check_better 'it has no direct I/O then' 'a lost write in part of a block of direct I/O fails' write_in_part
-check 'a durable write hides no lost write from the next opener' hidden_by_durable_write
+check "an error of writeback reaches fsync" late_error
+check_better 'the C driver syncs the file, and drops the error' 'a switch to direct I/O keeps the error of a lost write' lost_write
+check_better 'the C driver syncs the file at attach, and drops the error' 'a write lost before the attach is reported' lost_before
+check_better 'the C driver has no durable writes, and only one flush reports a failure' 'every lost durable write fails' durable_write
+check_better 'the C driver has no direct I/O then' 'a lost write of part of a block of direct I/O fails' write_in_part
+check 'a durable write does not hide a lost write from the next opener' hidden_by_durable_write
 check "a disk that fails and comes back, direct" recovers on
 check "a disk that fails and comes back, buffered" recovers off
 check "a disk that fails under deep queues" under_load
 check "a disk that fails under the image's file system" file_on_bad_disk
-check "a disk that stands still for a while" suspended
+check "a disk that is suspended for a while" suspended
 run_checks

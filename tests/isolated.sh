@@ -1,13 +1,13 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# The I/O of a task on an isolated CPU brings no worker there: the CPU is left to the task.
+# The I/O of a task on an isolated CPU runs no worker there: the CPU belongs to the task.
 . "$(dirname "$0")/lib.sh"
 
 groups=/sys/fs/cgroup group=/sys/fs/cgroup/isolated
 (($(nproc) >= 2)) || skip_all "needs two CPUs"
 [[ $(<"$groups/cgroup.controllers") == *cpuset* ]] || skip_all "needs cpusets"
 
-# The last CPU, `cpu`, is isolated as long as the case lasts.
+# Isolates the last CPU, `cpu`, until the case ends.
 isolate() {
 	cpu=$(($(nproc) - 1))
 	echo +cpuset >"$groups/cgroup.subtree_control"
@@ -18,13 +18,13 @@ isolate() {
 	equal partition "$(<"$group/cpuset.cpus.partition")" isolated
 }
 
-# in_group COMMAND...: on the isolated CPU.
+# in_group COMMAND...: runs COMMAND on the isolated CPU.
 in_group() {
 	# shellcheck disable=SC2016  # expanded by the inner shell
 	bash -c 'echo $$ >"$1/cgroup.procs"; shift; exec "$@"' - "$group" "$@"
 }
 
-# stays_away COMMAND...: work of the device is queued, and none of it on the isolated CPU.
+# stays_away COMMAND...: the work of the device is queued, but not on the isolated CPU.
 stays_away() {
 	local work
 	: >"$tracing/trace"
@@ -49,5 +49,5 @@ isolated() {
 	detach "$device"
 }
 
-check "reads, writes and flushes" isolated
+check "reads, writes and flushes of an isolated CPU run no worker there" isolated
 run_checks

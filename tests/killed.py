@@ -1,11 +1,11 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""Whoever waits for a device that is busy can be killed: in every ioctl, in open, and in
-LOOP_CTL_REMOVE. Loop devices on stuck file systems are common, and processes that nobody can end
-keep systems from shutting down. What was killed has changed nothing and holds nothing.
+"""A task that waits for a busy device can be killed: in every ioctl, in open, and in
+LOOP_CTL_REMOVE. Loop devices on stuck file systems are common, and unkillable processes keep
+systems from shutting down. A killed call has changed nothing and holds nothing.
 
-The device is busy with a LOOP_SET_STATUS64 that moves the offset: it writes the device's cache back
-first, to a file on a frozen file system."""
+The device is busy with a LOOP_SET_STATUS64 that changes its size: it first writes back the page
+cache of the device, to a file on a frozen file system."""
 import mmap
 import os
 from lib import *
@@ -19,17 +19,13 @@ def state_of(pid):
 
 
 class Child:
-    """A process that calls a function, and what it returned."""
+    """A process that calls a function, and the result of the function."""
 
     def __init__(self, function):
         self.outcome = None
         self.waiting = 0
         self.reading, writing = os.pipe()
-        self.pid = os.fork()
-        if not self.pid:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.write(writing, json.dumps(function()).encode())
-            os._exit(0)
+        self.pid = forked(lambda: os.write(writing, json.dumps(function()).encode()))
         os.close(writing)
 
     def ended(self):
@@ -40,16 +36,17 @@ class Child:
                 self.outcome = file.read()
         return not self.pid
 
-    def waits(self):
-        """the process waits"""
-        assert not self.ended(), f"did not wait: {self.outcome}"
-        # Not just for a moment.
+    def blocks(self):
+        """the process blocks"""
+        assert not self.ended(), f"did not block: {self.outcome}"
+        # Not only for a moment.
         self.waiting = self.waiting + 1 if state_of(self.pid) == "D" else 0
         return self.waiting >= 4
 
     def kill(self, what, at_once=None):
-        """Kills it while it waits; where `at_once` is given, it may as well return that."""
-        wait_for(lambda: at_once and self.ended() or self.waits(), SECONDS)
+        """Kills the process while it blocks; it may also return `at_once` instead, if that is
+        given."""
+        wait_for(lambda: at_once and self.ended() or self.blocks(), SECONDS)
         if not self.pid:
             equal(f"{what}: returned", self.outcome, json.dumps(at_once))
             return
@@ -62,7 +59,7 @@ class Child:
 
 
 class Busy:
-    """A device that somebody changes, and cannot until the end of the `with`."""
+    """A device that is being changed until the end of the `with`."""
 
     def __init__(self):
         disk = image(16, "disk")
@@ -73,13 +70,13 @@ class Busy:
     def __enter__(self):
         self.fd = attach(self.path)
         self.device = self.fd.path
-        # A second opener, as LOOP_CLR_FD by the only one would be another matter.
+        # A second opener, so that LOOP_CLR_FD does not come from the only one.
         self.reader = Fd(self.device, os.O_RDONLY)
         settle()
         run("fsfreeze", "-f", self.place)
         os.pwrite(self.fd.fd, b"data" * 16384, 0)
         self.changer = Child(lambda: self.fd.ioctl(SET_STATUS64, Info(sizelimit=1 << 19)))
-        wait_for(self.changer.waits, SECONDS)
+        wait_for(self.changer.blocks, SECONDS)
         return self
 
     def __exit__(self, *_):
@@ -87,7 +84,7 @@ class Busy:
         wait_for(self.changer.ended, SECONDS)
 
     def usable(self):
-        """The change is done, and nothing is left of what was killed."""
+        """Checks that the change is done, and that a killed call has left nothing."""
         equal("SET_STATUS64", self.changer.outcome, "0")
         info = status(self.fd)
         equal("settings", (info.offset, info.sizelimit, info.flags), (0, 1 << 19, 0))
@@ -97,7 +94,7 @@ class Busy:
             equal("data", file.read(65536) == b"data" * 16384, True)
         number = int(self.device.removeprefix("/dev/loop"))
         equal("REMOVE", control(CTL_REMOVE, number), "-EBUSY")
-        # No claim is left.
+        # No claim is left behind.
         with Fd(self.device, os.O_RDWR | os.O_EXCL):
             pass
         self.reader.close()
@@ -105,12 +102,12 @@ class Busy:
         equal("CLR_FD", self.fd.ioctl(CLR_FD), 0)
         self.fd.close()
         wait_for(lambda: not is_bound(self.device))
-        # No file either.
+        # The file is closed.
         run("umount", self.place)
 
 
 def killed(what, call, at_once=None):
-    """A case: a call that gets a busy device is killed."""
+    """Declares a case: a call that finds a busy device is killed."""
 
     def case():
         with Busy() as busy:
@@ -131,7 +128,7 @@ def remove(busy):
     return control(CTL_REMOVE, int(busy.device.removeprefix("/dev/loop")))
 
 
-# That the device is bound can be known without the lock.
+# These two can see without the lock that the device is bound.
 killed("SET_FD", lambda busy: with_file(busy, SET_FD), "-EBUSY")
 killed("CONFIGURE", lambda busy: with_file(busy, CONFIGURE), "-EBUSY")
 killed("CHANGE_FD", lambda busy: with_file(busy, CHANGE_FD))
@@ -147,7 +144,7 @@ killed("open", lambda busy: Fd(busy.device, os.O_RDONLY).close())
 killed("LOOP_CTL_REMOVE", remove)
 
 
-@check("the file of a LOOP_CHANGE_FD that is killed is let go")
+@check("the file of a killed LOOP_CHANGE_FD is closed")
 def file_let_go():
     own = mounted("tmpfs", "own", "-t", "tmpfs")
     path = image(1, "own/image")
@@ -163,8 +160,8 @@ def file_let_go():
 
 
 @check(
-    "LOOP_CONFIGURE of a busy device is refused without waiting for it",
-    better="it takes the lock before it sees that the device is bound",
+    "LOOP_CONFIGURE of a busy device fails at once",
+    better="the C driver takes the lock before it sees that the device is bound",
 )
 def configure():
     with Busy() as busy:
@@ -177,14 +174,14 @@ def configure():
     equal("CONFIGURE", child.outcome, '"-EBUSY"')
 
 
-@check("who waits for another device's busy LOOP_CLR_FD can be killed, and it all goes on")
+@check("a task that waits for another device's LOOP_CLR_FD can be killed, and all go on")
 def chain():
     with Busy() as busy, attach(image()) as other:
         first = Child(lambda: busy.reader.ioctl(CLR_FD))
-        wait_for(first.waits, SECONDS)
-        # The C driver has it wait for what the first one holds.
+        wait_for(first.blocks, SECONDS)
+        # In the C driver it waits for a lock that the first one holds.
         second = Child(lambda: other.ioctl(CLR_FD))
-        wait_for(lambda: second.ended() or second.waits(), SECONDS)
+        wait_for(lambda: second.ended() or second.blocks(), SECONDS)
         if second.ended():
             equal("CLR_FD", second.outcome, "0")
         else:
@@ -195,8 +192,8 @@ def chain():
 
 
 @check(
-    "an unknown ioctl does not wait for a busy device",
-    better="it takes the lock before it looks at the command",
+    "an unknown ioctl of a busy device fails at once",
+    better="the C driver takes the lock before it looks at the command",
 )
 def unknown():
     with Busy() as busy:
@@ -209,7 +206,7 @@ def unknown():
     equal("an unknown ioctl", child.outcome, '"-EINVAL"')
 
 
-@check("sysfs tells of a busy device without waiting for it, as losetup -a wants")
+@check("sysfs attributes of a busy device are read without blocking, as losetup -a needs")
 def sysfs_of_busy():
     names = "backing_file", "offset", "sizelimit", "autoclear", "partscan", "dio"
     with Busy() as busy:
@@ -217,13 +214,13 @@ def sysfs_of_busy():
         try:
             wait_for(looker.ended, 5)
         except AssertionError:
-            # The next one may find it only after the change.
+            # The next reader may find the file only after the change.
             looker.kill("a reader of sysfs")
     busy.usable()
     equal("sysfs", looker.outcome, json.dumps([busy.path, "0", "0", "0", "0", "0"]))
 
 
-@check("others are found, attached and detached while one is busy")
+@check("other devices are found, attached and detached while one is busy")
 def others():
     def attach_other():
         other = attach(image())
@@ -243,8 +240,8 @@ def others():
     busy.usable()
 
 
-class Standstill:
-    """A mapped device that serves no I/O until the end of the `with`."""
+class Suspended:
+    """A mapped device that completes no I/O until the end of the `with`."""
 
     def __init__(self, name):
         self.name = name
@@ -266,7 +263,7 @@ class Standstill:
 
 
 def stacked():
-    """Attaches a loop device to another one, and detaches both; returns what that came to."""
+    """Attaches a loop device to another one, and detaches both; returns the results."""
     low = attach(image(1, "low"))
     high = attach(low.path)
     settle()
@@ -274,7 +271,7 @@ def stacked():
 
 
 def ends(child, what):
-    """The process ends by itself."""
+    """Waits until the process ends by itself, and returns its result."""
     try:
         wait_for(child.ended, SECONDS)
     except AssertionError:
@@ -283,11 +280,11 @@ def ends(child, what):
 
 
 @check(
-    "a device that is being attached to a slow file can be opened and attached meanwhile",
-    better="the second caller waits for the claim of the first, and cannot be killed",
+    "a device that is being attached to a slow file can be opened and attached to another",
+    better="in the C driver the second caller waits for the claim of the first, and cannot be killed",
 )
 def slow_file():
-    slow = Standstill("slow-disk")
+    slow = Suspended("slow-disk")
     run("mkfs.ext4", "-q", slow.path)
     place = mounted(slow.path, "place")
     path, other = image(1, "place/image"), image(1, "other")
@@ -303,7 +300,7 @@ def slow_file():
     with Fd(device) as fd:
         with slow:
             first = Child(lambda: attach_to(path))
-            wait_for(first.waits, SECONDS)
+            wait_for(first.blocks, SECONDS)
             equal("an opener", ends(Child(lambda: Fd(device).close()), "an opener"), "null")
             outcome = ends(Child(lambda: attach_to(other)), "the second caller")
             equal("the second caller", outcome, "0")
@@ -317,15 +314,14 @@ def slow_file():
 
 
 def slow_scan():
-    slow_sync, slow_read = Standstill("slow-sync"), Standstill("slow-read")
+    slow_sync, slow_read = Suspended("slow-sync"), Suspended("slow-read")
     for slow in (slow_sync, slow_read):
         run("mkfs.ext4", "-q", slow.path)
-        # A sync of what is clean does no I/O.
+        # A sync of a clean file does no I/O.
         mounted(slow.path, slow.name, "-o", "nobarrier")
     dirty, uncached = image(1, "slow-sync/image"), numbered_image(1, "slow-read/image")
     os.sync()
-    with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as file:
-        file.write("1")
+    write_text("/proc/sys/vm/drop_caches", "1")
     device = free_device()
 
     def attach_to(path, **info):
@@ -338,10 +334,10 @@ def slow_scan():
         with slow_read:
             with slow_sync:
                 loser = Child(lambda: attach_to(dirty))
-                wait_for(loser.waits, SECONDS)
+                wait_for(loser.blocks, SECONDS)
                 winner = Child(lambda: attach_to(uncached, flags=PARTSCAN))
                 wait_for(lambda: is_bound(device), SECONDS)
-                wait_for(winner.waits, SECONDS)
+                wait_for(winner.blocks, SECONDS)
             equal("the loser", ends(loser, "the loser"), '"-EBUSY"')
             assert not winner.ended()
         wait_for(winner.ended, SECONDS)
@@ -352,28 +348,28 @@ def slow_scan():
         slow.remove()
 
 
-# With the C driver the second caller waits for the claim of the first, before it gets so far.
+# In the C driver the second caller waits for the claim of the first before it reads the file.
 if DRIVER != "loop":
-    check("a device that was attached meanwhile is busy at once, also while its slow file is scanned")(slow_scan)
+    check("a device that is attached is busy at once, also while its slow file is scanned")(slow_scan)
 
 
-GLOBAL = "it holds a global lock meanwhile"
+GLOBAL = "the C driver holds a global lock while it waits"
 
 
 @check("attaching a device to a slow loop device delays no other device", better=GLOBAL)
 def slow_loop_device():
-    slow = Standstill("slow-device")
+    slow = Suspended("slow-device")
     low = attach(slow.path)
-    # Not the one that others are given, as it is free until its caller has asked the file.
+    # Another device than LOOP_CTL_GET_FREE returns, because it stays free until the file is synced.
     number = control(CTL_ADD, 200)
     settle()
-    # What fails here leaves the lower device to be detached.
+    # After a failure the lower device can be detached.
     with low, Fd(f"/dev/loop{number}") as fd:
         # A flush of the lower device writes it back.
         os.pwrite(low.fd, b"dirty" * 4096, 0)
         with slow:
             caller = Child(lambda: fd.ioctl(SET_FD, low.fd))
-            wait_for(caller.waits, SECONDS)
+            wait_for(caller.blocks, SECONDS)
             outcome = ends(Child(stacked), "the caller for another device")
             equal("the caller for another device", outcome, "[0, 0]")
             assert not caller.ended()
@@ -386,13 +382,13 @@ def slow_loop_device():
     slow.remove()
 
 
-def waiting_delays_nobody(what, call):
+def waiting_delays_no_other(what, call):
     @check(f"{what} that waits for a busy device delays no other device", better=GLOBAL)
     def case():
         low = attach(image(1, "lower"))
         with low, Busy() as busy:
             waiter = Child(lambda: call(busy, low))
-            wait_for(waiter.waits, SECONDS)
+            wait_for(waiter.blocks, SECONDS)
             try:
                 outcome = ends(Child(stacked), "the caller for another device")
                 equal("the caller for another device", outcome, "[0, 0]")
@@ -402,27 +398,29 @@ def waiting_delays_nobody(what, call):
         detach(low.path)
 
 
-waiting_delays_nobody("LOOP_CLR_FD", lambda busy, _: busy.reader.ioctl(CLR_FD))
-waiting_delays_nobody("LOOP_CHANGE_FD", lambda busy, low: busy.fd.ioctl(CHANGE_FD, low.fd))
+waiting_delays_no_other("LOOP_CLR_FD", lambda busy, _: busy.reader.ioctl(CLR_FD))
+waiting_delays_no_other("LOOP_CHANGE_FD", lambda busy, low: busy.fd.ioctl(CHANGE_FD, low.fd))
 
 
-@check("the requests of a task that is killed do not fail")
+@check("requests of a killed task do not fail")
 def requests():
     size = 32 << 20
     disk = image(64, "disk")
     run("mkfs.ext4", "-q", disk)
     mounted(disk, "place", "-o", "loop")
+
+    def read(path, started):
+        buffer = mmap.mmap(-1, size)
+        reader = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        os.write(started, b"x")
+        while True:
+            os.preadv(reader, [buffer], 0)
+
     with attach(image(32, "place/image")) as fd:
         run("dmesg", "--clear")
         for turn in range(20):
-            buffer = mmap.mmap(-1, size)
             ready, writing = os.pipe()
-            pid = os.fork()
-            if not pid:
-                reader = os.open(fd.path, os.O_RDONLY | os.O_DIRECT)
-                os.write(writing, b"x")
-                while True:
-                    os.preadv(reader, [buffer], 0)
+            pid = forked(read, fd.path, writing)
             os.read(ready, 1)
             os.close(ready)
             os.close(writing)

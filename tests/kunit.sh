@@ -1,14 +1,14 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# The module's KUnit suites, which a kernel with KUnit runs when the module is loaded: the pure logic
-# (tests/host runs it, too), compiled as it runs.
+# The module's KUnit suites, which a kernel with KUnit runs when it loads the module: the pure logic
+# that tests/host runs, too, here as compiled for the kernel.
 . "$(dirname "$0")/lib.sh"
 
 results=/sys/kernel/debug/kunit
 [[ -d $results ]] || skip_all "this kernel has no KUnit"
 [[ $driver == rnull_loop ]] || skip_all "the suites are rnull_loop's"
 
-# Every suite of the source was run, and every case of it, as many as it announced, passed.
+# suite NAME: the suite was run, with as many passed cases as it had announced.
 suite() {
 	local result=$results/$1/results planned
 	cat "$result"
@@ -18,5 +18,5 @@ suite() {
 
 while read -r name; do
 	check "$name" suite "$name"
-done < <(sed -n 's/.*kunit_tests(\(\w*\)).*/\1/p' "$tests"/../*.rs "$tests"/../*/*.rs)
+done < <(find "$tests/.." -name .git -prune -o -name '*.rs' -exec sed -n 's/.*kunit_tests(\(\w*\)).*/\1/p' {} + | sort)
 run_checks

@@ -1,12 +1,13 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# The frameworks for shell and for Python put back what a case of a test sets and leaves behind (tests/state.sh); a
-# case that leaves what cannot be put back fails, and so does a test of any other kind that leaves something.
+# The shell and Python frameworks restore the settings that a case changes, and remove what it
+# leaves behind (tests/state.sh). A case fails if it leaves something that cannot be restored, and
+# so does any other test that leaves something.
 . "$(dirname "$0")/lib.sh"
 
 export TESTS=$tests
 
-# What a case leaves behind, and how each shows.
+# Commands of a case that leave something behind, and the lines of the state that show it.
 cat_planted() {
 	cat <<-'EOT'
 		modprobe -a configfs mq-deadline
@@ -36,7 +37,7 @@ signs=(loop0/queue/{scheduler:mq-deadline,nr_requests:8,nomerges:2} loop1/queue/
 	planted.conf: 'mount /sys/kernel/config' block/loop77)
 [[ $driver != rnull_loop ]] || signs+=(loop2/rnull_loop/{inline,remap,nowait}:0)
 
-# What a test may keep between its cases, until it ends.
+# Changes that a test may keep between its cases, until it ends.
 cat_planted_until_end() {
 	cat <<-'EOT'
 		modprobe brd rd_nr=2 rd_size=4096
@@ -48,8 +49,8 @@ cat_planted_until_end() {
 }
 signs_at_end=(block/ram1 vm/dirty_ratio:5 kernel/printk:5)
 
-# inner shell|python: a test of two cases. The first runs $PLANTED and tells what differs then, the second sees
-# nothing of it but what may stay until the test ends.
+# inner shell|python: runs a test of two cases. The first runs $PLANTED and writes the differences
+# to $DIFFERS. The second finds only those that may stay until the test ends.
 inner() {
 	local file=$scratch/inner
 	case $1 in
@@ -86,7 +87,8 @@ inner() {
 	DIFFERS=$scratch/differs "$file"
 }
 
-# put_back shell|python COMMANDS SIGN...
+# put_back shell|python COMMANDS SIGN...: the state is restored after COMMANDS, which each SIGN
+# shows.
 put_back() {
 	local sign
 	PLANTED=$2 inner "$1"
@@ -96,12 +98,12 @@ put_back() {
 	compare_state "$state"
 }
 
-# A mount that is in use.
+# A mount in use cannot be removed.
 cannot_be_put_back() {
 	local status=0
 	mkdir -p "$scratch/busy"
 	PLANTED="mount -t tmpfs busy $scratch/busy; cd $scratch/busy
-		sleep 600 >/dev/null 2>&1 & echo \$! >$scratch/sleeper" inner "$1" >"$scratch/out" || status=$?
+		sleep 600 >/dev/null 2>&1 & echo \$! >$scratch/sleeper" STATE_SECONDS=1 inner "$1" >"$scratch/out" || status=$?
 	kill "$(<"$scratch/sleeper")"
 	wait_for 10 umount "$scratch/busy"
 	cat "$scratch/out"
@@ -110,7 +112,7 @@ cannot_be_put_back() {
 	grep -q "now: *mount $scratch/busy" "$scratch/out"
 }
 
-# A test that uses neither framework, or whose framework does not work.
+# A test without a framework, or with one that does not work.
 found_at_end() {
 	local status=0
 	printf '%s\n' '#!/bin/bash' 'echo 5 >/proc/sys/vm/dirty_ratio' 'echo "1..1"' 'echo "ok 1 nothing"' >"$scratch/bare"
@@ -124,9 +126,9 @@ found_at_end() {
 }
 
 for framework in shell python; do
-	check "$framework: after a case" put_back $framework "$(cat_planted)" "${signs[@]}"
-	check "$framework: after a test" put_back $framework "$(cat_planted_until_end)" "${signs_at_end[@]}"
-	check "$framework: what cannot be put back fails its case" cannot_be_put_back $framework
+	check "$framework: the state is restored after a case" put_back $framework "$(cat_planted)" "${signs[@]}"
+	check "$framework: the state is restored after a test" put_back $framework "$(cat_planted_until_end)" "${signs_at_end[@]}"
+	check "$framework: a case fails if its state cannot be restored" cannot_be_put_back $framework
 done
-check "what a test leaves behind fails it" found_at_end
+check "a test fails if it leaves something behind" found_at_end
 run_checks

@@ -1,13 +1,16 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""What the tests that need raw ioctls share: the ABI, and KTAP.
+"""Shared by the Python tests: the ABI, devices, images and RAM disks, cgroups, and the clean-up
+after each case. New tests use it instead of lib.sh.
 
 As a program: lib.py COMMAND NUMBER sends a command, such as LOOP_CTL_REMOVE, to /dev/loop-control,
 or to the control node that the environment names as CONTROL.
 """
 import collections
+import contextlib
 import ctypes
 import errno
+import gc
 import json
 import os
 import random
@@ -18,6 +21,7 @@ import subprocess
 import sys
 import time
 import traceback
+import ktap
 
 SET_FD, CLR_FD = 0x4C00, 0x4C01
 SET_STATUS, GET_STATUS = 0x4C02, 0x4C03
@@ -27,10 +31,16 @@ SET_BLOCK_SIZE, CONFIGURE = 0x4C09, 0x4C0A
 CTL_ADD, CTL_REMOVE, CTL_GET_FREE = 0x4C80, 0x4C81, 0x4C82
 READ_ONLY, AUTOCLEAR, PARTSCAN, DIRECT_IO = 1, 4, 8, 16
 
-# How fio reads again what it wrote, and fails at the first difference. Overlapping writes that are in flight at
-# the same time take effect in any order (docs/differences.md): fio submits none.
+# The options by which fio verifies its writes, and fails at the first difference. Overlapping
+# writes in flight take effect in any order (docs/differences.md), so fio must not submit any.
 VERIFIED = ["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--serialize_overlap=1"]
 
+# The RAM disks and their uses. XFS needs at least 300 MiB.
+RAM = {"ext4": "/dev/ram0", "xfs": "/dev/ram1", "block": "/dev/ram2"}
+RAM_MIB = 320
+MKFS = {"ext4": ["-b", "4096", "-E", "lazy_itable_init=0,nodiscard"], "xfs": ["-K"]}
+
+CGROUPS = "/sys/fs/cgroup"
 LIBC = ctypes.CDLL(None, use_errno=True)
 DRIVER = "rnull_loop" if os.path.exists("/sys/module/rnull_loop") else "loop"
 
@@ -89,7 +99,9 @@ assert ctypes.sizeof(Info) == 232 and ctypes.sizeof(Config) == 304
 
 
 class Fd:
-    """An open file, closed at the end of a `with`."""
+    """An open file, which is closed at the end of a `with`, or when nothing refers to it any more."""
+
+    fd = -1
 
     def __init__(self, path, flags=os.O_RDWR):
         self.fd = os.open(path, flags | os.O_CLOEXEC)
@@ -98,6 +110,9 @@ class Fd:
         return self
 
     def __exit__(self, *_):
+        self.close()
+
+    def __del__(self):
         self.close()
 
     def fileno(self):
@@ -109,13 +124,15 @@ class Fd:
             self.fd = -1
 
     def ioctl(self, command, argument=0):
-        """What the ioctl returns, or minus the name of its error, such as -EBUSY."""
+        """Returns the result of the ioctl, or minus the name of its error, such as -EBUSY."""
         if isinstance(argument, ctypes.Structure):
             value = ctypes.byref(argument)
         else:
             value = ctypes.c_ulong(argument)
         result = LIBC.ioctl(self.fd, ctypes.c_ulong(command), value)
-        return result if result >= 0 else "-" + errno.errorcode[ctypes.get_errno()]
+        number = ctypes.get_errno()
+        # Numbers that are internal to the kernel have no name.
+        return result if result >= 0 else f"-{errno.errorcode.get(number, number)}"
 
 
 def control(command, number=0):
@@ -125,19 +142,21 @@ def control(command, number=0):
 
 
 def free_device():
-    """The path of a device that is not bound."""
-    path = f"/dev/loop{control(CTL_GET_FREE)}"
+    """Returns the path of a device that is not bound."""
+    number = control(CTL_GET_FREE)
+    assert isinstance(number, int), f"CTL_GET_FREE: {number}"
+    path = f"/dev/loop{number}"
     wait_for(lambda: os.path.exists(path))
     return path
 
 
 def sysfs(device, name):
-    """A file of the device's directory in sysfs, or None."""
+    """Returns an attribute of the device in sysfs, or None."""
     try:
         with Fd(f"/sys/block/{os.path.basename(device)}/{name}", os.O_RDONLY) as file:
             return os.read(file.fd, 4096).decode().rstrip("\n")
     except OSError as error:
-        # The file is not there, or is about to go.
+        # The attribute does not exist, or is being removed.
         if error.errno in (errno.ENOENT, errno.ENODEV):
             return None
         raise
@@ -148,19 +167,19 @@ def is_bound(device):
 
 
 def attach(path, mode=os.O_RDWR, device_mode=os.O_RDWR, block_size=0, **info):
-    """Attaches a file to a free device, which is returned open, with its name as `path`."""
+    """Attaches a file to a free device, and returns the open device, with its name as `path`."""
     device = free_device()
     fd = Fd(device, device_mode)
     fd.path = device
-    with Fd(path, mode) as backing:
-        config = Config(fd=backing.fd, block_size=block_size, info=Info(**info))
+    with Fd(path, mode) as file:
+        config = Config(fd=file.fd, block_size=block_size, info=Info(**info))
         equal("LOOP_CONFIGURE", fd.ioctl(CONFIGURE, config), 0)
     return fd
 
 
 def attach_partitioned(path, *partitions, **arguments):
-    """Gives an image a DOS table of partitions, each a start and a size in sectors, and attaches it; as
-    attach(), once the partitions are there."""
+    """Writes a DOS table of partitions to an image, each by its start and size in sectors, attaches
+    it like attach(), and returns when the partitions exist."""
     table = "".join(f"start={start},size={size}\n" for start, size in partitions)
     run("sfdisk", "-q", path, input=f"label: dos\n{table}")
     fd = attach(path, flags=PARTSCAN, **arguments)
@@ -170,14 +189,23 @@ def attach_partitioned(path, *partitions, **arguments):
 
 
 def detach(device):
-    """LOOP_CLR_FD, and waits until the device is unbound."""
+    """Sends LOOP_CLR_FD, and waits until the device is unbound."""
     with Fd(device) as fd:
         equal("CLR_FD", fd.ioctl(CLR_FD), 0)
     wait_for(lambda: not is_bound(device))
 
 
+@contextlib.contextmanager
+def attached(path, direct, *options):
+    """Attaches a file by losetup, yields the path of the device, and detaches it. After a failure,
+    the clean-up of the case does."""
+    device = run("losetup", "-f", "--show", f"--direct-io={'on' if direct else 'off'}", *options, path)
+    yield device
+    detach(device)
+
+
 def wait_for(condition, seconds=10):
-    """Longer where everything is slow."""
+    """Waits until the condition is true. The time limit is longer on slow kernels."""
     seconds *= 4 if SLOW else 1
     deadline = time.monotonic() + seconds
     while not condition():
@@ -191,23 +219,39 @@ def equal(what, got, wanted):
 
 
 def image(mib=1, name="image"):
-    """A new image file of zeroes in the scratch directory."""
-    path = f"{SCRATCH}/{name}"
+    """Makes an image file of zeroes in the scratch directory, or at an absolute path, and returns
+    its path."""
+    path = os.path.join(SCRATCH, name)
     with open(path, "wb") as file:
         file.truncate(mib << 20)
     return path
 
 
 def numbered_image(mib=1, name="image", first=0):
-    """An image whose every sector begins with its number, counted from `first`."""
+    """Makes an image whose every sector begins with its number, counted from `first`."""
     path = image(mib, name)
     with open(path, "r+b") as file:
         file.write(b"".join((first + n).to_bytes(512, "little") for n in range(mib << 11)))
     return path
 
 
+def backing(kind, mib=1):
+    """Makes a backing on a RAM disk, and returns its path: the disk itself with its old content
+    ("block"), or a new sparse file on a file system ("ext4", "xfs")."""
+    if not os.path.exists("/sys/module/brd"):
+        run("modprobe", "brd", f"rd_nr={len(RAM)}", f"rd_size={RAM_MIB << 10}")
+    if kind == "block":
+        return RAM[kind]
+    place = f"{KEPT}/{kind}"
+    if not os.path.ismount(place):
+        os.makedirs(place, exist_ok=True)
+        run(f"mkfs.{kind}", "-q", *MKFS[kind], RAM[kind])
+        run("mount", RAM[kind], place)
+    return image(mib, f"{place}/image")
+
+
 def number_at(fd, sector):
-    """The number at the beginning of a sector, see numbered_image()."""
+    """Returns the number at the beginning of a sector, see numbered_image()."""
     return int.from_bytes(os.pread(fd.fd, 512, sector * 512)[:8], "little")
 
 
@@ -218,64 +262,137 @@ def status(fd):
 
 
 def run(*command, **arguments):
-    """Runs a program that must succeed; what it prints."""
+    """Runs a program that must succeed, and returns its output."""
     result = subprocess.run(command, capture_output=True, text=True, check=False, **arguments)
     assert result.returncode == 0, f"{command}: {result.returncode}: {result.stdout}{result.stderr}"
     return result.stdout.strip()
 
 
+def dd(*operands):
+    run("dd", *operands, "status=none")
+
+
+def noise(path, mib):
+    """Fills the beginning of a file with random data."""
+    dd("if=/dev/urandom", f"of={path}", "bs=1M", f"count={mib}", "conv=notrunc,fsync")
+
+
+@contextlib.contextmanager
+def background(*command):
+    """Runs a program in the background, and kills it at the end unless it has ended."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def write_text(path, text):
+    """Writes a setting of the kernel."""
+    with open(path, "w", encoding="ascii") as file:
+        file.write(str(text))
+
+
+def tune(device, tunable, value):
+    """Sets a tunable of a device of rnull_loop."""
+    write_text(f"/sys/block/{os.path.basename(device)}/rnull_loop/{tunable}", value)
+
+
+@contextlib.contextmanager
+def cgroup(controllers):
+    """Makes a cgroup with controllers, such as "+io +memory", yields its directory, and kills its
+    processes at the end."""
+    write_text(f"{CGROUPS}/cgroup.subtree_control", controllers)
+    group = f"{CGROUPS}/rnull_loop_test"
+    os.mkdir(group)
+    try:
+        yield group
+    finally:
+        write_text(f"{group}/cgroup.kill", 1)
+        wait_for(lambda: _is_removed(group), 30)
+
+
+def _is_removed(group):
+    """Removes a cgroup, and returns whether that worked: its last process may still be exiting."""
+    with contextlib.suppress(OSError):
+        os.rmdir(group)
+    return not os.path.exists(group)
+
+
+def in_cgroup(group, *command):
+    """Returns the command line that runs a command in a cgroup."""
+    return "bash", "-c", 'echo $$ >"$1/cgroup.procs" && shift && exec "$@"', "-", group, *command
+
+
 def settle():
-    """Until udev has looked at everything: then nobody but the test has devices open."""
+    """Waits until udev has no event left, so that only the test has devices open."""
     run("udevadm", "settle")
 
 
 def udev_runs():
-    """It, or one of its workers, which may stay for a moment."""
+    """Returns whether udev runs, or one of its workers, which may live on for a moment."""
     pgrep = ["pgrep", "-x", r"systemd-udevd|\(udev-worker\)"]
     return subprocess.run(pgrep, check=False, stdout=subprocess.DEVNULL).returncode == 0
 
 
 def stop_udev():
-    """For a test that makes and changes more devices than udev should look at. It runs again afterwards."""
+    """Stops udev, because it would open each of many devices. It is started again after the
+    test."""
     settle()
     run("udevadm", "control", "--exit")
     wait_for(lambda: not udev_runs(), 30)
-    # dmsetup would wait for it.
+    # dmsetup would wait for udev.
     os.environ["DM_DISABLE_UDEV"] = "1"
 
 
 def mounted(source, name, *options):
-    """Mounts a file system in the scratch directory; where."""
+    """Mounts a file system in the scratch directory, and returns the mount point."""
     place = f"{SCRATCH}/{name}"
     os.makedirs(place, exist_ok=True)
     run("mount", *options, source, place)
     return place
 
 
-def as_nobody(function):
-    """What a function returns in a process without any right."""
-    reading, writing = os.pipe()
+def forked(function, *arguments):
+    """Calls a function in another process, and returns the id of the process. Its status is 0, or 1
+    after an exception, which is printed."""
     pid = os.fork()
-    if not pid:
-        try:
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
-            os.write(writing, json.dumps(function()).encode())
-        finally:
-            os._exit(0)
+    if pid:
+        return pid
+    status = 1
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        function(*arguments)
+        status = 0
+    except BaseException:  # pylint: disable=broad-except
+        print("# " + traceback.format_exc().rstrip().replace("\n", "\n# "), flush=True)
+    finally:
+        os._exit(status)
+
+
+def as_nobody(function):
+    """Returns the result of a function in a process without privileges."""
+
+    def inside():
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+        os.write(writing, json.dumps(function()).encode())
+
+    reading, writing = os.pipe()
+    pid = forked(inside)
     os.close(writing)
     with os.fdopen(reading) as file:
         text = file.read()
-    os.waitpid(pid, 0)
+    equal("status of the process", os.waitpid(pid, 0)[1], 0)
     return json.loads(text)
 
 
 def in_own_namespace(function):
-    """As as_nobody(), but as root and with all rights in a user namespace of its own."""
+    """Works like as_nobody(), but as root with all capabilities in a user namespace of its own."""
 
     def inside():
-        # CLONE_NEWUSER; PR_SET_DUMPABLE, without which the maps are not its own to write
+        # CLONE_NEWUSER; PR_SET_DUMPABLE, because otherwise the process may not write its own maps
         uid = os.getuid()
         LIBC.prctl(4, 1)
         equal("unshare", LIBC.unshare(0x10000000), 0)
@@ -293,7 +410,7 @@ def in_own_namespace(function):
 
 
 def program(name, *flags):
-    """Builds tests/programs/NAME.c; where it is."""
+    """Builds tests/programs/NAME.c, and returns the path of the program."""
     path = f"{SCRATCH}/{name}"
     source = f"{os.path.dirname(os.path.abspath(__file__))}/programs/{name}.c"
     run("gcc-14", "-O2", "-Wall", "-Wextra", "-Werror", "-static", *flags, "-o", path, source)
@@ -301,7 +418,7 @@ def program(name, *flags):
 
 
 class Events:
-    """The kernel's events of block devices since it was made."""
+    """The kernel's events of block devices since the object was made."""
 
     def __init__(self):
         # 15: NETLINK_KOBJECT_UEVENT, group 1: from the kernel
@@ -316,7 +433,7 @@ class Events:
         self.socket.close()
 
     def all(self):
-        """Those that came since the last call: their variables."""
+        """Returns the variables of the events since the last call."""
         found = []
         while True:
             try:
@@ -326,37 +443,57 @@ class Events:
             found.append(dict(line.split("=", 1) for line in lines if "=" in line))
 
     def of(self, device):
-        """As `all`, of one device."""
+        """Returns the events of one device since the last call."""
         name = os.path.basename(device)
         return [event for event in self.all() if event.get("DEVNAME") == name]
 
 
-# What a test does at random it takes from the seed, which it shows in its cases' descriptions; how
-# often it does it, in multiples of what fits a run of all tests.
+# The seed of everything random in a test, which shows it in the descriptions of its cases; and the
+# number of repetitions, as a multiple of the number that suits a run of all tests.
 SEED = int(os.environ.get("SEED", random.getrandbits(30)))
 ROUNDS = int(os.environ.get("ROUNDS", 1))
 
-# On the lab's kernels that watch themselves everything takes several times as long.
+# Set on the lab's own kernels, whose checks make everything several times slower.
 SLOW = os.uname().release.endswith(("-debug", "-kcsan"))
 
+# The directory of a case, and that of the file systems on RAM disks, which last until the test
+# ends: state.sh leaves out mounts whose path begins with the first.
 SCRATCH = f"/tmp/{os.path.basename(sys.argv[0])}.scratch"
+KEPT = f"{SCRATCH}.kept"
 _checks = []
 _counts = collections.Counter()
 
 
 def count(what, number):
-    """Notes what a case exercised (operations, faults, bytes, ...), for the summary of scripts/soak."""
+    """Adds to a count of the case (operations, faults, bytes, ...), for the summary of
+    scripts/soak."""
     _counts[what] += number
 
 
-def check(description, better=None):
-    """Makes a function a case; `better` says why the C driver is known to fail it."""
+def check(description, better=""):
+    """Declares a function as a case; `better` is the reason why the C driver is known to fail
+    it."""
 
     def add(function):
-        _checks.append((description, function, better))
+        _checks.append((ktap.Case(description, better if DRIVER == "loop" else ""), function))
         return function
 
     return add
+
+
+class Skip(Exception):
+    """Ends a case that is skipped."""
+
+
+def skip(reason):
+    """Skips the case."""
+    raise Skip(reason)
+
+
+def skip_all(reason):
+    """Skips the whole test."""
+    _end()
+    sys.exit(ktap.skip_all(reason))
 
 
 def _state(command, *arguments, **options):
@@ -366,60 +503,87 @@ def _state(command, *arguments, **options):
     return subprocess.run(command, text=True, check=False, stdout=subprocess.PIPE, **options)
 
 
-def _clean():
-    """Takes down what a case has left, and puts back what it has set. What it could not put back."""
-    subprocess.run(["losetup", "-D"], check=False)
+def _restore(before, *scratch):
+    """Restores a state, and returns a report of what could not be restored."""
+    result = _state("restore", *scratch, input=before)
+    return result.stdout or ("state.sh failed" if result.returncode else "")
+
+
+def _unmount_below(directory):
+    """Unmounts the file systems below a directory, the last mounted first."""
     with open("/proc/self/mounts", encoding="utf-8") as mounts:
-        for directory in [line.split()[1] for line in mounts][::-1]:
-            if directory.startswith(SCRATCH):
-                subprocess.run(["umount", "-l", directory], check=False)
+        places = [line.split()[1] for line in mounts]
+    for place in reversed(places):
+        if place.startswith(f"{directory}/"):
+            subprocess.run(["umount", "-l", place], check=False)
+
+
+def release():
+    """Detaches all devices, and unmounts the file systems that a case has mounted."""
+    subprocess.run(["losetup", "-D"], check=False)
+    _unmount_below(SCRATCH)
+
+
+def _clean():
+    """Removes what a case has left, restores its settings, and returns a report of what it could
+    not restore."""
+    # A failed case has left files open; a device that is open is not detached.
+    gc.collect()
+    release()
     shutil.rmtree(SCRATCH, ignore_errors=True)
-    return _state("restore", SCRATCH, input=_BEFORE_CASES).stdout
+    if os.path.isdir(KEPT):
+        subprocess.run(["find", KEPT, "-mindepth", "2", "-delete"], check=False)
+    return _restore(_BEFORE_CASES, SCRATCH)
 
 
-def _chosen():
-    """The cases, or $SOME of them, by the seed."""
-    numbers = range(len(_checks))
-    if "SOME" in os.environ:
-        numbers = random.Random(SEED).sample(numbers, min(int(os.environ["SOME"]), len(numbers)))
-    return [_checks[number] for number in sorted(numbers)]
+def _end():
+    """Removes what the test has left, and restores the state before it."""
+    _clean()
+    _unmount_below(KEPT)
+    shutil.rmtree(KEPT, ignore_errors=True)
+    for line in _restore(_BEFORE).splitlines():
+        print(f"# left behind: {line}", flush=True)
+
+
+def _result(function):
+    """Runs a case, cleans up, and returns the arguments of ktap.report()."""
+    os.makedirs(SCRATCH, exist_ok=True)
+    start = time.monotonic()
+    log = ""
+    try:
+        function()
+        result, note = "passed", f"{round((time.monotonic() - start) * 1000)} ms"
+    except Skip as reason:
+        result, note = "skipped", str(reason)
+    except Exception:  # pylint: disable=broad-except
+        result, note, log = "failed", "", traceback.format_exc()
+    finally:
+        left = _clean()
+    return ("left", "", log + left) if left else (result, note, log)
+
+
+def _terminate(*_):
+    """Ends the test, which cleans up; timeout(1) may send the signal twice."""
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    sys.exit(143)
 
 
 def run_checks():
-    """Runs all cases, prints KTAP, and exits with kselftest's status."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    failed = 0
-    chosen = _chosen()
-    print(f"TAP version 13\n1..{len(chosen)}", flush=True)
-    for number, (description, function, better) in enumerate(chosen, 1):
-        better = better if DRIVER == "loop" else None
-        start = time.monotonic()
-        os.makedirs(SCRATCH, exist_ok=True)
-        try:
-            function()
-            good, note = not better, f"{round((time.monotonic() - start) * 1000)} ms"
-            if better:
-                note = f"XPASS expected of the C driver: {better}"
-        except Exception:  # pylint: disable=broad-except
-            good, note = bool(better), f"XFAIL {better}"
-            if not better:
-                note = "see above"
-                print("# " + traceback.format_exc().rstrip().replace("\n", "\n# "))
-        finally:
-            left = _clean()
-        if left:
-            good, note = False, "left something behind, see above"
-            print("# " + left.rstrip().replace("\n", "\n# "))
-        failed += not good
-        print(f"{'ok' if good else 'not ok'} {number} {description} # {note}", flush=True)
-    for what, number in _counts.items():
-        print(f"# counted: {what} {number}")
-    _state("restore", input=_BEFORE)
-    sys.exit(1 if failed else 0)
+    """Runs all cases, or $SOME of them, prints KTAP, and exits with kselftest's status."""
+    signal.signal(signal.SIGTERM, _terminate)
+    cases, results = ktap.chosen(_checks, SEED), []
+    ktap.begin(len(cases))
+    try:
+        for number, (case, function) in enumerate(cases, 1):
+            results.append(ktap.report(number, case, *_result(function)))
+    finally:
+        _end()
+    sys.exit(ktap.end(results, _counts))
 
 
 if __name__ != "__main__":
-    _BEFORE, _BEFORE_CASES = _state("show").stdout, _state("show", SCRATCH).stdout
+    _BEFORE, _BEFORE_CASES = (_state("show", *scratch).stdout for scratch in ((), (SCRATCH,)))
+    assert _BEFORE and _BEFORE_CASES, "state.sh shows nothing"
 else:
     outcome = control(globals()[sys.argv[1].removeprefix("LOOP_")], int(sys.argv[2]))
     print(outcome)

@@ -1,32 +1,36 @@
 # shellcheck shell=bash
 # SPDX-License-Identifier: GPL-2.0
-# What the tests share: KTAP, scratch file systems, loop devices, and cleaning up after each case.
+# Shared by the shell tests: scratch file systems, loop devices, and the clean-up after each case.
+# New tests are in Python, see lib.py.
 #
 # A test sources this file, names its cases with `check`, and ends with `run_checks`. A case is a
-# function that runs in a subshell under `set -e`: the first command that fails fails it. What it
-# attaches, mounts or maps is taken down when it ends, whatever happened, and what it set (see state.sh)
-# is put back; a case that leaves something that cannot be put back fails.
+# function that runs in a subshell under `set -e`: the first command that fails fails the case. At
+# its end, everything it has attached, mounted or mapped is removed, and the settings it has changed
+# (see state.sh) are restored. A case fails if it leaves something that cannot be restored.
 
 set -Eeuo pipefail
 shopt -s inherit_errexit
 tests=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 scratch=/tmp/${0##*/}.scratch
-# Ends with the case.
+# Removed at the end of a case.
 mnt=$scratch/mnt
 # shellcheck source=state.sh
 . "$tests/state.sh"
 state=$(show_state) state_of_cases=$(show_state "$scratch")
-# What the RAM disks are for. XFS takes 300 MiB at least.
+# The RAM disks and their uses. XFS needs at least 300 MiB.
 # shellcheck disable=SC2034  # for tests
 ram_ext4=/dev/ram0 ram_xfs=/dev/ram1 ram_block=/dev/ram2 ram_spare=/dev/ram3
 ram_mib=320
 
-# What a test does at random it takes from the seed, which it shows in its cases' names; how often it
-# does it, in multiples of what fits a run of all tests.
+# lib.py has these as well: the seed, the number of repetitions, the driver, slow kernels, and the
+# options of fio. Each is a line or two, and to ask Python for them would take a process more.
+
+# The seed of everything random in a test, which shows it in the names of its cases; and the number
+# of repetitions, as a multiple of the number that suits a run of all tests.
 # shellcheck disable=SC2034  # for tests
 seed=${SEED-$((RANDOM << 15 | RANDOM))} rounds=${ROUNDS-1}
 
-# Set on the lab's kernels that watch themselves, where everything takes several times as long.
+# Set on the lab's own kernels, whose checks make everything several times slower.
 # shellcheck disable=SC2034  # for tests
 slow=$([[ $(uname -r) != *-@(debug|kcsan) ]] || echo 1)
 
@@ -39,7 +43,7 @@ done
 
 names=() commands=() reasons=()
 
-# check DESCRIPTION COMMAND...: a case.
+# check DESCRIPTION COMMAND...: declares a case.
 check() {
 	names+=("$1")
 	reasons+=('')
@@ -47,19 +51,19 @@ check() {
 	commands+=("$(printf '%q ' "$@")")
 }
 
-# check_better REASON DESCRIPTION COMMAND...: a case that the C driver is known to fail, for REASON.
+# check_better REASON DESCRIPTION COMMAND...: declares a case that the C driver is known to fail.
 check_better() {
 	check "${@:2}"
 	[[ $driver != loop ]] || reasons[-1]=$1
 }
 
-# Skips the case. SKIPPED is a status no command of a case ends with by itself.
+# Skips the case. Commands of a case never return the status 77 by themselves (ktap.py knows it).
 skip() {
 	echo "SKIP: $*"
 	exit 77
 }
 
-# skip_all REASON: skips the whole test, and takes down what the test did to find out.
+# skip_all REASON: skips the whole test, and cleans up.
 skip_all() {
 	clean_up
 	printf 'TAP version 13\n1..0 # SKIP %s\n' "$*"
@@ -71,15 +75,21 @@ fail() {
 	blame 1 "${FUNCNAME[1]}"
 }
 
+# Runs the cases. One process of ktap.py reports all of them, because Python takes 0.3 s to start on
+# the debug kernel. Cases do not inherit its pipes: bash closes those of a coprocess in subshells.
 run_checks() {
-	local number status failed=0 skipped=0 start
-	[[ -z ${SOME-} ]] || drop_others
+	local number chosen status left start input pid
 	mkdir -p "$mnt"
-	printf 'TAP version 13\n1..%d\n' "${#names[@]}"
+	: >>"$scratch/counts"
 	trap clean_up EXIT
 	trap 'exit 143' TERM
 	trap 'exit 130' INT
-	for number in "${!names[@]}"; do
+	{ coproc KTAP { exec python3 "$tests/ktap.py" "$seed" "$scratch" 3>&1 >&4 4>&-; }; } 4>&1
+	pid=$KTAP_PID input=${KTAP[1]}
+	for number in "${!names[@]}"; do printf '%s\t%s\n' "${names[number]}" "${reasons[number]}"; done >&"$input"
+	echo >&"$input"
+	read -r -a chosen -u "${KTAP[0]}"
+	for number in "${chosen[@]}"; do
 		start=${EPOCHREALTIME/./}
 		set +e
 		(
@@ -89,58 +99,24 @@ run_checks() {
 			eval "${commands[number]}"
 		) >"$scratch/log" 2>&1 </dev/null
 		status=$?
-		clean_case >>"$scratch/log" 2>&1 || ((status)) || status=$?
+		clean_case >>"$scratch/log" 2>&1
+		left=$?
 		set -e
-		report "$((number + 1))" "$status" "${names[number]}" "${reasons[number]}" \
-			"$(((${EPOCHREALTIME/./} - start) / 1000)) ms"
+		printf '%d\t%d\t%d\n' "$status" "$left" $(((${EPOCHREALTIME/./} - start) / 1000)) >&"$input"
+		# The result is printed.
+		read -r -u "${KTAP[0]}"
 	done
-	add_up
-	((!failed)) || exit 1
-	((skipped < ${#names[@]})) || exit 4
+	exec {input}>&-
+	wait "$pid" || exit
 	exit 0
 }
 
-# Keeps $SOME cases, by the seed.
-drop_others() {
-	local at
-	RANDOM=$((seed & 0x7fff))
-	while ((${#names[@]} > SOME)); do
-		at=$((RANDOM % ${#names[@]}))
-		names=("${names[@]:0:at}" "${names[@]:at+1}")
-		commands=("${commands[@]:0:at}" "${commands[@]:at+1}")
-		reasons=("${reasons[@]:0:at}" "${reasons[@]:at+1}")
-	done
-}
-
-# count WHAT NUMBER: a case exercised that much (operations, faults, cuts, bytes, ...). What all cases
-# did is told at the end, for the summary of scripts/soak.
+# count WHAT NUMBER: adds to a count of the case (operations, faults, cuts, bytes, ...). The sums
+# over all cases are printed at the end, for the summary of scripts/soak.
 count() { echo "$1 $2" >>"$scratch/counts"; }
 
-add_up() {
-	[[ ! -e $scratch/counts ]] ||
-		awk '{ sum[$1] += $2 } END { for (what in sum) printf "# counted: %s %d\n", what, sum[what] }' "$scratch/counts"
-}
-
-# report NUMBER STATUS NAME REASON TIME
-report() {
-	if (($2 == 77)); then
-		skipped=$((skipped + 1))
-		echo "ok $1 $3 # SKIP $(sed -n 's/^SKIP: //p' "$scratch/log")"
-	elif (($2)) && [[ -n $4 ]]; then
-		echo "ok $1 $3 # XFAIL $4"
-	elif (($2)); then
-		failed=$((failed + 1))
-		tail -n 25 "$scratch/log" | sed 's/^/# /'
-		echo "not ok $1 $3"
-	elif [[ -n $4 ]]; then
-		failed=$((failed + 1))
-		echo "not ok $1 $3 # XPASS expected of the C driver: $4"
-	else
-		echo "ok $1 $3 # $5"
-	fi
-}
-
-# blame STATUS COMMAND: says which line of the test, not of this file, did not work, and ends the case.
+# blame STATUS COMMAND: reports the line of the test (not of this file) that failed, and ends the
+# case.
 blame() {
 	local frame
 	for frame in "${!BASH_LINENO[@]}"; do
@@ -157,10 +133,6 @@ clean_case() {
 	cd /
 	unmount_below "$mnt" || status=1
 	losetup -D || : # it may race with the last close
-	wait_for 10 nothing_bound || {
-		echo "still bound after detach: $(echo /sys/block/loop*/loop)"
-		status=1
-	}
 	wait_for 10 nothing_mapped || status=1
 	for tree in "$scratch"/{ext4,xfs,tmpfs,small}; do
 		[[ ! -d $tree ]] || rm -rf "${tree:?}"/*
@@ -170,14 +142,14 @@ clean_case() {
 	return $status
 }
 
-# udev may have one open for a moment.
+# Removes all mappings. udev may have one open for a moment.
 nothing_mapped() {
 	compgen -G '/sys/block/dm-*' >/dev/null || return 0
 	dmsetup remove_all
 	return 1
 }
 
-# Needs wait_for where udev may still have one open: it heard of the attach.
+# Needs wait_for, because udev may still have a device open after an attach.
 nothing_bound() { ! compgen -G '/sys/block/loop*/loop/backing_file' >/dev/null; }
 
 clean_up() {
@@ -187,11 +159,11 @@ clean_up() {
 	rm -rf "$scratch"
 }
 
-# stop_udev: for the whole test, which makes more devices than udev should look at.
+# stop_udev: stops udev for the whole test, because it would open each of many devices.
 stop_udev() {
 	udevadm settle
 	end_udev
-	# dmsetup would wait for it.
+	# dmsetup would wait for udev.
 	export DM_DISABLE_UDEV=1
 }
 
@@ -200,10 +172,10 @@ end_udev() {
 	wait_for 30 no_udev || fail 'udev does not end'
 }
 
-# Its workers may stay for a moment.
+# The workers of udev may live on for a moment.
 no_udev() { ! pgrep -x 'systemd-udevd|\(udev-worker\)' >/dev/null; }
 
-# unmount_below DIR: what was mounted last goes first.
+# unmount_below DIR: unmounts the file systems below DIR, the last mounted first.
 unmount_below() {
 	local dir dirs=()
 	while read -r _ dir _; do
@@ -216,7 +188,8 @@ unmount_below() {
 
 # --- waiting and comparing
 
-# wait_for SECONDS COMMAND...: until COMMAND succeeds; longer where everything is slow.
+# wait_for SECONDS COMMAND...: repeats COMMAND until it succeeds; the time limit is longer on slow
+# kernels.
 wait_for() {
 	local deadline=$((SECONDS + $1 * (slow ? 4 : 1)))
 	shift
@@ -226,10 +199,10 @@ wait_for() {
 	done
 }
 
-# equal WHAT GOT WANTED
+# equal WHAT GOT WANTED: fails unless GOT is WANTED.
 equal() { [[ $2 == "$3" ]] || fail "$1: got '$2', wanted '$3'"; }
 
-# refuse PATTERN COMMAND...: COMMAND must fail, and say something that matches PATTERN.
+# refuse PATTERN COMMAND...: COMMAND must fail, with output that matches PATTERN.
 refuse() {
 	local pattern=$1 output
 	shift
@@ -243,7 +216,7 @@ load_brd() {
 	[[ -e /sys/module/brd ]] || modprobe brd rd_nr=4 rd_size=$((ram_mib << 10))
 }
 
-# The directory where files of a kind are: ext4, xfs or tmpfs.
+# place KIND: prints the directory for files of a kind: ext4, xfs or tmpfs.
 place() {
 	local dir=$scratch/$1
 	if ! mountpoint -q "$dir"; then
@@ -265,8 +238,8 @@ place() {
 	echo "$dir"
 }
 
-# backing KIND MIB [NAME]: a backing of a kind (ext4, xfs, tmpfs: a new sparse file; block: a RAM
-# disk, with what was on it) and where it is.
+# backing KIND MIB [NAME]: makes a backing (ext4, xfs, tmpfs: a new sparse file; block: a RAM disk,
+# with its old content) and prints its path.
 backing() {
 	local file
 	if [[ $1 == block ]]; then
@@ -280,20 +253,20 @@ backing() {
 	echo "$file"
 }
 
-# noise FILE MIB: fills the beginning with what does not repeat.
+# noise FILE MIB: fills the beginning of FILE with random data.
 noise() { dd if=/dev/urandom of="$1" bs=1M count="$2" conv=notrunc,fsync status=none; }
 
-# program NAME [FLAG...]: builds tests/programs/NAME.c; where it is.
+# program NAME [FLAG...]: builds tests/programs/NAME.c, and prints the path of the program.
 program() {
 	gcc-14 -O2 -Wall -Wextra -Werror -static "${@:2}" -o "$scratch/$1" "$tests/programs/$1.c"
 	echo "$scratch/$1"
 }
 
-# How fio reads again what it wrote, and fails at the first difference. Overlapping writes that are in flight at
-# the same time take effect in any order (docs/differences.md): fio submits none.
+# The options by which fio verifies its writes, and fails at the first difference. Overlapping
+# writes in flight take effect in any order (docs/differences.md), so fio must not submit any.
 verified=(--verify=crc32c --verify_fatal=1 --verify_state_save=0 --serialize_overlap=1)
 
-# verified_writes DEVICE [ARGUMENT...]: by fio, at random, by the seed.
+# verified_writes DEVICE [ARGUMENT...]: runs random writes of fio by the seed, and verifies them.
 verified_writes() {
 	fio --name=load --filename="$1" --ioengine=libaio --direct=1 --iodepth=16 --rw=randwrite --bsrange=4k-128k \
 		"${verified[@]}" --randseed="$seed" --output-format=terse "${@:2}"
@@ -306,10 +279,10 @@ mount_tracing() { mountpoint -q "$tracing" || mount -t tracefs tracefs "$tracing
 
 # --- loop devices
 
-# attach LOSETUP-ARGUMENT...: the device's name.
+# attach LOSETUP-ARGUMENT...: prints the name of the device.
 attach() { losetup -f --show "$@"; }
 
-# detach DEVICE: returns once it is.
+# detach DEVICE: returns when the device is unbound.
 detach() {
 	losetup -d "$1"
 	wait_for 10 unbound "$1" || fail "$1 is still bound 10 s after losetup -d"
@@ -317,20 +290,20 @@ detach() {
 
 unbound() { [[ ! -e /sys/block/${1#/dev/}/loop ]]; }
 
-# row DEVICE COLUMN...: what losetup lists of a device.
+# row DEVICE COLUMN...: prints losetup's columns of a device.
 row() {
 	local columns
 	columns=$(IFS=, && echo "${*:2}")
 	losetup --noheadings --raw --output "$columns" "$1"
 }
 
-# bytes DEVICE SIZE: it must have that size.
+# bytes DEVICE SIZE: the device must have that size.
 bytes() { equal "size of $1" "$(blockdev --getsize64 "$1")" "$2"; }
 
-# attribute DEVICE NAME: what sysfs says, such as `ro` or `loop/dio`.
+# attribute DEVICE NAME: prints an attribute in sysfs, such as `ro` or `loop/dio`.
 attribute() { cat "/sys/block/${1#/dev/}/$2"; }
 
-# load_driver [PARAMETER...]: the driver, by its file or by its name.
+# load_driver [PARAMETER...]: loads rnull_loop by its file, or the C driver by its name.
 # shellcheck disable=SC2120  # mostly without
 load_driver() {
 	case $driver in
@@ -340,7 +313,7 @@ load_driver() {
 	esac
 }
 
-# Whoever opens a node that is left must not load the C driver.
+# An opener of a node that is left must not load the C driver.
 unload_driver() {
 	mkdir -p /run/modprobe.d
 	echo 'blacklist loop' >/run/modprobe.d/loop.conf

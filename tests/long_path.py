@@ -1,15 +1,15 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""backing_file shows a path of any length that a file can have, without a complaint of the kernel: a
-page that is full to the last byte looks to sysfs as if more had been written."""
+"""backing_file shows a path of any length that a file can have, without a warning of the kernel:
+sysfs warns about a page that is full to the last byte, as if more had been written."""
 import errno
 import os
 from lib import *
 
 
-@check("backing_file of the longest path there can be")
+@check("backing_file of the longest possible path")
 def longest_path():
-    # No call takes such a path whole, so it is made step by step.
+    # No system call takes the whole path, so the directories are made step by step.
     for length in (4093, 4094, 4095):
         directory, path = os.open(SCRATCH, os.O_RDONLY), SCRATCH
         while len(path) + 202 < length:

@@ -1,11 +1,11 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# losetup lists, attaches, finds and detaches as its manual says, and every error is told with the
-# message that the C driver's error code gives: losetup acts upon some of them, and so do scripts.
-# What attach.sh shows is not repeated; losetup_change.sh changes devices that are bound.
+# losetup lists, attaches, finds and detaches devices as documented, and each error gives the
+# message of the C driver's error code, because losetup and scripts act upon some of them. attach.sh
+# has the basic cases; losetup_change.sh changes bound devices.
 . "$(dirname "$0")/lib.sh"
 
-# A new image full of noise, and a copy to compare with.
+# Makes a new image of random data, and a copy to compare with.
 noisy() {
 	local image
 	image=$(backing "$1" 4)
@@ -22,7 +22,7 @@ all_columns() {
 		"$device 0 $image $(stat -c '%i %Hd:%Ld' "$image") 7:${device#/dev/loop} 7 ${device#/dev/loop}"
 	equal row "$(row "$device" OFFSET SIZELIMIT PARTSCAN RO DIO LOG-SEC REF)" \
 		"1048576 2097152 1 1 1 4096 the\\x20reference"
-	# The reference is the name that the driver keeps; the file is known all the same.
+	# The reference is the name that the driver keeps; backing_file still shows the file.
 	equal backing_file "$(attribute "$device" loop/backing_file)" "$image"
 	equal 'columns' "$(losetup --output-all -l | head -n 1 | wc -w)" 17
 }
@@ -74,7 +74,7 @@ detach_many() {
 	wait_for 10 unbound "${devices[0]}"
 	wait_for 10 unbound "${devices[1]}"
 	equal left "$(losetup -nO NAME | wc -l)" 4
-	# One that fails does not keep losetup from the others, but from saying that all went well.
+	# After a failure losetup continues with the other devices, but reports the failure.
 	refuse "${devices[0]}: detach failed: No such device or address" losetup -d "${devices[0]}" "${devices[2]}"
 	wait_for 10 unbound "${devices[2]}"
 	losetup -D
@@ -82,7 +82,7 @@ detach_many() {
 	losetup -D
 }
 
-# Files on a read-only file system, and with -r, give read-only devices.
+# Files on a read-only file system, and -r, make devices read-only.
 read_only() {
 	local image device
 	image=$(noisy tmpfs)
@@ -116,7 +116,7 @@ no_overlap() {
 	equal 'bound' "$(losetup -nO NAME | wc -l)" 3
 }
 
-# What does not fill a sector is not there.
+# A partial sector at the end is not part of the device.
 odd_sizes() {
 	local image device
 	image=$(backing tmpfs 0)
@@ -139,7 +139,7 @@ odd_sizes() {
 	device=$(attach -o 513 "$image")
 	bytes "$device" $(((1 << 20) - 1024))
 	detach "$device"
-	# Beyond the end there is nothing, nor is it an error.
+	# An offset beyond the end is no error; the device is empty.
 	device=$(attach -o 5M "$image")
 	bytes "$device" 0
 	detach "$device"
@@ -169,7 +169,7 @@ errors() {
 	refuse "$device: set logical block size failed: No such device or address" losetup -b 1024 "$device"
 }
 
-# Several at a time find devices that are taken a moment later, and try others.
+# Concurrent processes find devices that another one binds first, and try the next.
 many_at_once() {
 	local number job jobs=()
 	backing tmpfs 1
@@ -182,12 +182,12 @@ many_at_once() {
 	equal 'bound' "$(losetup -nO NAME | sort | xargs)" "$(cat "$mnt"/* | sort | xargs)"
 }
 
-# Programs older than LOOP_CONFIGURE do it in three steps, as losetup does where it gets EINVAL.
+# Programs older than LOOP_CONFIGURE attach in three steps, as losetup does after EINVAL.
 legacy_steps() {
 	local image device
 	image=$(noisy ext4)
 	udevadm settle
-	# What is refused is the second ioctl, after LOOP_CTL_GET_FREE.
+	# The second ioctl, after LOOP_CTL_GET_FREE, fails.
 	device=$(strace -qq -o "$scratch/trace" -e trace=ioctl -e inject=ioctl:error=EINVAL:when=2 \
 		losetup -f --show -P -o 1M --sizelimit 2M -b 4096 "$image")
 	equal steps "$(grep -Eo 'LOOP_(CONFIGURE|SET_[A-Z0-9_]+)' "$scratch/trace" | xargs)" \
@@ -200,12 +200,12 @@ legacy_steps() {
 
 check "all columns of --list" all_columns
 check "--json" json
-check "-a, -l and -j list those that are meant" lists
+check "-a, -l and -j list the right devices" lists
 check "-d of several, and -D" detach_many
-check "-r and files that can only be read give read-only devices" read_only
+check "-r and read-only files make devices read-only" read_only
 check "-L" no_overlap
 check "odd sizes, offsets and limits" odd_sizes
 check "errors" errors
 check "many at once" many_at_once
-check "the steps of programs that do not know LOOP_CONFIGURE" legacy_steps
+check "the steps of programs without LOOP_CONFIGURE" legacy_steps
 run_checks

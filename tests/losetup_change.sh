@@ -1,13 +1,13 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# losetup gives a device its block size, switches direct I/O on and off and has it follow its file's
-# size, without losing data, and while a file system is mounted where that is possible. What cannot be
-# is refused with the C driver's errors, and changes nothing.
+# losetup sets the block size of a device, switches direct I/O on and off, and updates its size
+# after its file's, without data loss, and with a mounted file system where possible. Invalid
+# changes fail with the C driver's errors, and change nothing.
 . "$(dirname "$0")/lib.sh"
 
 block_size() { attribute "$1" queue/logical_block_size; }
 
-# A new image full of noise, and a copy to compare with.
+# Makes a new image of random data, and a copy to compare with.
 noisy() {
 	local image
 	image=$(backing "$1" 4)
@@ -35,7 +35,7 @@ sector_size_later() {
 	device=$(attach --direct-io="$2" "$image")
 	# Up and down, with I/O in each.
 	for size in 4096 1024 65536 512; do
-		# Who holds the device keeps its block size, and so may udev.
+		# An opener with a claim blocks the change, and udev may be one for a moment.
 		wait_for 10 losetup -b "$size" "$device"
 		equal 'block size' "$(block_size "$device") $(row "$device" LOG-SEC)" "$size $size"
 		cmp "$device" "$scratch/copy"
@@ -56,7 +56,7 @@ bad_sector_size() {
 	for size in 1 256 511 1000 1536 131072; do
 		refuse "$image: failed to set up loop device: Invalid argument" losetup -f -b "$size" "$image"
 	done
-	# It was, without a block size, until losetup set one.
+	# losetup had attached the device without a block size first, and then tried to set it.
 	wait_for 10 nothing_bound || fail "bound after a refused block size"
 	device=$(attach -b 2048 "$image")
 	udevadm settle
@@ -90,7 +90,7 @@ direct_io_later() {
 		dd if="$device" of="$scratch/copy" bs=1M count=1 conv=notrunc status=none
 		cmp "$image" "$scratch/copy"
 	done
-	# Alone, the option means on.
+	# Without a value, the option means on.
 	losetup --direct-io=off "$device"
 	losetup --direct-io "$device"
 	equal dio "$(attribute "$device" loop/dio)" 1
@@ -99,10 +99,10 @@ direct_io_later() {
 no_direct_io() {
 	local image device
 	image=$(noisy ext4)
-	# An offset that direct I/O cannot do: at attach it is dropped in silence, later refused.
+	# A misaligned offset for direct I/O: the flag is ignored at attach, and refused later.
 	device=$(attach -o 1000 --direct-io=on "$image")
 	equal dio "$(attribute "$device" loop/dio)" 0
-	# losetup then opens the file with O_DIRECT itself, and says nothing.
+	# With this option losetup opens the file with O_DIRECT itself: attach it again without.
 	losetup -d "$device"
 	wait_for 10 unbound "$device"
 	device=$(attach -o 1000 "$image")
@@ -120,7 +120,7 @@ capacity() {
 	bytes "$device" $((3 << 20))
 	losetup -c "$device"
 	bytes "$device" $((8 << 20))
-	# What was added can be used, and what is cut off is gone.
+	# The added part can be used, and the truncated part is gone.
 	dd if=/dev/zero bs=1M count=8 status=none | tr '\0' x >"$device"
 	equal 'last byte' "$(tail -c 1 "$image")" x
 	truncate -s 2M "$image"
@@ -134,7 +134,7 @@ capacity() {
 	losetup -c "$device"
 	bytes "$device" $((2 << 20))
 	detach "$device"
-	# A limit stays in force.
+	# A size limit stays in effect.
 	device=$(attach --sizelimit 5M "$image")
 	bytes "$device" $((3 << 20))
 	truncate -s 9M "$image"
@@ -160,11 +160,11 @@ check "-b at attach, buffered" sector_size_at_attach tmpfs off
 check "-b at attach, direct" sector_size_at_attach ext4 on
 check "-b of a bound device, buffered" sector_size_later tmpfs off
 check "-b of a bound device, direct" sector_size_later ext4 on
-check "-b refuses impossible sizes and changes nothing" bad_sector_size
+check "-b refuses invalid sizes and changes nothing" bad_sector_size
 check "-b refuses to change a mounted device" sector_size_in_use
 check "--direct-io of a bound device, ext4" direct_io_later ext4
 check "--direct-io of a bound device, tmpfs" direct_io_later tmpfs
-check "--direct-io where it cannot be" no_direct_io
+check "--direct-io with a misaligned offset" no_direct_io
 check "-c follows the file's size" capacity
 check "-c lets a mounted file system grow" grown_under_a_file_system
 run_checks

@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 # Beside the kernel's own loop driver the module cannot be loaded: EBUSY, and one line in the log
-# that says why. The other driver goes on as if nothing had happened.
+# with the reason. The other driver is not affected.
 . "$(dirname "$0")/lib.sh"
 
 [[ $driver == rnull_loop ]] || skip_all "this is about rnull_loop"

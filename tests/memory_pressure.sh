@@ -1,15 +1,18 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# Memory is short while what would free it goes through loop devices: swap on an image on ext4, and dirty
-# pages of a file system on a loop device on a file system on a loop device. A driver that allocates on
-# that way, or waits for those who do, hangs. All is finished, and what comes back is what was written.
+# Memory is short while the I/O that would free it goes through loop devices: swap on an image on
+# ext4, and dirty pages of a file system on a loop device on a file system on a loop device. A
+# driver that allocates memory with I/O for such requests, or waits for tasks that do, deadlocks.
+# All I/O completes, and the data is right.
 . "$(dirname "$0")/lib.sh"
 
 mib=96 limit=40
+# Swapping takes minutes on slow kernels.
+[[ -z $slow ]] || mib=64
 group=/sys/fs/cgroup/pressure
 
-# limited COMMAND...: with little memory. Where a disk is slow the kernel gives up making room before there
-# is some, and kills; who may not be killed tries again.
+# limited COMMAND...: runs COMMAND with little memory. With a slow disk the kernel gives up reclaim
+# too early and kills a task; a task that must not be killed retries.
 limited() {
 	(
 		echo "$BASHPID" >"$group/cgroup.procs" &&
@@ -18,8 +21,8 @@ limited() {
 	) || fail "$1: $(dmesg | tail -n 20; cat "$group/memory.events")"
 }
 
-# make_group CONTROLLER...: `+memory`, and `+io` or `-io`; with that of I/O, memory is charged to who is
-# behind a request.
+# make_group CONTROLLER...: `+memory`, and `+io` or `-io`; with the I/O controller, memory is
+# charged to the cgroup of a request.
 make_group() {
 	mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup
 	echo "$@" >/sys/fs/cgroup/cgroup.subtree_control || skip 'there is no memory controller'
@@ -29,7 +32,7 @@ make_group() {
 }
 
 leave_group() {
-	# What a case that failed has left there.
+	# Ends the processes of a failed case.
 	echo 1 >"$group/cgroup.kill"
 	[[ -z ${swap-} ]] || swapoff "$swap"
 	wait_for 10 rmdir "$group" 2>/dev/null
@@ -39,7 +42,7 @@ leave_group() {
 make_swap() {
 	local image
 	image=$(backing ext4 $((mib + 32)))
-	# Swap must not meet a full file system.
+	# Swapping out must not find a full file system.
 	fallocate -l "$((mib + 32))M" "$image"
 	make_group +memory +io
 	device=$(attach --direct-io="$1" "$image")
@@ -56,7 +59,7 @@ end_swap() {
 
 swapped() { awk '$1 == "pswpout" { print $2 }' /proc/vmstat; }
 
-# swapping on|off: more memory than there is, written, read and written again in another order.
+# swapping on|off: writes more memory than there is, reads it and writes it again in another order.
 swapping() {
 	local before
 	make_swap "$1"
@@ -77,7 +80,7 @@ swapping() {
 		        for number in range(first, min(first + 8, count)):
 		            place = slice(number << 12, (number + 1) << 12)
 		            if memory[place] != page(number, turn - 1):
-		                sys.exit(f"page {number} is another one in turn {turn}")
+		                sys.exit(f"page {number} has other content in turn {turn}")
 		            memory[place] = page(number, turn)
 	EOT
 	(($(swapped) - before > (mib - limit) * 256)) || fail "only $(($(swapped) - before)) pages were swapped out"
@@ -85,11 +88,11 @@ swapping() {
 	end_swap
 }
 
-# uncharged: what a group swaps out does not come back to it as page cache of the image.
+# uncharged: the page cache of the image for swap-out is not charged to the cgroup that swaps.
 uncharged() {
 	local job before
 	make_swap off
-	# What is swapped out is to be what is asked for, no more.
+	# Only the requested amount of memory must be swapped out.
 	echo max >"$group/memory.max"
 	before=$(swapped)
 	(
@@ -97,24 +100,24 @@ uncharged() {
 		exec python3 -c 'import mmap; m = mmap.mmap(-1, 24 << 20, flags=mmap.MAP_PRIVATE); m[:] = bytes([7]) * len(m); input()'
 	) < <(sleep 60) &
 	job=$!
-	wait_for 30 uses anon $((20 << 20)) || fail "it has no memory: $(<"$group/memory.stat")"
+	wait_for 30 uses anon $((20 << 20)) || fail "the process has no memory: $(<"$group/memory.stat")"
 	echo 16M >"$group/memory.reclaim" || :
-	# Statistics are brought up to date every two seconds.
+	# The statistics are updated every two seconds.
 	sleep 3
-	kill "$job" || fail "it was killed for want of memory: $(dmesg | tail -n 20)"
+	kill "$job" || fail "the process was killed for lack of memory: $(dmesg | tail -n 20)"
 	wait "$job" || :
 	(($(swapped) - before > 3072)) || fail "only $(($(swapped) - before)) pages were swapped out"
 	! uses file $((4 << 20)) || fail "page cache is charged: $(<"$group/memory.stat")"
 	end_swap
 }
 
-# uses WHAT BYTES: whether the group has more than that.
+# uses WHAT BYTES: the cgroup has more than BYTES of WHAT.
 uses() { awk -v what="$1" -v bytes="$2" '$1 == what { exit !($2 > bytes) }' "$group/memory.stat"; }
 
-# dirty on|off: a file larger than the memory in an image in an image.
+# dirty on|off: writes a file larger than the memory in an image in an image.
 dirty() {
 	local inner
-	# Nobody can say how much of three file systems' page cache a group needs.
+	# The page cache of three file systems that a cgroup needs is unknown, so it is not charged.
 	make_group +memory -io
 	mkdir -p "$mnt"/{outer,inner}
 	outer=$(backing ext4 $((mib + 96)) outer)
@@ -133,8 +136,9 @@ dirty() {
 	wait_for 10 umount "$mnt/outer"
 }
 
-# without_io on|off: whoever serves requests, a worker or their submitter, gets all memory without I/O and
-# without a file system, as reclaim may be waiting for these very requests.
+# without_io on|off: the task that serves requests, a worker or their submitter, allocates all
+# memory without I/O and without file system calls, because reclaim may be waiting for these very
+# requests.
 without_io() {
 	local event=$tracing/events/kmem/mm_page_alloc/enable device image served
 	image=$(backing ext4 24)
@@ -151,14 +155,15 @@ without_io() {
 	fio --name=load --filename="$device" --ioengine=libaio --direct=1 --iodepth=32 --rw=randrw --bsrange=4k-64k \
 		--size=16m --randseed="$seed" --output-format=terse >/dev/null
 	echo 0 >"$event"
-	# The stack of an event is the next of its CPU; the names of the module's functions have its own in them.
+	# The stack trace of an event follows on the same CPU. Names of the module's functions
+	# contain its name.
 	served=$(awk '/mm_page_alloc:/ { event[$2] = $0 }
 		/<stack trace>/ { cpu = $2 }
 		/^ => .*rnull_loop/ && event[cpu] != "" { print event[cpu]; event[cpu] = "" }' \
 		<(sed 's/^.*\[\([0-9]*\)\]/- \1/' "$tracing/trace"))
 	echo "$(wc -l <<<"$served") allocations"
 	(($(wc -l <<<"$served") > 20)) || fail "hardly any allocation: $served"
-	# What neither reclaims nor waits has no need to care.
+	# An allocation without direct reclaim needs no such care.
 	served=$(grep -v 'gfp_flags=GFP_\(NOWAIT\|ATOMIC\)' <<<"$served" || :)
 	! grep -E 'GFP_(NOFS|KERNEL|USER|HIGHUSER|TRANSHUGE)|__GFP_(IO|FS)' <<<"$served" || fail 'these may do I/O'
 }
@@ -166,14 +171,14 @@ without_io() {
 end_tracing() {
 	echo 0 >"$tracing/events/enable"
 	echo 0 >"$tracing/options/stacktrace"
-	# The kernel's own choice.
+	# The kernel's default.
 	echo 1408 >"$tracing/buffer_size_kb"
 }
 
 for direct in on off; do
-	[[ $driver != rnull_loop ]] || check "who serves requests does no I/O for memory, direct I/O $direct, seed $seed" without_io $direct
-	check "swap of $mib MiB for a group of $limit MiB, direct I/O $direct, seed $seed" swapping $direct
+	[[ $driver != rnull_loop ]] || check "memory for requests is allocated without I/O, direct I/O $direct, seed $seed" without_io $direct
+	check "swap of $mib MiB for a cgroup of $limit MiB, direct I/O $direct, seed $seed" swapping $direct
 	check "dirty pages in an image in an image, direct I/O $direct, seed $seed" dirty $direct
 done
-check "what is swapped out is not charged to who swaps, direct I/O off" uncharged
+check "page cache for swap-out is not charged to the cgroup that swaps, direct I/O off" uncharged
 run_checks

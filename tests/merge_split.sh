@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# Requests of every shape carry the right bytes: merged from many bios, split at the queue's limits,
-# over an image in many pieces, written back by a file system. See misaligned.py for those that begin
+# Requests of every shape transfer the right bytes: merged from many bios, split at the queue's
+# limits, to a fragmented image, written back by a file system. misaligned.py has those that begin
 # in the middle of a page.
 . "$(dirname "$0")/lib.sh"
 
@@ -24,7 +24,7 @@ verify() {
 		--output-format=terse "$@"
 }
 
-# statistic DEVICE FIELD: of /sys/block/DEVICE/stat, counted from 1.
+# statistic DEVICE FIELD: prints a field of /sys/block/DEVICE/stat, counted from 1.
 statistic() {
 	local fields
 	read -ra fields <"/sys/block/${1#/dev/}/stat"
@@ -38,7 +38,7 @@ merged() {
 	(($(statistic "$1" 6) > before)) || fail "no write was merged"
 }
 
-# Requests of 4 to 20 KiB out of I/O of 1 MiB.
+# I/O of 1 MiB is split into requests of 4 and 20 KiB.
 split() {
 	local kib queue
 	queue=/sys/block/${1#/dev/}/queue
@@ -49,7 +49,8 @@ split() {
 	done
 }
 
-# Every other block of the image is a hole: direct I/O goes to many places at once, and fills them.
+# Every other block of the image is a hole: one request of direct I/O covers many extents, and fills
+# holes.
 in_pieces() {
 	local image device block sum punch=()
 	image=$(backing ext4 4)
@@ -67,7 +68,7 @@ in_pieces() {
 	equal 'the image' "$(sha256sum <"$image")" "$sum"
 }
 
-# What a file system writes back comes in large merged requests.
+# The writeback of a file system submits large merged requests.
 through_file_system() {
 	mkfs.ext4 -q "$1"
 	mount "$1" "$mnt"
@@ -82,7 +83,7 @@ through_file_system() {
 for mode in on off; do
 	check "merged writes, direct I/O $mode" over_device ext4 $mode merged
 	check "split writes, direct I/O $mode" over_device ext4 $mode split
-	check "write-back of a file system, direct I/O $mode" over_device ext4 $mode through_file_system
+	check "writeback of a file system, direct I/O $mode" over_device ext4 $mode through_file_system
 done
-check "an image in pieces" in_pieces
+check "a fragmented image" in_pieces
 run_checks

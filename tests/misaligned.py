@@ -1,9 +1,9 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""Direct I/O from and to memory at every multiple of 512 bytes within a page, in vectors of uneven
-pieces, in requests larger than the queue takes: what went out comes back, and lies where it should
-in the image. The start of a split request is in the middle of a segment then; a driver that began
-at the segment's start once corrupted file systems (a7297a6a3a33)."""
+"""Direct I/O from and to memory at every multiple of 512 bytes in a page, in vectors of uneven
+pieces, in requests larger than the queue's limit: the data read is the data written, and it is at
+the right place in the image. A split request may start in the middle of a segment; a driver that
+started at the segment's beginning once corrupted file systems (a7297a6a3a33)."""
 import itertools
 import mmap
 import os
@@ -14,19 +14,19 @@ SIZE = 8 << 20
 
 
 def pattern(length, seed):
-    """Bytes that differ from sector to sector."""
+    """Returns bytes that differ from sector to sector."""
     return b"".join(
         (b"%08x%08x" % (seed, number)) * 32 for number in range(length // 512)
     )
 
 
 def memory(length, offset):
-    """Memory that begins `offset` bytes into a page."""
+    """Returns memory that begins `offset` bytes into a page."""
     return memoryview(mmap.mmap(-1, length + 2 * PAGE))[offset : offset + length]
 
 
 def pieces(view, sizes):
-    """Cuts memory into pieces of the sizes, over and over."""
+    """Cuts memory into pieces of the given sizes, repeatedly."""
     result, start = [], 0
     for size in itertools.cycle(sizes):
         if start == len(view):
@@ -36,7 +36,8 @@ def pieces(view, sizes):
 
 
 def round_trip(device, offset, length, position, sizes, seed):
-    """Writes a pattern in pieces from memory at `offset`, reads it in others to another."""
+    """Writes a pattern in pieces from memory at `offset`, and reads it in other pieces to other
+    memory."""
     data = pattern(length, seed)
     out, back = memory(length, offset), memory(length, (offset + 1024) % PAGE)
     out[:] = data
@@ -58,7 +59,7 @@ def run(direct, limit):
         itertools.product(range(0, PAGE, 512), ([PAGE], [512, 3584], [1536, 512, 7680], [65536]))
     ):
         length = (512, 66048, 131072, 262144)[seed % 4]
-        # pwritev takes 1024 pieces at most.
+        # pwritev() takes at most 1024 pieces.
         where, data = round_trip(device, offset, length, seed * 4096 + 512, sizes, seed)
         with open(path, "rb") as file:
             file.seek(where)
@@ -67,7 +68,7 @@ def run(direct, limit):
 
 
 for mode, kib in itertools.product((True, False), (4, 20, 1280)):
-    check(f"direct I/O {'on' if mode else 'off'}, requests of {kib} KiB at most")(
+    check(f"direct I/O {'on' if mode else 'off'}, requests of at most {kib} KiB")(
         lambda mode=mode, kib=kib: run(mode, kib)
     )
 run_checks()

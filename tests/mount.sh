@@ -1,14 +1,14 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# File systems in images: mkfs, mount, use, umount. The device of `mount -o loop` is freed, and its
-# file let go, before umount returns: `umount inner && umount outer` must work at once (asynchronous
-# autoclear broke that once, bf23747ee053). A device that is detached while mounted goes when it is
-# unmounted.
+# File systems in images: mkfs, mount, use, umount. The device of `mount -o loop` is unbound, and
+# its file closed, before umount returns: `umount inner && umount outer` must work at once
+# (asynchronous autoclear broke that once, bf23747ee053). A device that is detached while mounted is
+# unbound at umount.
 . "$(dirname "$0")/lib.sh"
 
 tree=/usr/lib/udev/rules.d
 
-# on INNER OUTER on|off: makes a file system on a device, fills it, and finds it all again.
+# on INNER OUTER on|off: makes a file system on a device, fills it, and finds the same data again.
 on() {
 	local image device
 	image=$(backing "$2" 310)
@@ -52,7 +52,7 @@ autoclear() {
 		device=$(findmnt -no SOURCE "$mnt")
 		equal autoclear "$(attribute "$device" loop/autoclear)" 1
 		echo "$try" >"$mnt/file"
-		# Nobody but the mount has the device open.
+		# Only the mount has the device open.
 		udevadm settle
 		umount "$mnt"
 		umount "$scratch/ext4"
@@ -75,7 +75,8 @@ detached_while_mounted() {
 	equal 'still listed' "$(losetup -nl -O NAME "$device" | xargs)" "$device"
 	refuse 'Device or resource busy' losetup "$device" "$image"
 	umount "$mnt"
-	# udev looks at a device that losetup had open for writing, and may be the last to close it.
+	# udev opens a device after losetup had it open for writing, and may be the last to close
+	# it.
 	wait_for 10 unbound "$device" || fail "still bound 10 s after umount"
 	mount -o loop "$image" "$mnt"
 	cmp "$mnt/file" "$scratch/copy"
@@ -117,8 +118,8 @@ check "ext4 on an image on tmpfs, buffered" on ext4 tmpfs off
 check "ext4 on an image on XFS, direct" on ext4 xfs on
 check "XFS on an image on ext4, direct" on xfs ext4 on
 check "squashfs" squashfs
-check "umount frees the device and its file before it returns" autoclear
-check "a device detached while mounted goes at umount" detached_while_mounted
+check "umount unbinds the device and closes its file before it returns" autoclear
+check "a device detached while mounted is unbound at umount" detached_while_mounted
 check "an image mounted twice has one device" same_image_twice
 check "many images are mounted at once" many_at_once
 run_checks

@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# Loop devices on loop devices, with and without file systems in between: data arrives at the bottom,
-# flushes too, and taking them down in any order leaves nothing behind.
+# Loop devices on loop devices, with and without file systems in between: data and flushes reach the
+# lowest file, and the devices can be detached in any order.
 . "$(dirname "$0")/lib.sh"
 
 stacked() {
@@ -32,7 +32,7 @@ image_in_image() {
 	mount -o loop "$inner" "$mnt/inner"
 	cp -r /usr/lib/udev/rules.d "$mnt/inner/tree"
 	umount "$mnt/inner"
-	# At once: umount of the inner one let go of the file.
+	# At once: umount of the inner one has closed the file.
 	umount "$mnt/outer"
 	unmount_below "$scratch/ext4"
 	mount "$ram_ext4" "$scratch/ext4"
@@ -55,7 +55,7 @@ four_deep() {
 	cmp "$scratch/tmpfs/image" "$below"
 }
 
-# The lower one is held by the upper one.
+# The upper device keeps the lower device bound.
 any_order() {
 	local image lower upper
 	image=$(backing tmpfs 8)
@@ -63,11 +63,11 @@ any_order() {
 	upper=$(attach "$lower")
 	udevadm settle
 	losetup -d "$lower"
-	! unbound "$lower" || fail "the lower device went while the upper one used it"
+	! unbound "$lower" || fail "the lower device was unbound while the upper one used it"
 	dd if=/dev/urandom of="$upper" bs=1M count=1 conv=fsync status=none
 	cmp "$image" "$upper"
 	detach "$upper"
-	wait_for 10 unbound "$lower" || fail "the lower device stays after the upper one went"
+	wait_for 10 unbound "$lower" || fail "the lower device is still bound without the upper one"
 }
 
 for lower in on off; do
@@ -78,5 +78,5 @@ done
 check "a mounted image in a mounted image, direct" image_in_image on
 check "a mounted image in a mounted image, buffered" image_in_image off
 check "four deep" four_deep
-check "the lower one is detached first" any_order
+check "the lower device is detached first" any_order
 run_checks

@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# A device that begins inside its file (`losetup -o`, as for a partition of an image) is a device
-# like any other. A flush has no position: where the device begins must not matter to it. (It once
-# did, and every fsync on such a device failed.)
+# A device that begins inside its file (`losetup -o`, as for a partition of an image) works like any
+# other. A flush has no position, so the offset must not matter to it. (It once did, and every fsync
+# on such a device failed.)
 . "$(dirname "$0")/lib.sh"
 
 fsync_works() {
@@ -44,7 +44,7 @@ journal_commits() {
 
 for dio in on off; do
 	check "fsync on a device with an offset, direct-io=$dio" fsync_works $dio
-	check "data lies behind the offset and within the limit, direct-io=$dio" \
+	check "data is behind the offset and within the limit, direct-io=$dio" \
 		data_lies_behind_the_offset $dio
 done
 check "ext4 commits its journal on a device with an offset" journal_commits

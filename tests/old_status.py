@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
 """LOOP_SET_STATUS and LOOP_GET_STATUS with the old structure, which old programs and busybox still
-send: what it can express works as in the 64-bit one, and what does not fit is EOVERFLOW. See
-compat.py for the structure of 32-bit programs."""
+use: values that fit work as in the 64-bit structure, others fail with EOVERFLOW. compat.py tests
+the structure of 32-bit programs."""
 import os
 from lib import *
 
@@ -15,7 +15,7 @@ def old_status(fd):
     return info
 
 
-@check("GET_STATUS tells the file, the number and the settings")
+@check("GET_STATUS reports the file, the number and the settings")
 def tells():
     path = image(4)
     fields = {"offset": 512, "sizelimit": 1 << 20, "flags": PARTSCAN | AUTOCLEAR}
@@ -33,7 +33,7 @@ def tells():
         equal("init", list(info.init), [0, 0])
 
 
-@check("GET_STATUS writes the whole structure, and not more")
+@check("GET_STATUS writes the whole structure, and no more")
 def all_of_it():
     with attach(image()) as fd:
         buffer = (ctypes.c_uint8 * 256)(*[0xA5] * 256)
@@ -44,7 +44,7 @@ def all_of_it():
         equal("behind it", bytes(buffer[168:]), b"\xa5" * 88)
 
 
-@check("GET_STATUS tells the number of a block device behind")
+@check("GET_STATUS reports the number of a backing block device")
 def tells_block_device():
     with attach(image(4)) as below, attach(below.path) as fd:
         equal("rdevice", old_status(fd).rdevice, os.fstat(below.fd).st_rdev)
@@ -61,24 +61,24 @@ def offset_overflow():
             info = OldInfo(number=77)
             equal("GET_STATUS", fd.ioctl(GET_STATUS, info), "-EOVERFLOW")
             equal("structure", info.number, 77)
-            equal("GET_STATUS to nowhere", fd.ioctl(GET_STATUS, 8), "-EOVERFLOW")
+            equal("GET_STATUS with a bad pointer", fd.ioctl(GET_STATUS, 8), "-EOVERFLOW")
             equal("GET_STATUS64", status(fd).offset, offset)
 
 
-@check("GET_STATUS: NULL is EINVAL, unbound ENXIO, elsewhere EFAULT, in this order")
+@check("GET_STATUS: a null pointer is EINVAL, an unbound device ENXIO, a bad pointer EFAULT, in this order")
 def get_errors():
     device = free_device()
     with Fd(device) as fd:
         equal("NULL, unbound", fd.ioctl(GET_STATUS, 0), "-EINVAL")
         equal("unbound", fd.ioctl(GET_STATUS, OldInfo()), "-ENXIO")
-        equal("nowhere, unbound", fd.ioctl(GET_STATUS, 8), "-ENXIO")
+        equal("bad pointer, unbound", fd.ioctl(GET_STATUS, 8), "-ENXIO")
     with attach(image()) as fd:
         equal("NULL", fd.ioctl(GET_STATUS, 0), "-EINVAL")
-        equal("nowhere", fd.ioctl(GET_STATUS, 8), "-EFAULT")
+        equal("bad pointer", fd.ioctl(GET_STATUS, 8), "-EFAULT")
         equal("afterwards", old_status(fd).flags, 0)
 
 
-@check("SET_STATUS sets offset, flags and name, and the size limit is gone")
+@check("SET_STATUS sets offset, flags and name, and resets the size limit")
 def sets():
     with attach(numbered_image(2), sizelimit=1 << 20) as fd:
         info = OldInfo(offset=4096, flags=0x7FFFFFFF, name=b"y" * 64, number=5, inode=9, device=7)
@@ -97,7 +97,7 @@ def sets():
         equal("sector", number_at(fd, 5), 6)
 
 
-@check("SET_STATUS does not look at the encryption")
+@check("SET_STATUS ignores the encryption fields")
 def encryption():
     with attach(image()) as fd:
         for kind, size in (1, 0), (18, 0), (-1, 0), (0, 33), (0, -1), (99, 99):
@@ -107,7 +107,7 @@ def encryption():
             equal("SET_STATUS", fd.ioctl(SET_STATUS, OldInfo()), 0)
 
 
-@check("SET_STATUS with a negative offset: EOVERFLOW, and nothing changed")
+@check("SET_STATUS with a negative offset: EOVERFLOW, and nothing changes")
 def negative_offset():
     with attach(numbered_image(), offset=512, sizelimit=1 << 19) as fd:
         for offset in -1, -512, -(1 << 31):
@@ -119,20 +119,20 @@ def negative_offset():
             equal("sector", number_at(fd, 5), 6)
 
 
-@check("SET_STATUS: elsewhere is EFAULT, unbound ENXIO, in this order")
+@check("SET_STATUS: a bad pointer is EFAULT, an unbound device ENXIO, in this order")
 def set_errors():
     with Fd(free_device()) as fd:
         equal("NULL, unbound", fd.ioctl(SET_STATUS, 0), "-EFAULT")
-        equal("nowhere, unbound", fd.ioctl(SET_STATUS, 8), "-EFAULT")
+        equal("bad pointer, unbound", fd.ioctl(SET_STATUS, 8), "-EFAULT")
         equal("unbound", fd.ioctl(SET_STATUS, OldInfo()), "-ENXIO")
         equal("negative, unbound", fd.ioctl(SET_STATUS, OldInfo(offset=-1)), "-ENXIO")
     with attach(image()) as fd:
         equal("NULL", fd.ioctl(SET_STATUS, 0), "-EFAULT")
-        equal("nowhere", fd.ioctl(SET_STATUS, 8), "-EFAULT")
+        equal("bad pointer", fd.ioctl(SET_STATUS, 8), "-EFAULT")
         equal("afterwards", status(fd).flags, 0)
 
 
-@check("SET_STATUS works while mounted, and its AUTOCLEAR detaches at umount")
+@check("SET_STATUS works on a mounted device, and its AUTOCLEAR detaches at umount")
 def while_mounted():
     path = image(8)
     run("mkfs.ext4", "-q", path)
@@ -144,7 +144,7 @@ def while_mounted():
     wait_for(lambda: not is_bound(device))
 
 
-@check("what GET_STATUS tells can be given back to SET_STATUS")
+@check("the result of GET_STATUS can be passed to SET_STATUS")
 def round_trip():
     with attach(numbered_image(), offset=1024, flags=PARTSCAN, file_name=b"name") as fd:
         info = old_status(fd)

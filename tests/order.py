@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""Which error comes when there are several reasons for one, for every ioctl in every state of a
-device: programs take the first answer for the reason. And who may: with the device open for
-writing, or by right, everything; without, what needs neither."""
+"""The order of the checks of every ioctl, in every state of a device: with several reasons for an
+error, programs act upon the first one. And permissions: a descriptor open for writing or
+CAP_SYS_ADMIN allows everything; without both, some ioctls are still allowed."""
 import os
 from lib import *
 
@@ -20,7 +20,7 @@ NAMES = {
     CONFIGURE: "CONFIGURE",
     0x4C7F: "unknown",
 }
-CLOSED, NOWHERE = 1000, 8
+CLOSED, BAD_POINTER = 1000, 8
 
 
 def config(fd, block_size=0, **info):
@@ -28,25 +28,25 @@ def config(fd, block_size=0, **info):
 
 
 def expect(fd, where, *rows):
-    """Rows of a command, its argument and what must come of it."""
+    """Sends each row's command with its argument, and expects its result."""
     for command, argument, wanted in rows:
         shown = type(argument).__name__ if isinstance(argument, ctypes.Structure) else argument
         equal(f"{where}: {NAMES[command]} {shown}", fd.ioctl(command, argument), wanted)
 
 
 def not_bound(file):
-    """What all but attaching answers without a file."""
+    """Returns the results of all ioctls but those that attach, without a file."""
     return (
         (CLR_FD, 0, "-ENXIO"),
         (GET_STATUS, 0, "-EINVAL"),
-        (GET_STATUS, NOWHERE, "-ENXIO"),
+        (GET_STATUS, BAD_POINTER, "-ENXIO"),
         (GET_STATUS, OldInfo(), "-ENXIO"),
         (GET_STATUS64, 0, "-EINVAL"),
-        (GET_STATUS64, NOWHERE, "-ENXIO"),
+        (GET_STATUS64, BAD_POINTER, "-ENXIO"),
         (GET_STATUS64, Info(), "-ENXIO"),
-        (SET_STATUS, NOWHERE, "-EFAULT"),
+        (SET_STATUS, BAD_POINTER, "-EFAULT"),
         (SET_STATUS, OldInfo(offset=-1), "-ENXIO"),
-        (SET_STATUS64, NOWHERE, "-EFAULT"),
+        (SET_STATUS64, BAD_POINTER, "-EFAULT"),
         (SET_STATUS64, Info(), "-ENXIO"),
         (SET_STATUS64, Info(offset=1 << 63, encrypt_type=1), "-ENXIO"),
         (CHANGE_FD, CLOSED, "-EBADF"),
@@ -66,7 +66,7 @@ def unbound():
         expect(fd, "unbound", *not_bound(file.fd))
 
 
-@check("between LOOP_CLR_FD and the last close: every ioctl, and no opening")
+@check("between LOOP_CLR_FD and the last close: every ioctl, and open")
 def rundown():
     with Fd(image()) as file, Fd(image(1, "other")) as other:
         with attach(f"{SCRATCH}/image") as fd:
@@ -97,11 +97,11 @@ def rundown():
             expect(fd, "afterwards", (SET_FD, file.fd, 0), (CLR_FD, 0, 0))
 
 
-@check("a descriptor that outlived the attachment: every ioctl")
+@check("a descriptor that was open before the device was detached: every ioctl")
 def outlived():
     with Fd(image()) as file:
         device = free_device()
-        # Two openers: then LOOP_CLR_FD leaves it bound until both are gone.
+        # With two openers, LOOP_CLR_FD keeps the device bound until both have closed it.
         with attach(f"{SCRATCH}/image") as fd, Fd(device) as early:
             equal("device", fd.path, device)
             equal("CLR_FD", fd.ioctl(CLR_FD), 0)
@@ -125,7 +125,7 @@ def attaching():
                 fd,
                 "unbound",
                 (CONFIGURE, 0, "-EFAULT"),
-                (CONFIGURE, NOWHERE, "-EFAULT"),
+                (CONFIGURE, BAD_POINTER, "-EFAULT"),
                 (CONFIGURE, config(CLOSED, **bad), "-EBADF"),
                 (CONFIGURE, config(no_read_iter.fd, **bad), "-EINVAL"),
                 (CONFIGURE, config(fd.fd, **bad), "-EBADF"),
@@ -140,7 +140,7 @@ def attaching():
                 expect(
                     fd,
                     "claimed",
-                    (CONFIGURE, NOWHERE, "-EFAULT"),
+                    (CONFIGURE, BAD_POINTER, "-EFAULT"),
                     (CONFIGURE, config(CLOSED), "-EBADF"),
                     (CONFIGURE, config(no_read_iter.fd), "-EINVAL"),
                     (CONFIGURE, config(fd.fd), "-EBUSY"),
@@ -155,7 +155,7 @@ def attaching():
             expect(
                 fd,
                 "bound",
-                (CONFIGURE, NOWHERE, "-EFAULT"),
+                (CONFIGURE, BAD_POINTER, "-EFAULT"),
                 (CONFIGURE, config(CLOSED, **bad), "-EBADF"),
                 (CONFIGURE, config(no_read_iter.fd, **bad), "-EINVAL"),
                 (CONFIGURE, config(directory.fd, **bad), "-EINVAL"),
@@ -167,7 +167,7 @@ def attaching():
     os.close(pipe)
 
 
-@check("the descriptor to attach is cut to 32 bits")
+@check("the descriptor to attach is truncated to 32 bits")
 def descriptor_cut():
     with Fd(image()) as file:
         for junk in 1 << 32, 1 << 63:
@@ -180,7 +180,7 @@ def descriptor_cut():
             equal("CHANGE_FD", fd.ioctl(CHANGE_FD, file.fd | 1 << 32), 0)
 
 
-@check("reserved fields of LOOP_CONFIGURE are not looked at")
+@check("reserved fields of LOOP_CONFIGURE are ignored")
 def reserved():
     with Fd(image()) as file, Fd(free_device()) as fd:
         structure = config(file.fd)
@@ -196,7 +196,7 @@ def reserved():
         equal("CLR_FD", fd.ioctl(CLR_FD), 0)
 
 
-@check("every key size up to 32 is taken")
+@check("every key size up to 32 is accepted")
 def key_sizes():
     with Fd(image()) as file, Fd(free_device()) as fd:
         equal("CONFIGURE", fd.ioctl(CONFIGURE, config(file.fd, encrypt_key_size=32)), 0)
@@ -205,7 +205,7 @@ def key_sizes():
             equal(f"SET_STATUS64 {size}", fd.ioctl(SET_STATUS64, info), wanted)
 
 
-@check("every settable flag is taken together, and the limits of offset and size limit")
+@check("all settable flags together, and the largest offset and size limit, are accepted")
 def limits():
     largest = (1 << 63) - 1
     with Fd(image()) as file, Fd(free_device()) as fd:
@@ -214,17 +214,17 @@ def limits():
         equal("CONFIGURE", fd.ioctl(CONFIGURE, settings), 0)
         now = status(fd)
         equal("settings", (now.offset, now.sizelimit), (largest, largest))
-        # No direct I/O at an odd offset.
+        # An odd offset rules out direct I/O.
         equal("flags", now.flags, READ_ONLY | AUTOCLEAR | PARTSCAN)
         equal("size", sysfs(f"loop{now.number}", "size"), "0")
         equal("SET_STATUS64", fd.ioctl(SET_STATUS64, Info(offset=largest + 1)), "-EOVERFLOW")
 
 
-NEEDS_RIGHT = (
+NEEDS_PERMISSION = (
     (SET_STATUS, 0),
-    (SET_STATUS, NOWHERE),
+    (SET_STATUS, BAD_POINTER),
     (SET_STATUS64, 0),
-    (SET_STATUS64, NOWHERE),
+    (SET_STATUS64, BAD_POINTER),
     (SET_CAPACITY, 0),
     (SET_DIRECT_IO, 0),
     (SET_DIRECT_IO, 1),
@@ -233,10 +233,10 @@ NEEDS_RIGHT = (
 )
 
 
-@check("EPERM for whoever has neither right nor the device open for writing, before anything else")
-def no_right():
+@check("EPERM without CAP_SYS_ADMIN and a descriptor open for writing, before any other error")
+def no_permission():
     def answers(fd):
-        return as_nobody(lambda: [fd.ioctl(*row) for row in NEEDS_RIGHT])
+        return as_nobody(lambda: [fd.ioctl(*row) for row in NEEDS_PERMISSION])
 
     device = free_device()
     with Fd(device, os.O_RDONLY) as reader:
@@ -250,13 +250,13 @@ def no_right():
     detach(fd.path)
 
 
-@check("with the device open for writing no right is needed")
+@check("a descriptor open for writing needs no CAP_SYS_ADMIN")
 def by_mode():
     rows = (
         (SET_STATUS, OldInfo(offset=512), 0),
-        (SET_STATUS, NOWHERE, "-EFAULT"),
+        (SET_STATUS, BAD_POINTER, "-EFAULT"),
         (SET_STATUS64, Info(), 0),
-        (SET_STATUS64, NOWHERE, "-EFAULT"),
+        (SET_STATUS64, BAD_POINTER, "-EFAULT"),
         (SET_CAPACITY, 0, 0),
         (SET_DIRECT_IO, 1, 0),
         (SET_DIRECT_IO, 0, 0),
@@ -272,7 +272,7 @@ def by_mode():
             expect(reader, "root, reading", *rows)
 
 
-@check("attaching, detaching and looking need no right")
+@check("attaching, detaching and queries need no privilege")
 def anyone():
     with Fd(image()) as file, Fd(image(1, "other")) as other:
         device = free_device()
@@ -296,7 +296,7 @@ def anyone():
             equal("CLR_FD", as_nobody(lambda: fd.ioctl(CLR_FD)), 0)
 
 
-@check("the ioctls work by a partition's node as well")
+@check("the ioctls work by a partition's node, too")
 def by_partition():
     path = image(2)
     run("sfdisk", "-q", path, input="label: dos\nstart=64,size=64\n")
@@ -324,7 +324,7 @@ def by_partition():
     wait_for(lambda: not is_bound(device))
 
 
-@check("nobody may open the control node, and a closed one does not answer")
+@check("the control node cannot be opened without privilege, but an open one can be used")
 def control_node():
     def opened():
         try:
@@ -339,7 +339,7 @@ def control_node():
         assert isinstance(outcome, int), outcome
 
 
-@check("the numbers of LOOP_CTL_ADD and _REMOVE are cut to 32 bits, and end at the last minor")
+@check("the numbers of LOOP_CTL_ADD and _REMOVE are truncated to 32 bits, and end at the last minor")
 def control_numbers():
     equal("ADD", control(CTL_ADD, 300 | 1 << 32), 300)
     settle()

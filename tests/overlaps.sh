@@ -1,11 +1,11 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# A write that was acknowledged before an overlapping one was submitted does not overtake it: on each route to
-# the file, with each scheduler, and while the routes change. Overlapping writes that are in flight at the same
-# time may take effect in any order, so no other test verifies them. See programs/overlap.c.
+# A write that was acknowledged before an overlapping one was submitted does not overtake it: on
+# each route to the file, with each scheduler, and while the routes change. Overlapping writes in
+# flight may take effect in any order, so no other test verifies them. See programs/overlap.c.
 . "$(dirname "$0")/lib.sh"
 
-# switch NAME=VALUE...
+# switch NAME=VALUE...: sets tunables.
 switch() {
 	local setting
 	for setting; do
@@ -22,7 +22,7 @@ bound() {
 	udevadm settle
 }
 
-# overlap: with each scheduler that the kernel has.
+# overlap: runs the program with each scheduler of the kernel.
 overlap() {
 	local what number scheduler queue=/sys/block/${device#/dev/}/queue
 	for scheduler in $(tr -d '[]' <"$queue/scheduler"); do
@@ -30,7 +30,7 @@ overlap() {
 		echo "$scheduler" >"$queue/scheduler"
 		# Requests wait in the scheduler, where they are sorted and merged.
 		[[ $scheduler == none ]] || echo 8 >"$queue/nr_requests"
-		"$overlap" "$seed" "$rounds" "$device" >"$scratch/overlaps"
+		"$overlap" "$seed" "$milliseconds" "$device" >"$scratch/overlaps"
 		while read -r what number; do count "$what" "$number"; done <"$scratch/overlaps"
 	done
 	dd if="$device" of="$scratch/seen" bs=128k count=1 iflag=direct status=none
@@ -38,26 +38,28 @@ overlap() {
 	cmp "$scratch/seen" <(head -c 128K "$file")
 }
 
-# route KIND on|off [SWITCH...]
+# route KIND on|off [NAME=VALUE...]
 route() {
 	bound "$1" "$2"
 	switch "${@:3}"
 	overlap
 }
 
-# changing KIND: requests that are in flight together take different routes.
+# changing KIND: concurrent requests take different routes.
 changing() {
 	bound "$1" on
 	rm -f "$scratch/stop"
 	while [[ ! -e $scratch/stop ]]; do
 		switch inline=$((RANDOM % 2)) remap=$((RANDOM % 2)) nowait=$((RANDOM % 2)) 2>/dev/null
 	done &
-	# Ends the other process when a write was overtaken, too.
+	# Ends the background job also when a write was overtaken.
 	trap 'touch "$scratch/stop"; wait || :' EXIT
 	overlap
 }
 
 mkdir -p "$scratch"
+# The time of one scheduler.
+milliseconds=$((rounds * (${slow:-0} ? 1500 : 600)))
 overlap=$(program overlap -pthread)
 modprobe -a mq-deadline bfq kyber-iosched 2>/dev/null || :
 for kind in ext4 xfs tmpfs block; do
@@ -68,8 +70,8 @@ if [[ $driver == rnull_loop ]]; then
 	check "block, direct, not remapped, seed $seed" route block on remap=0
 	for kind in ext4 block; do
 		check "$kind, direct, by workers, seed $seed" route $kind on inline=0
-		check "$kind, direct, by workers that may block, seed $seed" route $kind on inline=0 remap=0 nowait=0
-		check "$kind, routes that change, seed $seed" changing $kind
+		check "$kind, direct, by blocking workers, seed $seed" route $kind on inline=0 remap=0 nowait=0
+		check "$kind, changing routes, seed $seed" changing $kind
 	done
 fi
 run_checks

@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# Many at once: jobs on one device, devices side by side, schedulers and queue sizes that change
+# Concurrency: many jobs on one device, devices side by side, schedulers and queue sizes that change
 # under I/O, the device's page cache beside direct I/O.
 . "$(dirname "$0")/lib.sh"
 
@@ -36,7 +36,7 @@ devices_side_by_side() {
 	done
 }
 
-# While something goes on in a queue, its setting changes.
+# The settings of a queue change while it has I/O.
 changing_queue() {
 	local device queue job scheduler changes=0
 	modprobe -a mq-deadline bfq kyber-iosched 2>/dev/null || :
@@ -57,7 +57,7 @@ changing_queue() {
 	equal 'nr of schedulers' "$(tr -d '[]' <"$queue/scheduler" | wc -w)" 4
 }
 
-control_groups() {
+cgroups() {
 	local device group number jobs=() job
 	device=$(attach --direct-io=on "$(backing ext4 16)")
 	for number in {0..3}; do
@@ -83,5 +83,5 @@ check "many jobs on one device: XFS, buffered" jobs_on_one xfs off
 check "six devices side by side" devices_side_by_side
 check "schedulers and nr_requests change under I/O, direct" changing_queue on
 check "schedulers and nr_requests change under I/O, buffered" changing_queue off
-check "four control groups" control_groups
+check "four cgroups" cgroups
 run_checks

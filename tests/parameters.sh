@@ -1,10 +1,10 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# Parameters of the module do what they say, and values that make no sense are refused with nothing
-# left behind.
+# Parameters of the module work as documented, and invalid values are refused with nothing left
+# behind.
 . "$(dirname "$0")/lib.sh"
 
-# with PARAMETER... -- COMMAND...: reloads the module for a case.
+# with PARAMETER... -- COMMAND...: loads the module with the parameters for a case.
 with() {
 	local parameters=()
 	while [[ $1 != -- ]]; do
@@ -18,7 +18,7 @@ with() {
 	"$@"
 }
 
-# The next case, and what cleans up after this one, find the module as it was.
+# Restores the module's defaults, for the next case and the clean-up.
 # shellcheck disable=SC2317  # called by the trap
 back_to_defaults() {
 	local status=$?
@@ -28,7 +28,7 @@ back_to_defaults() {
 	exit "$status"
 }
 
-# A few devices work.
+# A device with direct I/O works.
 works() {
 	local image device
 	image=$(backing tmpfs 8)
@@ -56,14 +56,17 @@ hardware_queues() {
 
 devices() { equal devices "$(find /sys/block -name 'loop*' | wc -l)" "$1"; }
 
-# shown NAME VALUE: what user space reads, and cannot write.
+# shown NAME=VALUE...: the parameters can be read, and not written.
 shown() {
-	local file=/sys/module/$driver/parameters/$1
-	equal "$1" "$(<"$file")" "$2"
-	equal "mode of $1" "$(stat -c %a "$file")" 444
+	local setting file
+	for setting; do
+		file=/sys/module/$driver/parameters/${setting%=*}
+		equal "${setting%=*}" "$(<"$file")" "${setting#*=}"
+		equal "mode of ${setting%=*}" "$(stat -c %a "$file")" 444
+	done
 }
 
-# Whoever opens a node of a device that is not there yet gets it made, up to max_loop.
+# on_demand NUMBER ERROR: opening a node makes its device, unless max_loop forbids it.
 on_demand() {
 	mknod "$scratch/node" b 7 "$1"
 	if [[ -n $2 ]]; then
@@ -90,7 +93,8 @@ partition_minors() {
 	equal partscan "$(attribute "$device" loop/partscan)" 1
 }
 
-# With 16 minors a device, 65535 is the last number; that of the others in 32 bits is one of another device.
+# With 16 minors a device, 65535 is the last number. The minors of larger numbers, in 32 bits, are
+# those of other devices.
 huge_numbers() {
 	local number
 	for number in 65536 $((1 << 28)) $(((1 << 28) + 256)); do
@@ -99,17 +103,22 @@ huge_numbers() {
 	equal 'LOOP_CTL_ADD 65535' "$(python3 "$tests/lib.py" LOOP_CTL_ADD 65535)" 65535
 }
 
+# refused PARAMETER...: the module does not load with any of the values, and does load afterwards.
 refused() {
+	local bad
 	trap 'back_to_defaults' EXIT
 	wait_for 10 unload_driver 2>/dev/null
-	refuse 'Invalid' load_driver "$1"
-	[[ ! -e /sys/module/$driver && ! -e /dev/loop-control && ! -e /sys/block/loop0 ]]
-	! grep -q ' loop$' /proc/devices || fail "major 7 is still taken"
+	for bad; do
+		echo "$bad"
+		refuse 'Invalid' load_driver "$bad"
+		[[ ! -e /sys/module/$driver && ! -e /dev/loop-control && ! -e /sys/block/loop0 ]]
+		! grep -q ' loop$' /proc/devices || fail "major 7 is still registered"
+	done
 	load_driver
 	works
 }
 
-# only_ours COMMAND...: of a parameter that the C driver does not have.
+# only_ours COMMAND...: runs cases of parameters that the C driver does not have.
 only_ours() {
 	[[ $driver == rnull_loop ]] || skip "the C driver has no such parameter"
 	"$@"
@@ -127,24 +136,17 @@ for loops in 0 3 40; do
 	check "max_loop=$loops" with max_loop=$loops -- devices $loops
 done
 for loops in '' max_loop=0; do
-	check "a node makes its device: ${loops:-no max_loop}" with $loops -- on_demand 40 ''
+	check "opening a node makes its device: ${loops:-no max_loop}" with $loops -- on_demand 40 ''
 done
-check "max_loop=4 limits what nodes make" with max_loop=4 -- on_demand 4 'No such device or address'
+check "max_loop=4 limits the devices made by opening nodes" with max_loop=4 -- on_demand 4 'No such device or address'
 check "max_part=10, rounded up to 15" with max_part=10 -- partition_minors
-check_better "it makes a device whose minor numbers are another one's" \
+check_better "the C driver makes a device with the minor numbers of another one" \
 	"LOOP_CTL_ADD of numbers without minors" with max_part=15 -- huge_numbers
-check "max_part=10 is shown as 15" with max_part=10 -- shown max_part 15
-check "max_part is shown" with -- shown max_part 0
-check "max_loop is shown" with -- shown max_loop 8
-check "max_loop=0x10 is shown" with max_loop=0x10 -- shown max_loop 16
-check "hw_queue_depth is shown" with -- shown hw_queue_depth 128
-check "hw_queue_depth=64 is shown" with hw_queue_depth=64 -- shown hw_queue_depth 64
-check "nr_hw_queues=1 is shown" only_ours with nr_hw_queues=1 -- shown nr_hw_queues 1
-check "standalone is shown" only_ours with -- shown standalone N
-for bad in hw_queue_depth=0 hw_queue_depth=-1 hw_queue_depth=x max_part=256 max_loop=1048577 max_loop=y; do
-	check "$bad is refused" refused $bad
-done
-for bad in nr_hw_queues=-1 nr_hw_queues=z; do
-	check "$bad is refused" only_ours refused $bad
-done
+check "the defaults are shown" with -- shown max_loop=8 max_part=0 hw_queue_depth=128
+check "max_loop=0x10 max_part=10 hw_queue_depth=64 are shown, max_part rounded up to 15" \
+	with max_loop=0x10 max_part=10 hw_queue_depth=64 -- shown max_loop=16 max_part=15 hw_queue_depth=64
+check "nr_hw_queues=1 and standalone are shown" only_ours with nr_hw_queues=1 -- shown nr_hw_queues=1 standalone=N
+check "invalid values are refused" refused hw_queue_depth=0 hw_queue_depth=-1 hw_queue_depth=x max_part=256 \
+	max_loop=1048577 max_loop=y
+check "invalid numbers of hardware queues are refused" only_ours refused nr_hw_queues=-1 nr_hw_queues=z
 run_checks

@@ -1,11 +1,12 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# Programs that make, change and read partition tables do so on loop devices, on both drivers: partx,
-# sfdisk, parted, growpart, wipefs, kpartx. A changed table is in force at once on a device that scans
-# partitions, what is in use is left alone, and udev has a node and links for each partition.
+# Programs that make, change and read partition tables work with loop devices, on both drivers:
+# partx, sfdisk, parted, growpart, wipefs, kpartx. A changed table takes effect at once on a device
+# with PARTSCAN, partitions in use are not changed, and udev has a node and links for each
+# partition.
 . "$(dirname "$0")/lib.sh"
 
-# table FILE-OR-DEVICE: two partitions, at 1 and at 5 MiB.
+# table FILE-OR-DEVICE: writes a table of two partitions, at 1 and at 5 MiB.
 table() {
 	sfdisk -q "$1" <<-EOT
 		label: gpt
@@ -14,7 +15,7 @@ table() {
 	EOT
 }
 
-# An image with that table and noise, and a copy of it.
+# Makes an image with that table and random data, and a copy of it.
 partitioned() {
 	local image
 	image=$(backing "$1" 16)
@@ -24,7 +25,7 @@ partitioned() {
 	echo "$image"
 }
 
-# partitions DEVICE: their numbers, starts and sizes, as the kernel has them.
+# partitions DEVICE: prints the numbers, starts and sizes of the kernel's partitions.
 partitions() {
 	local name=${1#/dev/} part
 	for part in "/sys/block/$name/$name"p*; do
@@ -32,7 +33,7 @@ partitions() {
 	done | sort -n | xargs
 }
 
-# has DEVICE PARTITION...: has these and no others, each with a node.
+# has DEVICE PARTITION...: the device has exactly these partitions, each with a node.
 has() {
 	local part
 	wait_for 10 has_now "$@" || fail "partitions of $1: $(partitions "$1"), wanted ${*:2}"
@@ -42,6 +43,9 @@ has() {
 }
 
 has_now() { [[ $(partitions "$1") == "${*:2}" ]]; }
+
+# udev may have a partition open.
+partx_deletes() { wait_for 10 partx -d "$@"; }
 
 partx_adds() {
 	local image device
@@ -54,17 +58,17 @@ partx_adds() {
 	has "$device" 1:2048+8192 2:10240+4096
 	cmp -i 1M:0 -n 4M "$scratch/copy" "${device}p1"
 	refuse 'error adding partitions 1-2' partx -a "$device"
-	partx -d --nr 1 "$device"
+	partx_deletes --nr 1 "$device"
 	has "$device" 2:10240+4096
 	partx -u "$device"
 	has "$device" 1:2048+8192 2:10240+4096
 	cmp -i 5M:0 -n 2M "$scratch/copy" "${device}p2"
-	# A table that changed behind the kernel's back: in the file.
+	# The table changes in the file, unnoticed by the kernel.
 	echo 'size=8192' | sfdisk -q -N 2 "$image"
 	blockdev --flushbufs "$device"
 	partx -u "$device"
 	has "$device" 1:2048+8192 2:10240+8192
-	partx -d "$device"
+	partx_deletes "$device"
 	has "$device"
 	refuse 'specified range' partx -d --nr 7:5 "$device"
 }
@@ -77,12 +81,12 @@ partx_in_use() {
 	mkfs.ext4 -q "${device}p1"
 	mount "${device}p1" "$mnt"
 	refuse 'error deleting partition 1' partx -d --nr 1 "$device"
-	partx -d --nr 2 "$device"
+	partx_deletes --nr 2 "$device"
 	has "$device" 1:2048+8192
 	touch "$mnt/file"
 }
 
-# Partitions are block devices with sizes and limits of their own.
+# Partitions are block devices with their own sizes and limits.
 partition_devices() {
 	local image device
 	image=$(partitioned ext4)
@@ -105,7 +109,7 @@ partition_devices() {
 	cmp "$image" "$scratch/copy"
 }
 
-# udev, which starts from the events, sees partitions appear and go.
+# udev adds and removes nodes and links by the events.
 links_of_udev() {
 	local device link
 	device=$(attach -P "$(partitioned tmpfs)")
@@ -119,7 +123,7 @@ links_of_udev() {
 	detach "$device"
 	udevadm settle
 	for link in /dev/disk/by-partlabel/{one,two} "${device}p1" "${device}p2"; do
-		[[ ! -e $link ]] || fail "$link is still there"
+		[[ ! -e $link ]] || fail "$link still exists"
 	done
 	equal 'table in the database' "$(udevadm info -q property --property=ID_PART_TABLE_TYPE --value "$device")" ''
 }
@@ -136,8 +140,8 @@ monitored() {
 	has "$device" 1:2048+8192 2:10240+4096
 	detach "$device"
 	wait_for 10 grep -Eq "remove +/devices/virtual/block/$name/${name}p2 " "$scratch/events" || fail "no event for p2"
-	# udev may have seen losetup close the device, which it had open for writing, and have had the
-	# partitions read again. uevents.py shows that the driver reads them once.
+	# udev may have rescanned the partitions after losetup closed the device, which it had open
+	# for writing. uevents.py shows that the driver scans once.
 	events=$(grep -Eo "(add|remove) .*/${name}p1 " "$scratch/events" | cut -d ' ' -f 1 | xargs)
 	[[ $events =~ ^'add remove'(' add remove')*$ ]] || fail "events for p1: $events"
 	kill "$monitor"
@@ -147,7 +151,7 @@ sfdisk_edits() {
 	local device
 	device=$(attach -P "$(backing "$1" 16)")
 	has "$device"
-	# udev reads what sfdisk has just closed, and sfdisk wants the device alone.
+	# udev opens the device after sfdisk has closed it, and sfdisk needs it exclusively.
 	udevadm settle
 	table "$device"
 	has "$device" 1:2048+8192 2:10240+4096
@@ -192,7 +196,7 @@ parted_edits() {
 	has "$device"
 }
 
-# A disk image made larger: the device, the last partition and the file system grow while mounted.
+# An image grows: the device, its last partition and the mounted file system follow.
 grow() {
 	local image device
 	image=$(partitioned tmpfs)
@@ -214,7 +218,7 @@ grow() {
 	sfdisk -q --verify "$device"
 }
 
-# kpartx attaches a file by itself, without partitions of the kernel, and frees it again.
+# kpartx attaches a file by itself, maps partitions without the kernel's, and detaches the file.
 kpartx_file() {
 	local image device
 	image=$(partitioned tmpfs)
@@ -235,13 +239,13 @@ kpartx_file() {
 }
 
 check "partx shows, adds, updates and deletes" partx_adds
-check "partx leaves a partition in use alone" partx_in_use
+check "partx refuses to delete a partition in use" partx_in_use
 check "partitions are devices of their own" partition_devices
 check "udev has nodes, links and data of partitions" links_of_udev
 check "udevadm monitor shows partitions" monitored
 check "sfdisk, tmpfs" sfdisk_edits tmpfs
 check "sfdisk, ext4" sfdisk_edits ext4
-check "tables in use are not changed" sfdisk_in_use
+check "tables of devices in use are not changed" sfdisk_in_use
 check "parted" parted_edits
 check "growpart" grow
 check "kpartx on an image file" kpartx_file

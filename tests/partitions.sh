@@ -1,11 +1,11 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# Partitions appear when they are asked for, as block devices with the image's data behind them, and
-# are gone after detach, whoever made them: stale partitions of an earlier image once showed up on
-# the next one, and rescans failed with EBUSY.
+# With PARTSCAN, partitions appear as block devices with the image's data, and disappear at detach,
+# however they were made: stale partitions of an earlier image once appeared on the next one, and
+# rescans failed with EBUSY.
 . "$(dirname "$0")/lib.sh"
 
-# Two partitions, at 1 and at 5 MiB, with noise in them.
+# Makes two partitions, at 1 and at 5 MiB, with random data.
 partitioned() {
 	local image
 	image=$(backing "$1" 8)
@@ -20,7 +20,7 @@ partitioned() {
 
 partitions() { find "/sys/block/${1#/dev/}/" -maxdepth 1 -name "${1#/dev/}p*" -printf '%f\n' | sort | xargs; }
 
-# Both are there, with udev's nodes, and hold what the image holds.
+# both DEVICE IMAGE: both partitions exist, with nodes, and have the data of the image.
 both() {
 	equal partitions "$(partitions "$1")" "${1#/dev/}p1 ${1#/dev/}p2"
 	wait_for 10 test -b "${1}p2" || fail "no ${1}p2"
@@ -39,7 +39,7 @@ scanned() {
 	both "$device" "$image"
 	detach "$device"
 	equal 'partitions after detach' "$(partitions "$device")" ''
-	wait_for 10 test ! -e "${device}p1" || fail "${device}p1 is still there"
+	wait_for 10 test ! -e "${device}p1" || fail "${device}p1 still exists"
 }
 
 not_scanned() {
@@ -49,7 +49,7 @@ not_scanned() {
 	udevadm settle
 	equal partitions "$(partitions "$device")" ''
 	refuse 'Invalid argument' blockdev --rereadpt "$device"
-	# But whoever wants to add them can.
+	# User space can still add partitions.
 	partx -a "$device"
 	both "$device" "$image"
 	detach "$device"
@@ -62,10 +62,10 @@ scanned_again() {
 	device=$(attach -P "$image")
 	both "$device" "$image"
 	sfdisk -q --delete "$device" 2
-	wait_for 10 gone_from "$device" p2 || fail "p2 stays after it was deleted"
+	wait_for 10 gone_from "$device" p2 || fail "p2 exists after it was deleted"
 	equal partitions "$(partitions "$device")" "${device#/dev/}p1"
 	detach "$device"
-	# Another image on the same device has none of them.
+	# Another image on the same device has no partitions.
 	equal device "$(attach -P "$(backing tmpfs 8 other)")" "$device"
 	equal partitions "$(partitions "$device")" ''
 }
@@ -91,7 +91,7 @@ written_through() {
 	cmp "$mnt/file" "$scratch/copy"
 }
 
-# An open partition keeps its device bound, and it still works.
+# An open partition keeps its device bound and working.
 open_partition() {
 	local image device
 	image=$(partitioned tmpfs dos)
@@ -109,8 +109,8 @@ open_partition() {
 
 check "-P finds a DOS table's partitions" scanned dos off
 check "-P finds a GPT's partitions, direct I/O" scanned gpt on
-check "without -P there are none, partx adds them, and detach takes them" not_scanned
-check "a changed table is read again, and the next image has partitions of its own" scanned_again
-check "a file system on a partition arrives in the image" written_through
+check "without -P there are none; partx adds them, and detach removes them" not_scanned
+check "a changed table is scanned again, and the next image has its own partitions" scanned_again
+check "writes to a file system on a partition reach the image" written_through
 check "an open partition keeps the device bound" open_partition
 run_checks

@@ -1,19 +1,19 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# What is written is what is read, whichever way requests take to the file: each combination of the
-# switches in /sys/block/loopN/rnull_loop, where it makes a difference, on each kind of backing, direct and
-# buffered. In each cell fio verifies checksums of blocks of 4 KiB to 256 KiB, in batches and one by
-# one, and the detached image, read past its page cache, holds byte for byte what the device showed
-# and a pattern that was written to it. And the same while the switches change under the I/O.
-# On the C driver, which has no switches, only the first combination is tried.
+# Data written is data read, on each route that requests can take to the file: each combination of
+# the tunables in /sys/block/loopN/rnull_loop, where it makes a difference, on each kind of backing,
+# direct and buffered. In each cell fio verifies blocks of 4 KiB to 256 KiB, in batches and one by
+# one, and the detached image, read without its page cache, holds the data that the device showed
+# and a pattern that was written to it, byte for byte. The same while the tunables change under I/O.
+# The C driver has no tunables, so it runs only the first combination.
 . "$(dirname "$0")/lib.sh"
 
 mib=16
-# Where the pattern goes, behind what fio writes.
+# The position of the pattern, behind fio's writes.
 pattern=$scratch/pattern pattern_mib=2 pattern_at=13
 inline=1 remap=2 nowait=4
 
-# image KIND: preallocated ones are written over, others grow blocks.
+# image KIND: makes an image; a written one is overwritten, a sparse one allocates blocks.
 image() {
 	local file
 	case $1 in
@@ -26,7 +26,7 @@ image() {
 	esac
 }
 
-# switch DEVICE SET: exactly these on.
+# switch DEVICE SET: switches on exactly these tunables.
 switch() {
 	local name group=/sys/block/${1#/dev/}/rnull_loop
 	[[ -e $group/inline ]] || return 0
@@ -35,7 +35,7 @@ switch() {
 	done
 }
 
-# past_cache IMAGE: what is in it, from the disk where there is one.
+# past_cache IMAGE: prints the content, from the disk if there is one.
 past_cache() {
 	local flags=iflag=direct
 	[[ $1 != "$scratch/tmpfs/"* ]] || flags=''
@@ -72,7 +72,7 @@ bound() {
 	equal dio "$(attribute "$device" loop/dio)" "$direct"
 }
 
-# second_look: detaches; the image must hold what the device showed, and the pattern.
+# second_look: detaches; the image must hold the data that the device showed, and the pattern.
 second_look() {
 	dd if="$pattern" of="$device" bs=64k seek=$((pattern_at * 16)) oflag=direct conv=fsync status=none
 	dd if="$device" of="$scratch/seen" bs=1M count="$mib" iflag=direct status=none
@@ -92,10 +92,10 @@ cell() {
 	second_look
 }
 
-# toggle DEVICE: until told to stop; says how often.
+# toggle DEVICE: changes the tunables until $scratch/stop exists, and counts the changes.
 toggle() {
 	local count=0 never
-	# Nothing ever comes from there: to wait without another process.
+	# This pipe never has data: a read with a timeout sleeps without another process.
 	exec {never}<> <(:)
 	RANDOM=1
 	while [[ ! -e $scratch/stop ]]; do
@@ -113,24 +113,24 @@ toggling() {
 	rm -f "$scratch/stop"
 	toggle "$device" &
 	toggler=$!
-	# Ends the other process when fio fails, too.
+	# Ends the background job also when fio fails.
 	trap 'touch "$scratch/stop"' EXIT
 	verify "$device" long --loops=3
 	touch "$scratch/stop"
 	wait "$toggler"
-	(($(<"$scratch/toggled") >= 50)) || fail "the switches changed $(<"$scratch/toggled") times only"
+	(($(<"$scratch/toggled") >= 50)) || fail "the tunables changed only $(<"$scratch/toggled") times"
 	second_look
 }
 
 mkdir -p "$scratch"
 noise "$pattern" $pattern_mib
-# Everything, and what is left when some of it is off.
+# The combinations: all tunables on, and some off.
 declare -A on=(
 	['all on']=$((inline | remap | nowait)) [inline=0]=$((remap | nowait)) [nowait=0]=$((inline | remap))
 	[remap=0]=$((inline | nowait)) ['remap=0 inline=0']=$nowait ['all off']=0
 )
 
-# cells LABEL on|off KIND...: the long ones where the ways differ most.
+# cells LABEL on|off KIND...: the load is long where the routes differ most.
 cells() {
 	local kind length
 	for kind in "${@:3}"; do
@@ -151,8 +151,8 @@ if [[ $driver == rnull_loop ]]; then
 	# Only block devices can be remapped.
 	for label in remap=0 'remap=0 inline=0'; do cells "$label" on block; done
 	for kind in ext4-written ext4-sparse block; do
-		check "switches that change: $kind, direct I/O on" toggling $kind on
+		check "changing tunables: $kind, direct I/O on" toggling $kind on
 	done
-	check "switches that change: ext4-written, direct I/O off" toggling ext4-written off
+	check "changing tunables: ext4-written, direct I/O off" toggling ext4-written off
 fi
 run_checks

@@ -1,15 +1,16 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# What a loop device acknowledged as durable survives a power cut: dm-log-writes below its backing notes
-# in which order data became durable, and marks say what was acknowledged by then. For each of some
-# moments the log is replayed to a disk as it was found after a cut, with all that a disk must have by
-# then or with a part of what was in its cache lost. On that the file system with the image is mounted,
-# the image attached, and what is on it checked. See programs/replay_log.c and programs/acknowledged.c.
+# Data that a loop device acknowledged as durable survives a power cut. dm-log-writes below its
+# backing logs the order in which data became durable, with marks for the acknowledged steps. For
+# some moments the log is replayed to a disk as found after a cut, with all that a disk must hold by
+# then, and with or without the loss of a part of its cache. The file system on that disk is
+# mounted, its image attached, and the content checked. See programs/replay_log.c and
+# programs/acknowledged.c.
 . "$(dirname "$0")/lib.sh"
 
 disk=$ram_ext4 log=$ram_xfs replayed=$ram_block changes=$ram_spare
 sectors=$((96 << 11)) image_mib=64
-cuts=$((10 * rounds)) steps=$((rounds < 40 ? 40 + 10 * rounds : 440))
+cuts=$((6 * rounds)) steps=$((rounds < 40 ? 40 + 10 * rounds : 440))
 
 modprobe -a dm-log-writes dm-snapshot || skip_all "there is no dm-log-writes or no dm-snapshot"
 mkdir -p "$scratch"
@@ -18,12 +19,13 @@ replay_log=$(program replay_log) acknowledged=$(program acknowledged)
 make_fs() {
 	case $1 in
 	ext4) mkfs.ext4 -q -b 4096 -E lazy_itable_init=0,nodiscard "$2" ;;
-	# For tests: below 300 MiB, with a small log that is soon made and soon read.
+	# --unsupported allows less than 300 MiB, with a small log that is fast to make and to read.
 	xfs) mkfs.xfs -q -K --unsupported "$2" ;;
 	esac
 }
 
-# attach_on DISK OUTER DIRECT: the image in the file system on a disk, or the disk; sets `device`.
+# attach_on DISK OUTER DIRECT: attaches the image in the file system on DISK, or DISK; sets
+# `device`.
 attach_on() {
 	local file=$1
 	if [[ $2 != block ]]; then
@@ -34,7 +36,8 @@ attach_on() {
 	device=$(attach --direct-io="$3" "$file")
 }
 
-# use_of USE: what is written and checked, `device` or, in a file system on it, files; sets `kind`, `place`.
+# use_of USE: prepares the device, or a file system on it, for writes and checks; sets `kind`,
+# `place`.
 use_of() {
 	kind=device place=$device
 	if [[ $1 != raw ]]; then
@@ -43,13 +46,13 @@ use_of() {
 	fi
 }
 
-# leave OUTER: after `attach_on`.
+# leave OUTER: undoes `attach_on`.
 leave() {
 	detach "$device"
 	[[ $1 == block ]] || umount "$mnt/outer"
 }
 
-# record OUTER DIRECT USE: with the log from the empty disk on. Mark 0 is where everything is prepared.
+# record OUTER DIRECT USE: logs from the empty disk on. Mark 0 is the end of the preparation.
 record() {
 	dmsetup create lower --table "0 $sectors log-writes $disk $log"
 	[[ $1 == block ]] || make_fs "$1" /dev/mapper/lower
@@ -74,10 +77,10 @@ check_fs() {
 	esac
 }
 
-# check_cut OUTER DIRECT USE SAFE CUT MARK LOSE: `replayed` has all entries before SAFE.
+# check_cut OUTER DIRECT USE SAFE CUT MARK LOSE: `replayed` has all log entries before SAFE.
 check_cut() {
 	local bytes
-	echo "cut in front of entry $5, after step $6; seed of what is lost: $7"
+	echo "cut before entry $5, after step $6; seed of the loss: $7"
 	dmsetup create cut --table "0 $sectors snapshot $replayed $changes N 8"
 	"$replay_log" "$log" replay /dev/mapper/cut "$4" "$5" "$7"
 	attach_on /dev/mapper/cut "$1" "$2"
@@ -108,7 +111,7 @@ cut_power() {
 	done <"$scratch/cuts"
 }
 
-# It would look at each device that is made, which takes longer than to check it.
+# udev would open each new device, which takes longer than the checks.
 stop_udev
 for outer in ext4 xfs block; do
 	for direct in on off; do

@@ -1,15 +1,16 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# Freezing the queue of the disk below never deadlocks with reads of a loop device on it. A task that
-# flushes its plug may hold a request of that disk which is on no list yet; a driver that then waits
-# for the disk's frozen queue waits for that request, which waits for the driver.
+# Freezing the queue of the disk below does not deadlock with reads of a loop device on it. A task
+# that flushes its plug may hold a request of that disk that is on no list yet. A driver that waits
+# for the disk's frozen queue at that moment waits for that request, which waits for the driver.
 # needs: a scratch disk at /dev/vda
 . "$(dirname "$0")/lib.sh"
 
 disk=/dev/vda seconds=10 mib=96
 [[ -b $disk ]] || skip_all "needs a scratch disk at $disk: scripts/vm --disk FILE"
 
-# Each change of a limit freezes the queue. In between, waiting tasks get their turn.
+# Changes a limit again and again, which freezes the queue each time. In between, waiting tasks can
+# run.
 freeze_again_and_again() {
 	local limit=/sys/block/vda/queue/max_sectors_kb kib before
 	before=$(<"$limit")
@@ -19,7 +20,7 @@ freeze_again_and_again() {
 	done
 }
 
-# progress: the batches so far change within 30 seconds, or the task is gone.
+# progress TASK: the number of batches changes within 30 seconds, or the task has ended.
 progress() {
 	local before
 	before=$(wc -l <"$scratch/batches")
@@ -27,7 +28,7 @@ progress() {
 }
 moved_on() { ! kill -0 "$1" 2>/dev/null || (($(wc -l <"$scratch/batches") > $2)); }
 
-# batches KIND: reads that alternate between the device and a file on the same disk.
+# batches KIND: reads alternately from the device and from a file on the same disk.
 batches() {
 	local device target task
 	mkdir "$mnt/lower"

@@ -1,31 +1,32 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""Everything that can be changed about a device is changed by several threads at once, while others
-read and write it and know what must be there; devices are attached, detached and their file systems
-taken apart as fast as it goes; the module goes while others open its devices. Nothing that was
-acknowledged is lost, nothing old is read, nothing hangs. See programs/race.c."""
+"""Several threads change everything about a device at once, while others read and write it and
+verify the data; devices are attached, detached and their file systems unmounted as fast as
+possible; the module is unloaded while others open its devices. No acknowledged write is lost, no
+stale data is read, nothing hangs. See programs/race.c."""
 import threading
 from lib import *
 
-SECONDS = 8 * ROUNDS
+# Slow kernels do less in the same time.
+SECONDS = (8 if SLOW else 4) * ROUNDS
 IMAGE = 16
 LIBC.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
-RAM = [f"/dev/ram{number}" for number in range(4)]
+DISKS = [f"/dev/ram{number}" for number in range(4)]
 
 
 def race(mode, device, *backings):
-    """Runs the program, and notes what it did."""
+    """Runs the program, and counts its operations."""
     output = run(PROGRAM, str(SEED), str(SECONDS), mode, device, *backings, timeout=10 * SECONDS + 120)
     for line in output.splitlines():
         what, number = line.split()
         count(what, int(number))
 
 
-def place(kind, disk=RAM[0], size=IMAGE):
-    """An image in a file system of a kind, or a disk; without anything in it."""
+def place(kind, disk=DISKS[0], size=IMAGE):
+    """Makes an empty image in a file system of a kind, or clears a disk; returns its path."""
     if kind == "block":
-        run("blkdiscard", RAM[1])
-        return RAM[1]
+        run("blkdiscard", DISKS[1])
+        return DISKS[1]
     run(f"mkfs.{kind}", "-q", "-f" if kind == "xfs" else "-F", disk)
     mounted(disk, kind)
     path = image(size, f"{kind}/image")
@@ -38,7 +39,7 @@ def io_against_everything(kind, flags):
     with attach(path, flags=flags) as fd:
         device = fd.path
     race("io", device, path)
-    assert not is_bound(device), "it is still bound"
+    assert not is_bound(device), "the device is still bound"
 
 
 for where in "ext4", "xfs", "block":
@@ -59,9 +60,9 @@ def attach_and_detach():
 
 
 def change_and_read(flags):
-    # A disk that takes a while for a read, so that there are some under way.
-    with open(f"/sys/block/{os.path.basename(RAM[0])}/size", encoding="ascii") as size:
-        run("dmsetup", "create", "--noudevsync", "slow", "--table", f"0 {size.read().strip()} delay {RAM[0]} 0 2")
+    # A disk with slow reads, so that some are in flight.
+    with open(f"/sys/block/{os.path.basename(DISKS[0])}/size", encoding="ascii") as size:
+        run("dmsetup", "create", "--noudevsync", "slow", "--table", f"0 {size.read().strip()} delay {DISKS[0]} 0 2")
     run("dmsetup", "mknodes")
     paths = [place("ext4", "/dev/mapper/slow", 2 * IMAGE), image(2 * IMAGE, "ext4/other")]
     with attach(paths[0], os.O_RDONLY, os.O_RDONLY, flags=flags | READ_ONLY) as fd:
@@ -74,7 +75,7 @@ def change_and_read(flags):
 
 for direct in DIRECT_IO, 0:
     check(
-        f"another file and another offset against readers and everything else, {'direct' if direct else 'buffered'}, seed {SEED}"
+        f"changes of file and offset against readers and everything else, {'direct' if direct else 'buffered'}, seed {SEED}"
     )(lambda direct=direct: change_and_read(direct))
 
 
@@ -87,17 +88,17 @@ def unmount(target):
     assert LIBC.umount(target.encode()) == 0, f"umount {target}: {os.strerror(ctypes.get_errno())}"
 
 
-@check("class 13: umount of a file system on an image, and at once of the one with the image")
+@check("class 13: umount of a file system on an image, and at once of the image's file system")
 def unmount_both():
     outer, inner = f"{SCRATCH}/outer", f"{SCRATCH}/inner"
     os.makedirs(outer)
     os.makedirs(inner)
-    run("mkfs.ext4", "-q", "-F", RAM[0])
-    mount(RAM[0], outer, "ext4")
+    run("mkfs.ext4", "-q", "-F", DISKS[0])
+    mount(DISKS[0], outer, "ext4")
     run("mkfs.ext4", "-q", "-F", image(8, "outer/image"))
     unmount(outer)
     for _ in range(50 * ROUNDS if SLOW else 1000):
-        mount(RAM[0], outer, "ext4")
+        mount(DISKS[0], outer, "ext4")
         with attach(f"{outer}/image", flags=AUTOCLEAR | DIRECT_IO) as fd:
             mount(fd.path, inner, "ext4")
         with open(f"{inner}/file", "wb") as file:
@@ -147,16 +148,16 @@ def unload_and_load():
         over.set()
         for thread in threads:
             thread.join()
-    assert unloaded, "it could not be unloaded once"
+    assert unloaded, "the module could never be unloaded"
     count("cycles", unloaded)
 
 
 def main():
-    """Without udev, which would take most of the time."""
+    """Runs the cases without udev, which would take most of the time."""
     global PROGRAM
     os.makedirs(SCRATCH, exist_ok=True)
     run("modprobe", "brd", "rd_nr=4", f"rd_size={320 << 10}")
-    # What a case leaves in the scratch directory goes with it.
+    # The scratch directory is removed with each case.
     PROGRAM = program("race", "-pthread")
     os.rename(PROGRAM, "/tmp/race")
     PROGRAM = "/tmp/race"

@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# A read-only device never changes its image, whoever made it read-only: losetup -r, a file that
-# cannot be written, or blockdev --setro.
+# A read-only device never changes its image, whether it became read-only by losetup -r, by a
+# read-only file, or by blockdev --setro.
 . "$(dirname "$0")/lib.sh"
 
 # unwritable DEVICE IMAGE
@@ -25,7 +25,7 @@ asked_for() {
 	unwritable "$device" "$image"
 }
 
-# losetup falls back to reading when the file cannot be written.
+# losetup opens the file read-only if it cannot be opened for writing.
 file_on_read_only_mount() {
 	local image device
 	image=$(backing ext4 4)

@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""A loop device never stands on itself, even while LOOP_CTL_REMOVE is looking at it: removing a
-device that is open fails with EBUSY, but takes it out of sight for a moment. A device that stands on
-itself waits for itself at the first read, and cannot be detached any more."""
+"""A loop device is never stacked on itself, even during a LOOP_CTL_REMOVE: the removal of an open
+device fails with EBUSY, but hides the device for a moment. A device stacked on itself would wait
+for itself at the first read, and could not be detached any more."""
 import ctypes
 import os
 import struct
@@ -10,7 +10,7 @@ import threading
 from lib import *
 
 
-@check("a device is not attached to itself while somebody tries to remove it")
+@check("a device is not attached to itself during attempts to remove it")
 def not_to_itself():
     device = free_device()
     number = int(device.removeprefix("/dev/loop"))
@@ -34,7 +34,8 @@ def not_to_itself():
 
 
 def add_partition(fd, number, start, length):
-    """BLKPG_ADD_PARTITION, in bytes: also one that no partition table could have."""
+    """Calls BLKPG_ADD_PARTITION, in bytes, also for a partition that no partition table could
+    have."""
     partition = struct.pack("@qqi128x", start, length, number)
     memory = ctypes.create_string_buffer(partition)
     command = struct.pack("@iiiP", 1, 0, len(partition), ctypes.addressof(memory))
@@ -42,21 +43,21 @@ def add_partition(fd, number, start, length):
     equal("BLKPG", fd.ioctl(0x1269, ctypes.addressof(argument)), 0)
 
 
-PARTITIONS = "partitions have another major, by which it knows its own kind"
+PARTITIONS = "partitions have another major, so the C driver does not take them for loop devices"
 
 
 def change_to(choose):
-    """What LOOP_CHANGE_FD answers for a partitioned device: `choose` gets it and its partition,
-    and gives the descriptor to ask and the one to change to."""
+    """Returns the result of LOOP_CHANGE_FD for a partitioned device. `choose` gets the device and
+    its partition, and returns the descriptor to send it to and the one to change to."""
     path = image()
     with attach(path, device_mode=os.O_RDONLY) as fd:
-        # All of it, so that the sizes are the same.
+        # The whole device, so that the sizes are equal.
         add_partition(fd, 1, 0, 1 << 20)
         wait_for(lambda: os.path.exists(f"{fd.path}p1"))
         with Fd(f"{fd.path}p1", os.O_RDONLY) as partition:
             asked, backing = choose(fd, partition)
             settle()
-            # Whoever read the device while it stands on itself would wait for ever.
+            # A reader of a device stacked on itself would wait for ever.
             run("udevadm", "control", "--stop-exec-queue")
             try:
                 outcome = asked.ioctl(CHANGE_FD, backing.fd)
@@ -69,17 +70,17 @@ def change_to(choose):
     return outcome
 
 
-@check("a device is not put on a partition of itself", better=PARTITIONS)
+@check("a device is not stacked on its own partition", better=PARTITIONS)
 def not_to_its_partition():
     equal("CHANGE_FD", change_to(lambda fd, partition: (fd, partition)), "-EBADF")
 
 
-@check("nor on itself by the node of its partition", better="it compares numbers of nodes")
+@check("a device is not stacked on itself by its partition's node", better="the C driver compares numbers of nodes")
 def not_by_its_partition():
     equal("CHANGE_FD", change_to(lambda fd, partition: (partition, fd)), "-EBADF")
 
 
-@check("nor on another that stands on its partition", better=PARTITIONS)
+@check("a device is not stacked on another one on its own partition", better=PARTITIONS)
 def not_by_another():
     others = []
 
@@ -93,7 +94,7 @@ def not_by_another():
         others[0].close()
 
 
-@check("but on a partition of another it can stand")
+@check("a device can be stacked on a partition of another one")
 def on_another():
     path = numbered_image()
     with attach(path) as low:
@@ -104,10 +105,10 @@ def on_another():
             equal("sector", number_at(fd, 5), 128 + 5)
 
 
-@check("both may be read through their caches")
+@check("both devices of a stack can be read through their page caches")
 def through_both_caches():
-    # Not read ahead, but because a write has left the rest of the page: lockdep has seen the lock of the
-    # one cache taken under that of the other.
+    # The read is no read-ahead, but completes a page after a partial write: lockdep sees the
+    # invalidate_lock of one page cache taken under that of the other.
     with attach(numbered_image()) as low, attach(low.path) as high:
         run("blockdev", "--setbsz", "512", high.path)
         os.pwrite(high.fd, bytes(512), 0)

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""Faults that loop drivers have had, where no other test covers them; the numbers are those of
-docs/robustness.md, which says what covers the others."""
+"""Bugs that loop drivers have had, as far as no other test covers them. The numbers are those of
+docs/robustness.md, which names the tests of the others."""
 import contextlib
 import functools
 import mmap
@@ -15,24 +15,19 @@ RWF_NOWAIT, BLKFLSBUF = 8, 0x1261
 PAGE = 4096
 
 
-def write_to(path, text):
-    with open(path, "w", encoding="ascii") as file:
-        file.write(str(text))
-
-
 def references():
-    """How often the module is in use."""
+    """Returns the reference count of the module."""
     with open(f"/sys/module/{DRIVER}/refcnt", encoding="ascii") as file:
         return int(file.read())
 
 
 def equal_references(wanted):
-    """They are as many, once udev, which counts as well, has looked at the device."""
+    """Waits until the count has the value, because udev may hold a reference for a moment."""
     wait_for(lambda: references() == wanted)
 
 
 def file_system(kind="ext4", mib=48):
-    """A mounted file system, itself on a loop device, and the device."""
+    """Returns a mounted file system, which is itself on a loop device, and that device."""
     run(f"mkfs.{kind}", "-q", image(mib, "lower"))
     fd = attach(f"{SCRATCH}/lower")
     return mounted(fd.path, "place"), fd
@@ -48,7 +43,7 @@ def direct(path):
     return Fd(path, os.O_RDWR | os.O_DIRECT)
 
 
-@check("class 6: attributes that are open when their device is unbound or removed tell so")
+@check("class 6: open attributes fail with ENODEV after their device was unbound or removed")
 def open_attributes():
     for _ in range(3 * ROUNDS):
         equal("ADD", control(CTL_ADD, 111), 111)
@@ -69,21 +64,21 @@ def open_attributes():
             attribute.close()
 
 
-@check("class 7: dropping all caches leaves a bound device alone")
+@check("class 7: dropping all caches does not affect a bound device")
 def caches_dropped():
     path = numbered_image()
     for _ in range(5 * ROUNDS):
         with attach(path) as fd:
             device = fd.path
         settle()
-        write_to("/proc/sys/vm/drop_caches", 3)
+        write_text("/proc/sys/vm/drop_caches", 3)
         with Fd(device) as fd:
             equal("sector", number_at(fd, 77), 77)
-        write_to("/proc/sys/vm/drop_caches", 2)
+        write_text("/proc/sys/vm/drop_caches", 2)
         detach(device)
 
 
-@check("class 8: what fails leaves no reference to the module, to the file or to the device")
+@check("class 8: failed calls leave no reference to the module, the file or the device")
 def nothing_left():
     lower = mounted("tmpfs", "place", "-t", "tmpfs")
     path = image(1, "place/image")
@@ -114,13 +109,13 @@ def nothing_left():
     run("umount", lower)
 
 
-@check("class 17: a frozen file system below makes writes wait, and lets them go on")
+@check("class 17: writes wait for a frozen file system below, and go on after the thaw")
 def frozen_below():
     place, lower = file_system()
     path = image(4, "place/image")
     for flags in 0, DIRECT_IO:
         with attach(path, flags=flags) as fd, direct(fd.path) as user:
-            # Also in place, where no worker may be needed.
+            # The second write is in place, which may need no worker.
             for value in 1, 2:
                 run("fsfreeze", "-f", place)
                 writer = threading.Thread(
@@ -133,12 +128,12 @@ def frozen_below():
                 finally:
                     run("fsfreeze", "-u", place)
                 writer.join(20)
-                assert not writer.is_alive(), "the write does not go on"
+                assert not writer.is_alive(), "the write does not continue"
                 with open(path, "rb") as file:
                     file.seek(8192)
                     equal("the file", file.read(8192), bytes([value]) * 8192)
         detach(fd.path)
-    # Every write was counted off again, or this would wait.
+    # This would wait if the freeze protection of a write were still held.
     run("fsfreeze", "-f", place)
     run("fsfreeze", "-u", place)
     run("umount", place)
@@ -167,7 +162,8 @@ def frozen_holes(kind, mib):
                 change = subprocess.Popen(command)  # pylint: disable=consider-using-with
                 time.sleep(1)
                 equal(f"{command}: status while frozen", change.poll(), None)
-                # The worker that waits for the thaw holds no lock of the file, and serves nothing else.
+                # The worker that waits for the thaw holds no lock of the file, and serves no other
+                # request.
                 memory = page_of(255)
                 equal("read while frozen", os.preadv(user.fd, [memory], 3 << 16), PAGE)
                 equal("sector", int.from_bytes(memory[:8], "little"), 3 << 7)
@@ -180,7 +176,7 @@ def frozen_holes(kind, mib):
     lower.close()
 
 
-# On the C driver ext4 reports a bug of the kernel, and XFS may hang.
+# With the C driver ext4 reports a bug of the kernel, and XFS may hang.
 if DRIVER == "rnull_loop":
     for arguments in ("ext4", 48), ("xfs", 320):
         check(f"class 17: discards and zeroing wait for the thaw of {arguments[0]}")(
@@ -188,7 +184,7 @@ if DRIVER == "rnull_loop":
         )
 
 
-@check("class 17: a write by a device node in a frozen file system waits, as it changes the node's times")
+@check("class 17: a write by a device node in a frozen file system waits, because it changes the node's times")
 def frozen_node():
     place, lower = file_system()
     with attach(image()) as base:
@@ -209,7 +205,7 @@ def frozen_node():
     lower.close()
 
 
-@check("class 24: who wants a device for itself waits for a short claim instead of failing")
+@check("class 24: an exclusive open waits for a short claim instead of failing")
 def short_claims():
     with attach(image()) as fd:
         settle()
@@ -234,8 +230,8 @@ def short_claims():
 
 
 @check(
-    "class 29: fsync of a device that had a file, and has none, succeeds",
-    better="it fails the flush that the write cache of before calls for",
+    "class 29: fsync of a device that was detached succeeds",
+    better="the C driver fails the flush, which the former write cache calls for",
 )
 def unbound_fsync():
     with attach(image()) as fd:
@@ -246,8 +242,9 @@ def unbound_fsync():
         os.fsync(fd.fd)
 
 
-def without_waiting(fd, mib):
-    """Writes and reads scattered pages with RWF_NOWAIT, with nothing cached that would be in the way."""
+def with_nowait(fd, mib):
+    """Writes and reads scattered pages with RWF_NOWAIT, without pages in the page cache of the
+    device."""
     settle()
     equal("BLKFLSBUF", fd.ioctl(BLKFLSBUF), 0)
     order = random.Random(SEED).sample(range(mib << 8), 128)
@@ -260,34 +257,34 @@ def without_waiting(fd, mib):
     count("operations", 2 * len(order))
 
 
-@check(f"class 36: RWF_NOWAIT at holes and at what is not cached is no EAGAIN, seed {SEED}")
+@check(f"class 36: RWF_NOWAIT does not fail with EAGAIN at holes and uncached data, seed {SEED}")
 def nowait():
     place, lower = file_system()
     for flags in 0, DIRECT_IO:
         path = image(16, "place/image")
         with attach(path, flags=flags) as fd, direct(fd.path) as user:
-            without_waiting(user, 16)
+            with_nowait(user, 16)
             os.fsync(user.fd)
-            write_to("/proc/sys/vm/drop_caches", 3)
+            write_text("/proc/sys/vm/drop_caches", 3)
             memory = page_of(255)
             equal("uncached", os.preadv(user.fd, [memory], 0, RWF_NOWAIT), PAGE)
-            # On a block device requests go on as bios.
+            # Requests for a block device are remapped to bios.
             with attach(fd.path, flags=flags) as high, direct(high.path) as top:
-                without_waiting(top, 16)
+                with_nowait(top, 16)
             detach(high.path)
         detach(fd.path)
     run("umount", place)
     lower.close()
 
 
-@check("class 36: RWF_NOWAIT waits for a disk that stands still")
+@check("class 36: RWF_NOWAIT waits for a suspended disk")
 def nowait_standing():
     with attach(image(16)) as base:
         run("dmsetup", "create", "below", "--table", f"0 {16 << 11} linear {base.path} 0")
         settle()
         with attach("/dev/mapper/below", flags=DIRECT_IO) as fd, direct(fd.path) as user:
             settle()
-            # Nothing cached that would be in the way.
+            # Without pages in the page cache of the device.
             equal("BLKFLSBUF", fd.ioctl(BLKFLSBUF), 0)
             for vector, data in ((os.pwritev, page_of(7)), (os.preadv, page_of(255))):
                 run("dmsetup", "suspend", "--nolockfs", "below")
@@ -305,7 +302,7 @@ def nowait_standing():
     detach(base.path)
 
 
-@check("class 36: read-ahead that the lower device may drop is neither an error nor a line in the log")
+@check("class 36: read-ahead that the lower device may drop causes no error and no line in the log")
 def readahead_standing():
     with attach(numbered_image()) as base:
         run("dmsetup", "create", "below", "--table", f"0 {1 << 11} linear {base.path} 0")
@@ -317,7 +314,7 @@ def readahead_standing():
             run("dmsetup", "suspend", "--nolockfs", "below")
             try:
                 os.posix_fadvise(fd.fd, 0, 1 << 18, os.POSIX_FADV_WILLNEED)
-                # Read-ahead has got to the lower device, and waits there.
+                # Read-ahead has reached the lower device, and waits there.
                 time.sleep(0.5)
             finally:
                 run("dmsetup", "resume", "below")

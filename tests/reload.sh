@@ -1,8 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# The module is loaded and unloaded fifty times (ten where everything is slow), with udev at work on its
-# devices and I/O in between, and refuses to go while a device is bound or open. It waits for references to
-# its disks, which outlive the last close, and openers wait for it while it is loaded.
+# The module is loaded and unloaded fifty times (ten on slow kernels), with udev at work on its
+# devices and I/O in between. It cannot be unloaded while a device is bound or open. Unloading waits
+# for references to its disks, which may outlive the last close, and openers wait while the module
+# is being loaded.
 . "$(dirname "$0")/lib.sh"
 
 times=50
@@ -14,11 +15,11 @@ reload() {
 	noise "$image" 1
 	for ((round = 0; round < times; round++)); do
 		wait_for 10 unload_driver 2>/dev/null || fail "cannot unload in round $round: $(unload_driver 2>&1)"
-		[[ ! -e /sys/block/loop0 && ! -e /dev/loop-control ]] || fail "something stays after unloading"
-		! grep -q ' loop$' /proc/devices || fail "major 7 stays after unloading"
+		[[ ! -e /sys/block/loop0 && ! -e /dev/loop-control ]] || fail "a device exists after unloading"
+		! grep -q ' loop$' /proc/devices || fail "major 7 is registered after unloading"
 		load_driver
 		[[ -c /dev/loop-control ]]
-		# Each second time it goes again while udev looks at new devices.
+		# Every second time it is unloaded while udev opens its new devices.
 		((round % 2)) || continue
 		device=$(attach --direct-io="$(((round % 4) - 1 ? 1 : 0))" "$image" 2>/dev/null || attach "$image")
 		cmp "$image" "$device"
@@ -27,7 +28,7 @@ reload() {
 	done
 }
 
-# What udev has not seen yet must not come in the way.
+# The module is unloaded before udev has seen all its devices.
 at_once() {
 	local round
 	for round in {1..5}; do
@@ -72,10 +73,10 @@ busy_when_controlled() {
 	load_driver
 }
 
-# keep_disk DEVICE: leaves a task, `keeper`, that has a reference to the disk until something writes to
-# $scratch/fifo, and the device detached. On its way to the FIFO, in the same system call, the task reads
-# from a file system on the device, more than io.cost lets its group: it is to be throttled when that call
-# returns (current->throttle_disk).
+# keep_disk DEVICE: leaves the device detached, and a task, `keeper`, with a reference to the disk
+# until something writes to $scratch/fifo. While it looks up the FIFO, in the same system call, the
+# task reads from a file system on the device, more than io.cost allows its cgroup: it will be
+# throttled when that call returns (current->throttle_disk).
 keep_disk() {
 	local image number groups=/sys/fs/cgroup
 	number=$(<"/sys/block/${1#/dev/}/dev")
@@ -91,7 +92,7 @@ keep_disk() {
 	echo "$number enable=1 ctrl=user" >"$groups/io.cost.qos"
 	echo "$number ctrl=user model=linear rbps=4096 rseqiops=1 rrandiops=1 wbps=4096 wseqiops=1 wrandiops=1" \
 		>"$groups/io.cost.model"
-	# Nothing of it is cached from here on.
+	# Mounted again, so that nothing is cached.
 	mount "$1" "$mnt"
 	mkfifo "$scratch/fifo"
 	# shellcheck disable=SC2016  # expanded by the inner shell
@@ -105,7 +106,7 @@ keep_disk() {
 
 waits_in() { [[ $(<"/proc/$keeper/wchan") == "$1" ]]; }
 
-let_go() {
+release_keeper() {
 	echo >"$scratch/fifo"
 	wait "$keeper"
 	rm "$scratch/fifo"
@@ -121,8 +122,8 @@ unload_waits() {
 	unloading=$!
 	wait_for 20 told_of_waiting || fail "nothing in the log"
 	kill -0 "$unloading" || fail "unloaded before its disk was released"
-	[[ ! -e /sys/block/loop1 ]] || fail "other devices wait for that one"
-	let_go
+	[[ ! -e /sys/block/loop1 ]] || fail "other devices wait for that disk"
+	release_keeper
 	wait "$unloading"
 	load_driver
 }
@@ -140,12 +141,12 @@ remove_does_not_wait() {
 	unloading=$!
 	sleep 2
 	kill -0 "$unloading" || fail "unloaded before its disk was released"
-	let_go
+	release_keeper
 	wait "$unloading"
 	load_driver
 }
 
-# Two tasks open the control node as soon as it is there.
+# Two tasks open the control node as soon as it exists.
 open_early() {
 	local round opener openers
 	for round in {1..10}; do
@@ -169,12 +170,12 @@ fcntl.ioctl(fd, 0x4C82)' &
 	done
 }
 
-check "$times times with I/O" reload
-check "at once after loading" at_once
-check "busy while a device is bound or open" busy_when_bound
-check "busy while an image is mounted" busy_when_mounted
-check "busy while the control node is open" busy_when_controlled
-check "unloading waits for a reference to a disk, and says so" unload_waits
+check "the module is reloaded $times times with I/O" reload
+check "the module is unloaded at once after loading" at_once
+check "unloading fails while a device is bound or open" busy_when_bound
+check "unloading fails while an image is mounted" busy_when_mounted
+check "unloading fails while the control node is open" busy_when_controlled
+check "unloading waits for a reference to a disk, and logs it" unload_waits
 check "LOOP_CTL_REMOVE does not wait for a reference to the disk, unloading does" remove_does_not_wait
-check "an opener of the control node is not refused while the module is loaded" open_early
+check "an opener of the control node waits while the module is being loaded" open_early
 run_checks

@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""Who may do what, beyond the single ioctls of order.py and compat.py: which right counts, and whose
-(all of them in a user namespace of one's own are none), what the nodes and sysfs let others do, and
-that a file that was opened for reading is never written through a device, whatever is tried."""
+"""Permissions, beyond the single ioctls of order.py and compat.py: the capability that counts, and
+its user namespace (capabilities in one's own namespace do not count), the modes of nodes and of
+sysfs, and that a file opened for reading is never written through a device."""
 import glob
 import mmap
 import stat
@@ -12,27 +12,27 @@ BLKROSET, BLKFLSBUF, BLKRRPART, BLKRASET = 0x125D, 0x1261, 0x125F, 0x1262
 BLKDISCARD, BLKZEROOUT, BLKPG = 0x1277, 0x127F, 0x1269
 CAP_SYS_ADMIN = 21
 PR_SET_KEEPCAPS = 8
-NOWHERE = 8
+BAD_POINTER = 8
 MS_SYNC = 4
 MMAP = LIBC.mmap
 MMAP.restype = ctypes.c_void_p
 MMAP.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
 
-# What needs the device open for writing or CAP_SYS_ADMIN, as all others are in order.py.
+# Ioctls that need a descriptor open for writing or CAP_SYS_ADMIN; order.py tests each of them.
 CHANGES = (
-    (SET_STATUS, NOWHERE),
-    (SET_STATUS64, NOWHERE),
+    (SET_STATUS, BAD_POINTER),
+    (SET_STATUS64, BAD_POINTER),
     (SET_CAPACITY, 0),
     (SET_DIRECT_IO, 1),
     (SET_BLOCK_SIZE, 4096),
 )
-# For who may: the structures are nowhere.
+# The results with permission: the pointers are bad.
 ALLOWED = ["-EFAULT", "-EFAULT", 0, 0, 0]
 REFUSED = ["-EPERM"] * len(CHANGES)
 
 
 def with_capabilities(mask, function):
-    """As as_nobody(), but with the capabilities of a mask."""
+    """Works like as_nobody(), but with the capabilities of a mask."""
 
     def inside():
         header = (ctypes.c_uint32 * 2)(0x20080522, 0)
@@ -52,7 +52,7 @@ WEAK = {"nobody": as_nobody, "root of a namespace of its own": in_own_namespace}
 
 
 def attempt(function, *arguments):
-    """0, or minus the name of the error."""
+    """Returns 0, or minus the name of the error."""
     try:
         function(*arguments)
         return 0
@@ -73,7 +73,7 @@ def changes(fd):
     return [fd.ioctl(*row) for row in CHANGES]
 
 
-@check("all rights in a user namespace of one's own are none")
+@check("capabilities in a user namespace of one's own do not count")
 def namespace():
     with attach(image()) as fd, Fd(fd.path, os.O_RDONLY) as reader:
         settle()
@@ -83,7 +83,7 @@ def namespace():
         equal("writing", in_own_namespace(lambda: changes(fd)), ALLOWED)
 
 
-@check("CAP_SYS_ADMIN is enough, and nothing else is")
+@check("CAP_SYS_ADMIN suffices, and no other capability does")
 def capability():
     with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
         everything = (2 << int(file.read())) - 1
@@ -95,11 +95,11 @@ def capability():
         equal("it alone", with_capabilities(admin, lambda: changes(reader)), ALLOWED)
 
 
-@check("nodes are for root and its disk group alone, whoever asks to open them")
+@check("only root and the disk group may open nodes")
 def nodes():
     path = image(2)
     run("sfdisk", "-q", path, input="label: dos\nstart=64,size=64\n")
-    # A new device, of which nothing has changed the mode, and one that is bound.
+    # A new device, whose mode has not been changed, and a bound one.
     equal("ADD", control(CTL_ADD, 110), 110)
     settle()
     with attach(path, flags=PARTSCAN) as fd:
@@ -116,14 +116,14 @@ def nodes():
     equal("REMOVE", control(CTL_REMOVE, 110), 0)
 
 
-@check("the kernel asks for no other mode of a node than its own, 0600")
+@check("the kernel requests only its own mode of a node, 0600")
 def kernel_modes():
     for place in glob.glob("/sys/block/loop*") + ["/sys/class/misc/loop-control"]:
         with open(f"{place}/uevent", encoding="ascii") as file:
             assert "DEVMODE" not in file.read(), place
 
 
-@check("nobody can make a node, and with a path descriptor of one there is nothing to be done")
+@check("without privilege, no node can be made, and a path descriptor of one is useless")
 def no_way_around():
     os.chmod(SCRATCH, 0o777)
     device = free_device()
@@ -142,7 +142,7 @@ def files_below(*patterns):
     return [path for pattern in patterns for path in glob.glob(pattern) if os.path.isfile(path)]
 
 
-@check("sysfs: others write nothing, what is bound is read-only even for root")
+@check("sysfs: only root may write, and attributes of the binding are read-only even for root")
 def attributes():
     module = f"/sys/module/{DRIVER}"
     with attach(image()) as fd:
@@ -161,7 +161,7 @@ def attributes():
             equal(who, set(outcomes), {"-EACCES"})
 
 
-@check("with the device open for writing, what the block layer reserves to root is still its")
+@check("a descriptor open for writing does not grant what the block layer reserves for root")
 def block_layer():
     argument = ctypes.c_uint64 * 2
     whole = argument(0, 4096)
@@ -177,7 +177,7 @@ def block_layer():
             equal(who, as_who(lambda: [fd.ioctl(*row) for row in rows]), [0, 0])
 
 
-@check("a file open for writing alone can be read through a device: no right of the C driver's is lost")
+@check("a file open only for writing can be read through a device, as with the C driver")
 def write_only():
     with attach(numbered_image(), mode=os.O_WRONLY) as fd:
         equal("sector", number_at(fd, 5), 5)
@@ -195,7 +195,7 @@ def write_directly(fd):
 
 
 def try_to_write(fd):
-    """Every way to change what a device holds; what comes of it."""
+    """Tries every way to change the content of a device; returns the results."""
     whole = (ctypes.c_uint64 * 2)(0, 4096)
     return [
         attempt(os.pwrite, fd.fd, b"x" * 512, 0),
@@ -208,7 +208,8 @@ def try_to_write(fd):
 
 
 def never_written(fd, path):
-    """Root and others try all they can on a device of a file that was opened for reading."""
+    """Tries to write to a device of a file that was opened for reading, as root and without
+    privilege."""
     before = content(path)
 
     def tries(what):
@@ -242,14 +243,14 @@ def never_written(fd, path):
     equal("flags", status(fd).flags & READ_ONLY, READ_ONLY)
 
 
-@check("a file opened for reading is never written, attached by root")
+@check("a file opened for reading is never written: attached by root")
 def read_only_by_root():
     path = numbered_image()
     with attach(path, mode=os.O_RDONLY) as fd:
         never_written(fd, path)
 
 
-@check("nor attached by nobody, with a descriptor it was given")
+@check("a file opened for reading is never written: attached without privilege, with an inherited descriptor")
 def read_only_by_nobody():
     path = numbered_image()
     for who, as_who in WEAK.items():
@@ -261,7 +262,7 @@ def read_only_by_nobody():
         detach(fd.path)
 
 
-@check("nor a writable file, attached by a device opened for reading or with the flag")
+@check("a writable file is never written: attached by a device opened for reading, or with LO_FLAGS_READ_ONLY")
 def read_only_device():
     path = numbered_image()
     for arguments in {"device_mode": os.O_RDONLY}, {"flags": READ_ONLY}:
@@ -271,11 +272,11 @@ def read_only_device():
         detach(fd.path)
 
 
-@check("nor through memory that was mapped for writing before the file was attached")
+@check("a file opened for reading is never written: through memory mapped for writing before the attach")
 def mapped_before():
     path = numbered_image()
     before = content(path)
-    # A device stays read-only until it is attached again.
+    # This device was not read-only before, and a read-only one stays so until the next attach.
     with attach(path) as fd:
         device = fd.path
     detach(device)

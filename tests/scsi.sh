@@ -1,11 +1,11 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# What SCSI disks do below: blocks of 4096 bytes, transfers cut short, bad places, checksums of what is
-# written, and going away. A write whose memory changed on its way is refused by a disk that looks at
-# checksums, and data is lost.
+# SCSI disks below: blocks of 4096 bytes, short transfers, bad sectors, checksums of written data,
+# and hot removal. A disk that verifies checksums refuses a write whose memory changed in flight,
+# and the data is lost.
 . "$(dirname "$0")/lib.sh"
 
-# disk PARAMETER...: sets `disk`, of 64 MiB, which goes with the case.
+# disk PARAMETER...: sets `disk`, of 64 MiB, which is removed at the end of the case.
 disk() {
 	modprobe scsi_debug dev_size_mb=64 delay=0 "$@" || skip 'there is no scsi_debug'
 	trap end_disk EXIT
@@ -27,7 +27,7 @@ find_disk() {
 
 set_disk() { echo "$2" >"/sys/bus/pseudo/drivers/scsi_debug/$1"; }
 
-# over disk|ext4 on|off: sets `file`, on the disk, and `device` on that.
+# over disk|ext4 on|off: sets `file`, on the disk, and `device`, which is attached to it.
 over() {
 	file=$disk
 	if [[ $1 != disk ]]; then
@@ -54,7 +54,7 @@ loaded() {
 	detach "$device"
 }
 
-# cut_short KIND: every third transfer is half of what was asked for.
+# cut_short KIND: the disk transfers only half of every third request.
 cut_short() {
 	disk
 	over "$1" on
@@ -82,8 +82,8 @@ bad_place() {
 	read_at 4660 1
 }
 
-# changing_pages KIND device|file: pages of the device, or of a file system on it, that change all the time
-# and are written all the time, to a disk that takes one request at a time and checks what arrives.
+# changing_pages KIND device|file: mapped pages of the device, or of a file system on it, change
+# while they are written to a disk that takes one request at a time and verifies checksums.
 changing_pages() {
 	local changing
 	disk dif=1 dix=1 max_queue=1 delay=1
@@ -126,7 +126,7 @@ changing_pages() {
 	detach "$device"
 }
 
-# pulled_out KIND: in the middle of deep queues.
+# pulled_out KIND: the disk is removed under deep queues.
 pulled_out() {
 	local job
 	disk
@@ -143,12 +143,12 @@ pulled_out() {
 
 check "blocks of 4096 bytes, seed $seed" loaded disk sector_size=4096
 for kind in disk ext4; do
-	check "transfers cut short, $kind, seed $seed" cut_short $kind
+	check "short transfers, $kind, seed $seed" cut_short $kind
 	check "checksums, $kind, seed $seed" loaded $kind dif=1 dix=1
-	check "checksums of pages that change, a file system on $kind" changing_pages $kind file
-	check "pulled out under load, $kind" pulled_out $kind
+	check "checksums of changing pages, a file system on $kind" changing_pages $kind file
+	check "a disk removed under load, $kind" pulled_out $kind
 done
-check "checksums of pages that change, the device on disk" changing_pages disk device
-check "a bad place, direct I/O on" bad_place 'No data available' on
-check "a bad place, direct I/O off" bad_place 'Input/output error' off
+check "checksums of changing pages, the device on disk" changing_pages disk device
+check "bad sectors, direct I/O on" bad_place 'No data available' on
+check "bad sectors, direct I/O off" bad_place 'Input/output error' off
 run_checks

@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# When an image is truncated under its device, reads beyond its end fail with EIO, others go on, and
-# once the image has its size again so do all; losetup --set-capacity makes the size of the device
-# follow.
+# When an image is truncated under its device, reads beyond its end fail with EIO and others
+# succeed. When the image has its old size again, all succeed. losetup --set-capacity updates the
+# size of the device.
 . "$(dirname "$0")/lib.sh"
 
 read_at() { dd if="$1" of=/dev/null bs=64k count=1 skip="$(($2 / 65536))" iflag=direct status=none; }
@@ -28,8 +28,8 @@ truncated() {
 	cmp "$scratch/before" "$device"
 }
 
-# leftover KIND on|off: a read that begins before the end of the file fails, and what it did not find is
-# zeroes: the memory had something else, that the caller may not know.
+# leftover KIND on|off: a read across the end of the file fails, and fills the rest of its buffer
+# with zeroes: the memory had other content, which the submitter must not see.
 leftover() {
 	local image device
 	image=$(backing "$1" 8)
@@ -50,7 +50,7 @@ leftover() {
 		    image.seek(4 << 20)
 		    wanted = image.read()
 		if memory[:4096] != wanted:
-		    sys.exit("what is there was not read")
+		    sys.exit("data before the end was not read")
 		if any(memory[4096:]):
 		    sys.exit(f"in memory: {memory[4096:4112]}")
 	EOT
@@ -70,7 +70,7 @@ set_capacity() {
 	read_at "$device" $((15 << 20))
 }
 
-# Neither in the middle of the last sector nor with blocks that the image does not fill.
+# A partial sector or block at the end of the image is not part of the device.
 odd_size() {
 	local image device size
 	image=$(backing tmpfs 0)
@@ -88,10 +88,10 @@ check "a truncated image: ext4, direct" truncated ext4 on
 check "a truncated image: ext4, buffered" truncated ext4 off
 check "a truncated image: XFS, direct" truncated xfs on
 check "a truncated image: tmpfs" truncated tmpfs off
-check "what a read did not find is zeroes: ext4, direct" leftover ext4 on
-check "what a read did not find is zeroes: ext4, buffered" leftover ext4 off
-check "what a read did not find is zeroes: tmpfs" leftover tmpfs off
+check "the unread rest of a read is zeroes: ext4, direct" leftover ext4 on
+check "the unread rest of a read is zeroes: ext4, buffered" leftover ext4 off
+check "the unread rest of a read is zeroes: tmpfs" leftover tmpfs off
 check "the size follows the image" set_capacity
-check "images of no whole number of sectors, direct" odd_size on
-check "images of no whole number of sectors, buffered" odd_size off
+check "images with a partial sector, direct" odd_size on
+check "images with a partial sector, buffered" odd_size off
 run_checks

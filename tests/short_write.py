@@ -1,8 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""A write that the file takes only in part, or not at all, because its file system is full, is
-reported to whoever wrote, as ENOSPC: nothing is acknowledged that is not there. The C driver reports
-success for a write that was cut short."""
+"""A write that the file takes only in part or not at all, because its file system is full, fails
+with ENOSPC: no lost data is acknowledged. The C driver reports success for a short write."""
 import errno
 import itertools
 import mmap
@@ -11,7 +10,7 @@ import subprocess
 from lib import *
 
 ROOM = 16 << 20
-BETTER = "it reports success for a write that was cut short"
+BETTER = "the C driver reports success for a short write"
 
 
 def run(*command):
@@ -19,7 +18,7 @@ def run(*command):
 
 
 def crowded(kind, direct):
-    """A device of 64 MiB over a sparse file on a file system of 16 MiB."""
+    """Attaches a device of 64 MiB to a sparse file on a file system of 16 MiB."""
     place = f"{SCRATCH}/place"
     os.mkdir(place)
     if kind == "tmpfs":
@@ -33,7 +32,7 @@ def crowded(kind, direct):
 
 
 def done(fd):
-    """Detaches and unmounts, so that losses in write-back show too."""
+    """Detaches and unmounts, so that losses in writeback show, too."""
     fd.close()
     detach(fd.path)
     run("umount", f"{SCRATCH}/place")
@@ -44,7 +43,7 @@ def block(size, number):
 
 
 def fill(path, size, start=1):
-    """Writes blocks until one fails: the numbers acknowledged, and the error."""
+    """Writes blocks until one fails; returns the acknowledged numbers and the error."""
     memory = mmap.mmap(-1, size)
     with Fd(path, os.O_RDWR | os.O_DIRECT) as fd:
         for number in itertools.count(start):
@@ -74,7 +73,7 @@ def honest(kind, direct, size):
 
 
 for fs, dio, bytes_ in itertools.product(("ext4", "tmpfs"), (True, False), (4096, 60 << 10)):
-    # Several blocks of the file system in one request, not all of which find room.
+    # A request of several blocks of the file system, for some of which there is room.
     cut = bytes_ > 4096 and not (fs == "ext4" and dio)
     check(
         f"{fs}, {'direct' if dio else 'buffered'}, blocks of {bytes_ >> 10} KiB",
@@ -82,8 +81,8 @@ for fs, dio, bytes_ in itertools.product(("ext4", "tmpfs"), (True, False), (4096
     )(lambda fs=fs, dio=dio, bytes_=bytes_: honest(fs, dio, bytes_))
 
 
-# The page cache of a block device calls every error of its write-back EIO.
-@check("fsync tells what the write-back of the device's page cache met")
+# The page cache of a block device reports every error of its writeback as EIO.
+@check("fsync reports an error of the device's writeback")
 def fsync_tells():
     for direct in True, False:
         fd = crowded("tmpfs", direct)
@@ -97,7 +96,7 @@ def fsync_tells():
         os.rmdir(f"{SCRATCH}/place")
 
 
-@check("a discard makes room again")
+@check("a discard frees space")
 def room_again():
     fd = crowded("ext4", True)
     numbers, error = fill(fd.path, 4096)

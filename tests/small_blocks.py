@@ -1,8 +1,9 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""Direct I/O on a file whose disk has larger blocks than the device: requests in whole blocks go past the
-page cache of the file, the others through it, and both see each other's data. Direct I/O that is refused
-later does not end the device."""
+"""Direct I/O to a file whose disk has larger blocks than the device: requests in whole blocks
+bypass the page cache of the file, the others use it, and both see each other's data. A later
+refusal of direct I/O does not end the use of the device."""
+import errno
 import mmap
 import os
 import random
@@ -11,19 +12,19 @@ import threading
 import time
 from lib import *
 
-BETTER = "has no direct I/O then"
+BETTER = "the C driver has no direct I/O then"
 BLOCK = 4096
 SECTOR = 512
 MIB = 8
 
 
 def disk(name="disk", mib=64, block_size=BLOCK):
-    """A disk with large blocks: a device that stays open, buffered."""
+    """Returns a disk with large blocks: a device that stays open, buffered."""
     return attach(image(mib, name), block_size=block_size)
 
 
 def backing(kind, low):
-    """A file of a kind on a disk, or the disk itself, filled with zeroes."""
+    """Returns a file of a kind on a disk, or the disk itself, filled with zeroes."""
     if kind == "block":
         return low.path
     run(*(["mkfs.minix", "-3"] if kind == "minix" else [f"mkfs.{kind}", "-q"]), low.path)
@@ -39,7 +40,7 @@ def dio(device):
 
 
 class Owner(threading.Thread):
-    """Writes and reads sectors that nobody else touches: each write is there when it is read."""
+    """Writes and reads sectors of its own, and verifies each read."""
 
     def __init__(self, path, runs, seed, until):
         super().__init__()
@@ -63,7 +64,7 @@ class Owner(threading.Thread):
                 first, length = self.random.choice(self.runs)
                 view = memoryview(memory)[: length * SECTOR]
                 if first in written and self.random.random() < 0.5:
-                    # All of it, or but its end, which goes through the page cache.
+                    # All of the run, or only the first half, which uses the page cache.
                     view = view[: SECTOR * self.random.choice((length, (length + 1) // 2))]
                     equal("read", os.preadv(fd.fd, [view], first * SECTOR), len(view))
                     wanted = written[first]
@@ -82,12 +83,12 @@ class Owner(threading.Thread):
 
 
 def mixed_load(path, below, seconds=8):
-    """Owners of single sectors beside owners of whole blocks, and a reader of the file."""
+    """Runs owners of single sectors beside owners of whole blocks, and a reader of the file."""
     sectors, per_block = (MIB << 20) // SECTOR, BLOCK // SECTOR
     blocks = range(0, sectors, per_block)
     until = time.monotonic() + seconds
     owners = []
-    # Every other block belongs to one owner; of those between, each owner has one sector.
+    # Each odd block belongs to one owner. In each even block three other owners have sectors.
     whole = [(first, per_block) for first in blocks if first // per_block % 2]
     for number in range(3):
         owners.append(Owner(path, whole[number::3], SEED + number, until))
@@ -97,7 +98,7 @@ def mixed_load(path, below, seconds=8):
     for owner in owners:
         owner.start()
     while time.monotonic() < until:
-        # What is read ahead here is in the page cache of the file.
+        # The reader's read-ahead fills the page cache of the file.
         with open(below, "rb") as file:
             while file.read(1 << 20):
                 pass
@@ -115,7 +116,7 @@ def mixed_load(path, below, seconds=8):
 
 
 def coherent(kind):
-    # XFS takes no smaller disk.
+    # XFS needs a disk of this size.
     with disk(mib=320) as low:
         path = backing(kind, low)
         with attach(path, flags=DIRECT_IO, sizelimit=MIB << 20) as fd:
@@ -132,12 +133,12 @@ def coherent(kind):
 
 
 for fs in "ext4", "xfs", "block":
-    check(f"single sectors and whole blocks, both verified, {fs}, seed {SEED}", better=BETTER)(
+    check(f"verified I/O of single sectors beside whole blocks, {fs}, seed {SEED}", better=BETTER)(
         lambda fs=fs: coherent(fs)
     )
 
 
-@check("a read through the page cache keeps nothing that a write in flight makes old", better=BETTER)
+@check("a read through the page cache leaves no stale data beside a write in flight", better=BETTER)
 def in_flight():
     with disk() as low:
         run("modprobe", "dm-delay")
@@ -152,7 +153,7 @@ def in_flight():
                 writer = threading.Thread(target=direct_bytes, args=(user, BLOCK, BLOCK, value))
                 writer.start()
                 time.sleep(0.1)
-                # Reads ahead what is being written.
+                # Its read-ahead covers the block that is being written.
                 direct_bytes(user, 0, SECTOR)
                 writer.join()
                 equal("read", set(direct_bytes(user, BLOCK + SECTOR, SECTOR)), {value})
@@ -161,32 +162,20 @@ def in_flight():
         run("dmsetup", "remove", "--retry", "slow")
 
 
-CGROUPS = "/sys/fs/cgroup"
-
-
 def read_in_cgroup(device, position, length):
-    """Reads past the page cache of the device, in a cgroup of its own, and so by another worker."""
-    group = f"{CGROUPS}/small_blocks"
-    with open(f"{CGROUPS}/cgroup.subtree_control", "w", encoding="ascii") as control:
-        control.write("+io")
-    os.mkdir(group)
+    """Reads by direct I/O in a cgroup of its own, and so by another worker."""
     code = f"""if True:
         import mmap, os
-        with open("{group}/cgroup.procs", "w") as procs:
-            procs.write(str(os.getpid()))
         fd = os.open("{device}", os.O_RDONLY | os.O_DIRECT)
         os.preadv(fd, [mmap.mmap(-1, {length})], {position})"""
-    reader = subprocess.Popen(["python3", "-c", code])
-    try:
+    with cgroup("+io") as group:
+        # A reader that blocks cannot be waited for.
+        reader = subprocess.Popen(in_cgroup(group, "python3", "-c", code))
         wait_for(lambda: reader.poll() is not None, 20)
         equal("reader", reader.returncode, 0)
-    finally:
-        wait_for(lambda: not os.path.exists(group) or not os.rmdir(group))
-        with open(f"{CGROUPS}/cgroup.subtree_control", "w", encoding="ascii") as control:
-            control.write("-io")
 
 
-@check("writes wait while the file system below is frozen, another cgroup reads", better=BETTER)
+@check("writes wait while the file system below is frozen, another cgroup can read", better=BETTER)
 def frozen():
     with disk() as low:
         path = backing("ext4", low)
@@ -240,7 +229,7 @@ def fat():
         run("umount", f"{SCRATCH}/place")
 
 
-@check("where the offset leaves no whole blocks there are small ones, and no direct I/O", better="has large ones")
+@check("with an offset that is not in whole blocks, blocks are small and direct I/O is off", better="the C driver has large blocks")
 def offset():
     with disk() as low:
         path = backing("ext4", low)
@@ -253,7 +242,7 @@ def offset():
 
 
 def direct_bytes(direct, position, length, value=None):
-    """Reads, or writes a value, past the page cache of the device."""
+    """Reads, or writes a value, by direct I/O."""
     memory = mmap.mmap(-1, length)
     if value is None:
         equal("read", os.preadv(direct.fd, [memory], position), length)
@@ -262,7 +251,30 @@ def direct_bytes(direct, position, length, value=None):
     return equal("written", os.pwritev(direct.fd, [memory], position), length)
 
 
-@check("the disk below is replaced by one with larger blocks, as pvmove does", better="fails what is in smaller blocks")
+@check("a read across the end of a truncated file fails, and what the file lacks reads as zeroes", better=BETTER)
+def truncated():
+    """The rest behind the end of the file begins inside a block of direct I/O."""
+    with disk(mib=320) as low:
+        path = backing("xfs", low)
+        with attach(path, flags=DIRECT_IO) as fd, Fd(fd.path, os.O_RDWR | os.O_DIRECT) as user:
+            settle()
+            direct_bytes(user, 0, 2 * BLOCK, 7)
+            os.truncate(path, BLOCK + SECTOR + 100)
+            memory = mmap.mmap(-1, 4 * BLOCK)
+            memory[:] = b"\xff" * len(memory)
+            try:
+                raise AssertionError(f"read {os.preadv(user.fd, [memory], 0)} bytes")
+            except OSError as error:
+                equal("error", errno.errorcode[error.errno], "EIO")
+            equal("before the end", set(memory[: BLOCK + SECTOR]), {7})
+            assert set(memory[BLOCK + SECTOR :]) <= {0, 7}, "the memory has its old content"
+            equal("dio", dio(fd.path), "1")
+            device = fd.path
+        detach(device)
+        run("umount", f"{SCRATCH}/place")
+
+
+@check("the disk below is replaced by one with larger blocks, as pvmove does", better="the C driver fails requests in smaller blocks")
 def replaced():
     with disk("small", block_size=512) as old, disk("large") as new:
         table = "0 {} linear {} 0"
@@ -297,9 +309,9 @@ def replaced():
         run("dmsetup", "remove", "--retry", "below")
 
 
-# The lab's own kernels have none.
+# The lab's own kernels lack it.
 if not subprocess.run(["modprobe", "-q", "minix"], check=False).returncode:
-    check("a file system that refuses all direct I/O is served through the page cache", better="fails each request")(
+    check("a file system that refuses all direct I/O is served through the page cache", better="the C driver fails each request")(
         lambda: refused()  # pylint: disable=unnecessary-lambda
     )
 

@@ -1,13 +1,13 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 # With standalone=1 the module works beside a C driver that is loaded, or cannot be unloaded because
-# it is built in: under another major, with a control node of its own. Unmodified tools see its
-# devices, and the C driver's stay as they are.
+# it is built in: with another major, and a control node of its own. Unmodified tools find its
+# devices, and those of the C driver are not affected.
 . "$(dirname "$0")/lib.sh"
 
 [[ $driver == rnull_loop ]] || skip_all "the C driver has no such parameter"
 
-# beside COMMAND...: with both drivers loaded.
+# beside COMMAND...: runs COMMAND with both drivers loaded.
 beside() {
 	trap 'alone_again' EXIT
 	wait_for 10 unload_driver 2>/dev/null
@@ -39,7 +39,7 @@ names() {
 	equal 'parameter' "$(</sys/module/rnull_loop/parameters/standalone)" Y
 }
 
-# What losetup and lsblk say of a device of either driver.
+# losetup and lsblk list the devices of both drivers.
 tools() {
 	local image other device
 	image=$(backing ext4 16)
@@ -69,7 +69,7 @@ file_system() {
 	umount "$mnt"
 	losetup -d /dev/loopr0
 	wait_for 10 unbound /dev/loopr0
-	# The other driver reads what this one wrote.
+	# The C driver reads the data that the module wrote.
 	mount -o loop "$image" "$mnt"
 	diff -r /usr/lib/udev/rules.d "$mnt/tree"
 	umount "$mnt"
@@ -87,7 +87,8 @@ partitions() {
 	wait_for 10 unbound /dev/loopr1
 }
 
-# The C driver does not know ours for loop devices, so a circle can be prevented on one side alone.
+# The C driver does not take the module's devices for loop devices, so only the module can prevent a
+# cycle.
 stacked() {
 	local image device
 	image=$(backing tmpfs 8)
@@ -114,10 +115,10 @@ control() {
 
 removed() { CONTROL=/dev/loopr-control python3 "$tests/lib.py" LOOP_CTL_REMOVE 50; }
 
-check "both drivers have names and numbers of their own" beside names
+check "both drivers have their own names and numbers" beside names
 check "losetup and lsblk see the devices of both" beside tools
-check "a file system, read by the other driver afterwards" beside file_system
+check "a file system is read by the other driver afterwards" beside file_system
 check "partitions" beside partitions
-check "a device of the C driver on one of ours, but not the other way round" beside stacked
-check "a control node of its own" beside control
+check "a device of the C driver on one of the module, but not the reverse" beside stacked
+check "the module has its own control node" beside control
 run_checks

@@ -2,25 +2,27 @@
 # SPDX-License-Identifier: GPL-2.0
 # tests/state.sh show|compare|restore [SCRATCH]
 #
-# The state that a test can leave behind for the next one in the same VM: settings of the queues of disks, the
-# switches of loop devices, sysctls, tracing, fault injection, cgroups, modprobe's configuration, mounts, disks.
-# "show" prints it, a line each. The others take such lines on standard input: "compare" fails and prints what
-# differs now; "restore" puts that back first, for some 10 seconds.
+# The state that a test can leave behind for the next one in the same VM: settings of the queues of
+# disks, tunables of loop devices, sysctls, tracing, fault injection, cgroups, modprobe's
+# configuration, mounts, disks. "show" prints it, one setting a line. The others read such lines
+# from standard input: "compare" fails and prints the differences; "restore" first tries to restore
+# the state, for about 10 seconds, or $STATE_SECONDS.
 #
-# With SCRATCH, between two cases of a test, the parts are left out that a test may keep until it ends: mounts
-# below that directory, RAM disks, fault injection, sysctls, swap, and whether udev runs. To read all sysctls
-# takes longer than all else.
+# With SCRATCH, between two cases of a test, it leaves out the parts that a test may keep until it
+# ends: mounts below that directory, RAM disks, fault injection, sysctls, swap, and udev. Reading
+# all sysctls takes longer than all the rest.
 #
-# To be sourced, or run as a program: the frameworks for shell and for Python and scripts/guest/tests share it.
+# To be sourced, or run as a program: the shell and Python frameworks and scripts/guest/tests share
+# it.
 
 state_tracing=/sys/kernel/tracing
-# Settings of a queue that attaching and detaching a file leave alone, besides the scheduler.
+# The settings of a queue that do not change with an attach or a detach, besides the scheduler.
 state_queue=(nr_requests async_depth wbt_lat_usec read_ahead_kb max_sectors_kb nomerges rq_affinity
 	iostats iostats_passthrough add_random io_timeout)
-# Statistics, and what the kernel changes by itself.
+# Statistics, and values that the kernel changes by itself.
 state_volatile=(ns_last_pid tainted perf_event_max_sample_rate stat_refresh)
 
-# read_state [SCRATCH]: sets `state_now`. Between two cases, of which there are many, one process must do.
+# read_state [SCRATCH]: sets `state_now`. Uses one process, because it runs after every case.
 read_state() {
 	local file files=() value
 	for file in "${state_queue[@]}"; do files+=(/sys/block/{loop,vd}*/queue/"$file"); done
@@ -29,19 +31,19 @@ read_state() {
 		/sys/fs/cgroup/cgroup.subtree_control {/etc,/run}/modprobe.d/*)
 	[[ -n ${1-} ]] || files+=(/sys/kernel/debug/fail*/* /proc/sys/{kernel,vm}/*)
 	state_now=()
-	# Of several choices the one in brackets is in force.
+	# The value in brackets is the current choice.
 	for file in /sys/block/{loop,vd}*/queue/scheduler "$state_tracing/trace_clock"; do
 		[[ -e $file ]] || continue
 		read -r value <"$file"
 		value=${value#*\[}
 		state_now+=("$file:${value%%\]*}")
 	done
-	# The buffer is small before its first use, and its size is rounded up.
+	# The buffer is small until it is first used, and its size is rounded up.
 	read -r value <"$state_tracing/buffer_size_kb"
 	[[ ! $value =~ ([0-9]+)[0-9]{2}\)?$ ]] || value=${BASH_REMATCH[1]}00
 	state_now+=("$state_tracing/buffer_size_kb:$value")
 	mapfile -t -O "${#state_now[@]}" state_now < <(exec grep -asH -d skip '' "${state_volatile[@]/#/--exclude=}" "${files[@]}")
-	for file in /sys/fs/cgroup/*/ /sys/block/*; do
+	for file in /sys/fs/cgroup/*/ /sys/block/* /sys/block/loop*/loop; do
 		[[ -n ${1-} && $file == /sys/block/ram* || ! -e $file ]] || state_now+=("$file")
 	done
 	while read -r _ file _; do
@@ -80,7 +82,7 @@ compare_state() {
 
 # restore_state BEFORE [SCRATCH]
 restore_state() {
-	local end=$((SECONDS + 10)) tries=0
+	local end=$((SECONDS + ${STATE_SECONDS-10})) tries=0
 	until state_is "$@"; do
 		((tries++ < 3 || SECONDS < end)) || {
 			compare_state "$@"
@@ -92,7 +94,7 @@ restore_state() {
 	done
 }
 
-# undo BEFORE: lines of a file are joined.
+# undo BEFORE: removes additions and restores values; lines of the same file are joined.
 undo() {
 	local line before=() added=()
 	declare -A wanted=() got=()
@@ -103,7 +105,7 @@ undo() {
 		got[${line%%:*}]+=${line#*:}$'\n'
 	done
 	{
-		# The last mount goes first.
+		# The last mount is unmounted first.
 		for line in "${added[@]}"; do remove "$line"; done
 		for line in "${before[@]}"; do
 			line=${line%%:*}
@@ -112,11 +114,12 @@ undo() {
 	} >/dev/null 2>&1
 }
 
-# remove WHAT: it was not there before.
+# remove WHAT: removes something that did not exist before.
 remove() {
 	case $1 in
 	'mount '*) umount "${1#mount }" ;;
-	# What belongs to a disk goes with it.
+	/sys/block/loop*/loop) losetup -d "/dev/$(cut -d / -f 4 <<<"$1")" ;;
+	# Entries of a disk are removed with the disk.
 	/sys/block/*/*) ;;
 	/sys/block/ram*) rmmod brd ;;
 	/sys/block/dm-*) dmsetup remove_all ;;
@@ -126,7 +129,7 @@ remove() {
 		rmdir "$1"
 		;;
 	*/set_event | */kprobe_events)
-		# What is enabled stays.
+		# An enabled probe cannot be removed.
 		: >"$state_tracing/set_event"
 		: >"$1"
 		;;
@@ -139,7 +142,7 @@ remove() {
 	esac || :
 }
 
-# put WHAT CONTENT: it was there before.
+# put WHAT CONTENT: restores something that existed before.
 put() {
 	case $1 in
 	*/queue/* | */rnull_loop/*) printf %s "$2" >"$1" ;;

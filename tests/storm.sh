@@ -1,11 +1,11 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# Attach, detach, mount and look from all sides at once, with udev in between: nobody waits for ever,
-# nothing stays bound, and whoever got a device reads its own image from it. See churn.py for devices
-# that are added and removed meanwhile.
+# Concurrent attaches, detaches, mounts and reads of sysfs, with udev in between: no task waits for
+# ever, no device stays bound, and each process reads its own image from its device. churn.py adds
+# and removes devices at the same time.
 . "$(dirname "$0")/lib.sh"
 
-# Each of some processes attaches an image of its own again and again, and reads it.
+# Each of several processes attaches an image of its own again and again, and reads it.
 attaching() {
 	local number jobs=() job
 	for number in {0..3}; do
@@ -47,7 +47,7 @@ mounter() {
 	done
 }
 
-# Those who look race with those who change.
+# Readers of sysfs race with attach and detach.
 looking() {
 	local looker
 	{
@@ -60,6 +60,11 @@ looking() {
 	attaching "$1"
 	kill "$looker"
 	wait "$looker" || :
+}
+
+# has_partitions DEVICE NUMBER
+has_partitions() {
+	(($(find "/sys/block/${1#/dev/}/" -maxdepth 1 -name 'loop*p*' | wc -l) == $2))
 }
 
 partitioned() {
@@ -76,17 +81,18 @@ partitioned() {
 	dmesg -C
 	for ((round = 0; round < $1; round++)); do
 		device=$(attach -P "$image")
-		equal partitions "$(find "/sys/block/${device#/dev/}/" -maxdepth 1 -name 'loop*p*' | wc -l)" 4
+		# udev rereads the table of a device that was open for writing.
+		wait_for 10 has_partitions "$device" 4 || fail "there are not 4 partitions in round $round"
 		losetup -d "$device"
 		wait_for 10 unbound "$device" || fail "bound in round $round"
-		equal 'partitions after detach' "$(find "/sys/block/${device#/dev/}/" -maxdepth 1 -name 'loop*p*' | wc -l)" 0
+		has_partitions "$device" 0 || fail "there are partitions after detach in round $round"
 	done
-	# Rescans that fail are in the log.
+	# The kernel logs rescans that fail.
 	! dmesg | grep -E 'partition scan (of|failed)' || fail "a partition scan failed"
 }
 
 check "four processes attach and detach" attaching 12
 check "four processes mount and umount" mounting 8
-check "others look at it" looking 6
-check "a partitioned image again and again" partitioned 12
+check "sysfs is read during attach and detach" looking 6
+check "a partitioned image is attached again and again" partitioned 12
 run_checks

@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""What /sys/block/loopN says of a device, for each kind of backing, is what the C driver says:
-tools read from there what they know of sizes, limits and caches, and adapt to it. The group loop/
-is there while a device is bound, and only then. Nothing of one binding shows in the next."""
+"""/sys/block/loopN of a device, for each kind of backing, has the values of the C driver: tools
+read sizes, limits and caches from there, and adapt to them. The group loop/ exists only while a
+device is bound. No value of one binding appears in the next."""
 import contextlib
 import glob
 import mmap
@@ -14,7 +14,7 @@ import subprocess
 import time
 from lib import *
 
-# Of a device that has no file. What is not here differs from machine to machine, or is times.
+# The values of a device without a file, except those that differ between machines, and times.
 UNBOUND = {
     "alignment_offset": "0",
     "capability": "0",
@@ -65,8 +65,8 @@ UNBOUND = {
     "queue/zone_append_max_bytes": "0",
     "queue/zoned": "none",
 }
-# Where this driver does better: docs/differences.md. Nothing but the disk below splits requests, and
-# what a block device is given can be made durable write by write.
+# Better values than those of the C driver (docs/differences.md): only the disk below splits
+# requests, and a block device below makes single writes durable.
 OWN = DRIVER == "rnull_loop"
 if OWN:
     UNBOUND |= {
@@ -75,14 +75,14 @@ if OWN:
         "queue/max_segments": "256",
     }
 DURABLE = {"queue__fua": "1"} if OWN else {}
-# What the largest discard of a file is: all sectors that 32 bits can count the bytes of.
+# The largest discard of a file: all sectors whose bytes fit 32 bits.
 LARGEST = str(0xFFFFFFFF >> 9 << 9)
 BLKDISCARD = 0x1277
 GROUP = ("autoclear", "backing_file", "dio", "offset", "partscan", "sizelimit")
 
 
 def everything(device):
-    """All that is readable in the device's directory, without times and counters."""
+    """Returns all readable values in the device's directory, without times and counters."""
     top, found = f"/sys/block/{os.path.basename(device)}", {}
     for directory, _, names in os.walk(top):
         for name in names:
@@ -96,7 +96,8 @@ def everything(device):
 
 
 def expect(what, device, **changes):
-    """The device is as an unbound one, but for the changes: `queue__x` is queue/x."""
+    """Checks that the device has the values of an unbound one, but for the changes: `queue__x` is
+    queue/x."""
     wanted = UNBOUND | {name.replace("__", "/"): value for name, value in changes.items()}
     got = {name: sysfs(device, name) for name in wanted}
     different = [f"{n} is {got[n]!r}, not {wanted[n]!r}" for n in wanted if got[n] != wanted[n]]
@@ -104,7 +105,7 @@ def expect(what, device, **changes):
 
 
 def sized(size, dio="0", **changes):
-    """A bound device of so many bytes, with a file that can be synced, and nothing special."""
+    """Returns the values of a bound device of that size, with a file that can be synced."""
     return {
         "size": str(size >> 9),
         "loop__offset": "0",
@@ -138,8 +139,8 @@ READ_ONLY_DEVICE = {"ro": "1", "queue__write_cache": "write through", "queue__fu
 
 
 def each_way(path, size, limits, durable):
-    """Attached in each way, a file or block device shows what it should. Discards are not smaller
-    than blocks."""
+    """Checks the values of a device for a file or block device that is attached in each way.
+    Discards are not smaller than blocks."""
     shown = sized(size, loop__backing_file=path) | limits | durable
     large = blocks(4096) | ({"queue__discard_granularity": "4096"} if limits else {})
     for what, arguments, changes in (
@@ -166,10 +167,10 @@ def configure(fd, path, mode=os.O_RDWR, block_size=0, **info):
 
 
 def unbound_again(device):
-    """Detaches. What the next file sets anew may stay until then: limits, cache, read-only."""
+    """Detaches. Values that the next attach sets may stay until then: limits, cache, read-only."""
     before = int(sysfs(device, "diskseq"))
     detach(device)
-    # The last close, which may be udev's, changes it after it has removed the attributes.
+    # The last close, which may be udev's, counts diskseq after it has removed the attributes.
     wait_for(lambda: int(sysfs(device, "diskseq")) > before)
     stays = ("ro", "queue/write_cache", "queue/fua", "queue/rotational")
     stays += tuple(name.replace("__", "/") for name in discard(0))
@@ -182,7 +183,7 @@ def unbound_again(device):
 
 @contextlib.contextmanager
 def new_device(number):
-    """A device that is added, and removed: some of what is set in queue/ outlasts the file."""
+    """Adds a device, and removes it at the end: some values in queue/ outlast the file."""
     path = f"/dev/loop{number}"
     equal("ADD", control(CTL_ADD, number), number)
     wait_for(lambda: os.path.exists(path))
@@ -192,7 +193,7 @@ def new_device(number):
 
 
 def make_file_system(below):
-    """Makes a file system on a device, mounts it, and says where an image in it is."""
+    """Makes a file system on a device, mounts it, and returns the path of an image in it."""
     place = f"{SCRATCH}/ext4"
     os.mkdir(place)
     subprocess.run(["mkfs.ext4", "-q", below], check=True)
@@ -201,20 +202,20 @@ def make_file_system(below):
 
 
 def ram_disks():
-    """Two disks that can neither discard nor write zeroes."""
+    """Makes two disks that can neither discard nor write zeroes."""
     subprocess.run(["modprobe", "brd", "rd_nr=2", "rd_size=16384"], check=True)
     wait_for(lambda: os.path.exists("/dev/ram1"))
 
 
 def no_ram_disks():
-    """The disks are gone."""
+    """Removes the disks."""
     subprocess.run(["umount", "-ql", f"{SCRATCH}/ext4"], check=False, stderr=subprocess.DEVNULL)
     # udev may have one open for a moment.
     rmmod = ["rmmod", "brd"]
     wait_for(lambda: not subprocess.run(rmmod, check=False, stderr=subprocess.DEVNULL).returncode)
 
 
-@check("an unbound device, which never had a file")
+@check("an unbound device that never had a file")
 def unbound():
     with new_device(60):
         expect("unbound", "loop60")
@@ -261,7 +262,7 @@ def on_loop():
         each_way(below.path, 4 << 20, discard(os.statvfs(SCRATCH).f_bsize), DURABLE)
 
 
-@check("direct I/O shows larger blocks below as physical ones", better="its own have to be as large")
+@check("direct I/O reports larger blocks below as physical blocks", better="the C driver needs blocks of that size itself")
 def large_blocks_below():
     with attach(image(4), block_size=4096) as below:
         size, limits = 4 << 20, discard(4096) | DURABLE
@@ -282,7 +283,7 @@ def large_blocks_below():
                 expect(f"{arguments}", fd.path, **(sized(size) | limits | changes))
 
 
-@check("what is below turns, so does the device")
+@check("a device on a rotational device is rotational")
 def rotational():
     with new_device(60) as below, new_device(61) as above:
         with Fd(below) as fd:
@@ -299,14 +300,14 @@ def rotational():
         detach(below)
 
 
-@check("a file that can only be read, and has no size")
+@check("a read-only file without a size")
 def on_proc():
     with attach("/proc/version", mode=os.O_RDONLY) as fd:
         wanted = sized(0, loop__backing_file="/proc/version") | READ_ONLY_DEVICE
         expect("/proc/version", fd.path, **wanted)
 
 
-@check("loop/ shows offset, sizelimit and flags as they are now")
+@check("loop/ shows the current offset, sizelimit and flags")
 def group_follows():
     path = image(4)
     with attach(path, offset=1 << 20, sizelimit=1 << 20, flags=PARTSCAN) as fd:
@@ -318,7 +319,7 @@ def group_follows():
         expect("SET_STATUS64", fd.path, partscan="1", **(sized((4 << 20) - 1024) | limits | wanted))
 
 
-@check("the files of loop/: their names, modes and lines")
+@check("the attributes of loop/: names, modes and lines")
 def group_files():
     path = image(1, "a name with spaces, \n and \u00e9")
     with attach(path) as fd:
@@ -333,19 +334,19 @@ def group_files():
                 equal(name, file.read(), wanted + "\n")
         os.rename(path, f"{SCRATCH}/other")
         equal("renamed", sysfs(fd.path, "loop/backing_file"), f"{SCRATCH}/other")
-        # Who has a file of the group open does not keep the group.
+        # An open attribute does not keep the group.
         held = Fd(f"{group}/backing_file", os.O_RDONLY)
         equal("CLR_FD", fd.ioctl(CLR_FD), 0)
     wait_for(lambda: not is_bound(fd.path))
     try:
         os.read(held.fd, 100)
-        raise AssertionError("a file of a group that is gone could be read")
+        raise AssertionError("an attribute of a removed group could be read")
     except OSError as error:
         equal("read", error.errno, errno.ENODEV)
     held.close()
 
 
-@check("the settings of a bound device show when they change")
+@check("changed settings of a bound device are visible at once")
 def settings_follow():
     path, other = image(4), image(4, "other")
     with attach(path) as fd:
@@ -375,7 +376,7 @@ def settings_follow():
 
 
 def refusals(device, **arguments):
-    """An attach that is refused leaves all as it was; after it the device can be used."""
+    """Checks that a refused attach changes nothing."""
     path = image(1, "refused")
     for mode in os.O_RDWR, os.O_RDONLY:
         before = everything(device)
@@ -400,13 +401,13 @@ def refused():
 
 @check(
     "an attach refused for its block size changes nothing",
-    better="it counts diskseq on, and makes the device read-only where the file is",
+    better="the C driver counts diskseq, and makes the device read-only if the file is",
 )
 def refused_block_size():
     refusals(free_device(), block_size=1000)
 
 
-@check("stat and inflight count what is done")
+@check("stat and inflight count requests")
 def counted():
     with attach(image(4), flags=DIRECT_IO) as fd:
         subprocess.run(["udevadm", "settle"], check=True)
@@ -429,7 +430,7 @@ def counted():
     equal("inflight", sysfs(fd.path, "inflight").split(), ["0", "0"])
 
 
-@check("what can be set in queue/ is in force, and what cannot is refused")
+@check("valid settings of queue/ take effect, and others are refused")
 def settable():
     with new_device(61) as device:
         with Fd(device) as fd:
@@ -440,14 +441,14 @@ def settable():
                 equal(f"{name}={value} taken", taken, outcome is not None)
                 now = chosen(sysfs(device, f"queue/{name}"))
                 equal(f"{name} after {value}", now, outcome or before)
-                # I/O goes on.
+                # I/O still works.
                 os.pwrite(fd.fd, b"x" * 4096, 8192)
                 os.fsync(fd.fd)
         detach(device)
 
 
 LARGEST_KB = int(UNBOUND["queue/max_hw_sectors_kb"])
-# A file of queue/, what is written, and what is read then; None: it is refused.
+# An attribute of queue/, the value written, and the value then read; None if it is refused.
 SETTABLE = (
     ("read_ahead_kb", "512", "512"),
     ("max_sectors_kb", "64", "64"),
@@ -467,12 +468,12 @@ SETTABLE = (
 
 
 def chosen(text):
-    """What is read, or of several choices the one in brackets: there may be any schedulers."""
+    """Returns the value, or the one in brackets if there are several choices."""
     return text.strip().split("[")[-1].split("]")[0]
 
 
 def set_queue(device, name, value):
-    """Whether the value is taken."""
+    """Writes an attribute; returns whether it was accepted."""
     with Fd(f"/sys/block/{device}/queue/{name}", os.O_WRONLY) as file:
         try:
             os.write(file.fd, value.encode())
@@ -483,7 +484,7 @@ def set_queue(device, name, value):
 
 
 def renew_devices():
-    """Read-ahead never shrinks again, whatever a device was bound to before."""
+    """Replaces all devices by new ones, because read-ahead never shrinks after a larger value."""
     for device in glob.glob("/sys/block/loop*"):
         number = int(device.removeprefix("/sys/block/loop"))
         wait_for(lambda n=number: control(CTL_REMOVE, n) == 0)
@@ -491,46 +492,41 @@ def renew_devices():
 
 
 renew_devices()
-@check("an ioctl does not wait for a reader that does not get its CPU")
+
+
+@check("an ioctl does not wait for a preempted reader")
 def preempted_reader():
     cpus = sorted(os.sched_getaffinity(0))
     if len(cpus) < 2:
-        return
-
-    def process(function):
-        """On the last CPU."""
-        pid = os.fork()
-        if not pid:
-            os.sched_setaffinity(0, cpus[-1:])
-            function()
-        return pid
+        skip("needs two CPUs")
 
     def read():
+        os.sched_setaffinity(0, cpus[-1:])
         with Fd(f"/sys/block/{os.path.basename(fd.path)}/loop/backing_file", os.O_RDONLY) as file:
             while True:
                 os.pread(file.fd, 4096, 0)
 
     def occupy():
+        os.sched_setaffinity(0, cpus[-1:])
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         end = time.monotonic() + 0.5
         while time.monotonic() < end:
             pass
-        os._exit(0)
 
     def sleeps():
         return resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
 
     slept = 0
     with attach(image(name="n" * 200)) as fd, Fd(fd.path):
-        reader = process(read)
+        reader = forked(read)
         os.sched_setaffinity(0, cpus[:-1])
         try:
             for _ in range(30):
                 time.sleep(0.1)
-                occupier = process(occupy)
+                occupier = forked(occupy)
                 while os.waitpid(occupier, os.WNOHANG) == (0, 0):
                     before = sleeps()
-                    # Sets a flag, as there is another opener.
+                    # LOOP_CLR_FD only sets a flag, because there is another opener.
                     equal("CLR_FD", fd.ioctl(CLR_FD), 0)
                     slept += sleeps() - before
         finally:

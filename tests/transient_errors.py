@@ -1,7 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""Errors of the backing file mean what they say at the device: an error that may pass is tried again, for
-a bounded time; quota is space; and no status that is reserved for the block layer leaves the driver."""
+"""Errors of the backing file have the right meaning at the device: a transient error is retried for
+a limited time; quota is reported as ENOSPC; and no status that is reserved for the block layer
+leaves the driver."""
 import concurrent.futures
 import errno
 import fuse
@@ -42,12 +43,12 @@ class Device:
     def close(self):
         os.close(self.fd)
         detach(self.path)
-        # FUSE keeps what it could not write.
+        # FUSE keeps dirty data that it could not write back.
         subprocess.run(["umount", self.server.place], check=False)
 
 
 def error_of(function, *arguments):
-    """The name of the error with which a call fails, or None."""
+    """Returns the name of the error with which a call fails, or None."""
     try:
         function(*arguments)
         return None
@@ -56,7 +57,7 @@ def error_of(function, *arguments):
 
 
 class Log:
-    """The lines of the kernel's log since it was made."""
+    """The lines of the kernel's log since the object was made."""
 
     def __init__(self):
         self.fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
@@ -84,8 +85,7 @@ def passing(error, flags):
     for page in range(20):
         device.write(page, page + 1)
     os.fsync(device.fd)
-    with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as caches:
-        caches.write("3")
+    write_text("/proc/sys/vm/drop_caches", "3")
     for page in range(20):
         equal("read", device.read(page), PAGE)
         equal("data", device.memory[:], bytes([page + 1]) * PAGE)
@@ -98,13 +98,14 @@ def passing(error, flags):
 for name in "EAGAIN", "EINTR":
     for dio, how in modes():
         check(
-            f"{name} of the file now and then is not seen, {how}",
-            better="passes it on, or makes EIO of it",
+            f"occasional {name} of the file does not reach the submitter, {how}",
+            better="the C driver passes it on, or reports EIO",
         )(lambda error=getattr(errno, name), dio=dio: passing(error, dio))
 
 
 def bounded(device, error, operation):
-    """How a call fails while the file has an error, the number of tries, and how it fails afterwards."""
+    """Returns the error of a call while the file fails, the number of tries, and the error
+    afterwards."""
     call = {fuse.READ: device.read, fuse.WRITE: device.write}[operation]
     device.server.fail(operation, error)
     outcome = error_of(call, 5), device.server.failed(operation)
@@ -112,7 +113,7 @@ def bounded(device, error, operation):
     return *outcome, error_of(call, 5)
 
 
-@check("EAGAIN and EINTR of the file for ever are EIO after a bounded number of tries", better="are passed on")
+@check("permanent EAGAIN and EINTR of the file are EIO after a limited number of tries", better="the C driver passes them on")
 def lasting():
     cases = [
         (Device(DIRECT_IO, f"fuse-{error}-{operation}"), error, operation)
@@ -127,7 +128,7 @@ def lasting():
         device.close()
 
 
-@check("a quota that is used up is ENOSPC", better="EIO")
+@check("EDQUOT of the file is ENOSPC", better="the C driver reports EIO")
 def quota():
     device = Device(DIRECT_IO)
     device.server.fail(fuse.WRITE, errno.EDQUOT)
@@ -137,11 +138,11 @@ def quota():
     device.close()
 
 
-# What BLK_STS_DEV_RESOURCE, DM_REQUEUE, ZONE_ACTIVE_RESOURCE and ZONE_OPEN_RESOURCE stand for.
+# The errors of BLK_STS_DEV_RESOURCE, DM_REQUEUE, ZONE_ACTIVE_RESOURCE and ZONE_OPEN_RESOURCE.
 RESERVED = errno.EBUSY, errno.EREMCHG, errno.EOVERFLOW, errno.ETOOMANYREFS
 
 
-@check("what means something else to the block layer is EIO")
+@check("errors with another meaning in the block layer are EIO")
 def reserved():
     device = Device(DIRECT_IO)
     for error in RESERVED:
@@ -152,7 +153,7 @@ def reserved():
     device.close()
 
 
-@check("a flush that fails is told of, whatever the error: it is not known what was written back")
+@check("a failed flush is reported with any error, because the state of the writeback is unknown")
 def failing_flush():
     device = Device(DIRECT_IO)
     for error in errno.EOPNOTSUPP, errno.EAGAIN, errno.EINTR:
@@ -163,12 +164,12 @@ def failing_flush():
     device.close()
 
 
-@check("discards and zeroing that turn out to be unsupported are quiet in the log")
+@check("unsupported discards and zeroing are not logged")
 def quiet():
     device = Device(DIRECT_IO)
     device.server.fail(fuse.FALLOCATE, errno.EOPNOTSUPP)
     log = Log()
-    # The block layer takes a discard that is not supported for done, and writes zeroes by itself.
+    # The block layer ignores an unsupported discard, and writes zeroes itself.
     run("blkdiscard", "-l", "1M", device.path)
     run("blkdiscard", "-z", "-l", "1M", device.path)
     equal("failed", device.server.failed(fuse.FALLOCATE), 2)
@@ -176,7 +177,7 @@ def quiet():
     device.close()
 
 
-@check("ENOMEM of the file for ever is EIO after two minutes, with one line in the log", better="EIO at once")
+@check("permanent ENOMEM of the file is EIO after two minutes, with one line in the log", better="the C driver reports EIO at once")
 def no_memory():
     devices = [Device(flags, f"fuse-{how}") for flags, how in modes()]
     log, errors = Log(), []
@@ -189,7 +190,7 @@ def no_memory():
         waiting[-1].start()
     start = time.monotonic()
     waiting[0].join(100)
-    assert waiting[0].is_alive(), "a read fails though there may be memory again"
+    assert waiting[0].is_alive(), "a read failed early, although memory might have been freed"
     for thread in waiting:
         thread.join(120)
         assert not thread.is_alive(), f"waits for {time.monotonic() - start} s"

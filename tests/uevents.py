@@ -1,11 +1,11 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""The kernel's events, upon which udev, udisks and systemd act, come once each and in the order in
-which things happen: too few and a disk is not noticed, too many and it is probed again and again.
-Lost and doubled events were bugs of the C driver more than once (e7bc0010ceb4, bb430b694226,
-267ec4d7223a).
+"""The kernel's events, upon which udev, udisks and systemd act, are sent once each, and in the
+order of the changes: without an event a disk is not noticed, and with too many it is probed again
+and again. Lost and doubled events were bugs of the C driver more than once (e7bc0010ceb4,
+bb430b694226, 267ec4d7223a).
 
-udev is stopped meanwhile: it answers with events of its own, and reads partition tables again."""
+udev is stopped, because it sends events of its own and scans partitions again."""
 import os
 import subprocess
 import threading
@@ -13,15 +13,15 @@ import time
 from lib import *
 
 class DiskEvents(Events):
-    """What the kernel says of a disk and its partitions from now on."""
+    """The kernel's events of a disk and its partitions from now on."""
 
     def __init__(self, device):
         super().__init__()
         self.name = os.path.basename(device)
 
     def take(self):
-        """What came since the last time, as ACTION NAME [MORE]. An event is sent before the call
-        that is its cause returns: there is none to wait for."""
+        """Returns the events since the last call, as ACTION NAME [MORE]. An event is sent before
+        the call that causes it returns, so there is no need to wait."""
         self.sequence, events = [], []
         for event in self.all():
             name = os.path.basename(event["DEVPATH"])
@@ -36,9 +36,9 @@ class DiskEvents(Events):
         return events
 
     def changed(self):
-        """Waits for an event of the disk, to do something at once."""
+        """Waits for an event of the disk, to act upon it at once."""
         self.socket.settimeout(20)
-        # Before whatever comes after the event.
+        # Runs before any later change of the device.
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         message = b""
         while not message.startswith(f"change@/devices/virtual/block/{self.name}\0".encode()):
@@ -46,7 +46,7 @@ class DiskEvents(Events):
         self.socket.setblocking(False)
 
     def finds_partition(self, device):
-        """Whether there is a second partition for who opens the disk upon an event."""
+        """Returns whether the second partition exists for an opener that acts upon an event."""
         self.changed()
         with Fd(device, os.O_RDONLY):
             return os.path.exists(f"/sys/block/{self.name}/{self.name}p2")
@@ -55,8 +55,8 @@ class DiskEvents(Events):
         equal(f"events of {what}", self.take(), list(events))
 
     def expect_detach(self, *removed):
-        """Each partition goes once, and the disk has another medium: none. The C driver sends one
-        event of the disk more."""
+        """Checks that each partition is removed once, and that the medium of the disk is reported
+        as gone. The C driver sends one more event of the disk."""
         events = self.take()
         partitions = [event for event in events if "disk" not in event]
         equal("partitions of detach", partitions, list(removed))
@@ -79,7 +79,7 @@ def partitioned(name="image", mib=8):
 
 
 def listen():
-    """A free device and its events from now on."""
+    """Returns a free device and its events from now on."""
     device = free_device()
     return device, DiskEvents(device)
 
@@ -133,7 +133,7 @@ def autoclear():
     events.expect_detach(*REMOVED)
 
 
-@check("attach with partitions: each is added once, and the disk changes before")
+@check("attach with partitions: each is added once, after the event of the disk")
 def partitions():
     device, events = listen()
     for _ in range(3):
@@ -148,7 +148,7 @@ def partitions():
 
 @check(
     "attach with partitions: one event of the disk",
-    better="it sends two",
+    better="the C driver sends two",
 )
 def partitions_first():
     device, events = listen()
@@ -168,17 +168,17 @@ def partitions_there():
             listener.join()
             clear(fd)
         events.take()
-    equal("p2 is there", there, [True] * 20)
+    equal("p2 exists", there, [True] * 20)
 
 
-# With the C driver it depends on who is faster.
+# With the C driver it depends on timing.
 if DRIVER == "rnull_loop":
-    check("whoever opens the device when told of an attach finds the partitions")(partitions_there)
+    check("an opener that acts upon the event of an attach finds the partitions")(partitions_there)
 
 
 @check(
     "detach: one event of the disk",
-    better="it sends two",
+    better="the C driver sends two",
 )
 def one_at_detach():
     device, events = listen()
@@ -212,14 +212,14 @@ def partscan_later():
         equal("SET_STATUS64", fd.ioctl(SET_STATUS64, Info(flags=PARTSCAN)), 0)
         events.expect("PARTSCAN again")
         equal("SET_STATUS64", fd.ioctl(SET_STATUS64, Info(flags=0)), 0)
-        events.expect("PARTSCAN taken back")
+        events.expect("PARTSCAN cleared")
     with Fd(device) as fd:
         events.expect("opening it once more")
         clear(fd)
     events.expect_detach(*REMOVED)
 
 
-@check("partitions that partx added go at detach")
+@check("partitions added by partx are removed at detach")
 def partx():
     device, events = listen()
     with Fd(device) as fd:
@@ -231,7 +231,7 @@ def partx():
     events.expect_detach(*REMOVED)
 
 
-@check("another offset or limit: one event each, RESIZE where the size is another")
+@check("another offset or limit: one event each, with RESIZE if the size changes")
 def offset_and_limit():
     device, events = listen()
     with Fd(device) as fd:
@@ -250,7 +250,7 @@ def offset_and_limit():
             events.expect(what, *wanted)
 
 
-@check("whoever is told of another offset finds it in sysfs, and its data")
+@check("a reader that acts upon the event of another offset finds it in sysfs, and its data")
 def offset_there():
     device, events = listen()
     found = []
@@ -270,7 +270,7 @@ def offset_there():
             equal("found", found.pop(), (str(number << 9), number))
 
 
-@check("LOOP_SET_CAPACITY: one event, RESIZE where the size is another")
+@check("LOOP_SET_CAPACITY: one event, with RESIZE if the size changes")
 def capacity():
     device, events = listen()
     path = image(4)
@@ -293,8 +293,8 @@ def capacity():
 
 
 @check(
-    "a reader that acts upon another size finds what was appended to the page of the old end",
-    better="it leaves zeroes in the device's cache",
+    "a reader that acts upon the event of another size finds data appended in the page of the old end",
+    better="the C driver leaves zeroes in the page cache of the device",
 )
 def appended_there():
     device, events = listen()
@@ -323,7 +323,7 @@ def appended_there():
             equal("SET_CAPACITY", fd.ioctl(SET_CAPACITY), 0)
 
 
-@check("LOOP_SET_CAPACITY: what others send while it waits for a read is not lost")
+@check("LOOP_SET_CAPACITY: events of others are not lost while it waits for a read")
 def others_during_capacity():
     base = attach(image(32, "base"))
     device, events = listen()
@@ -351,8 +351,7 @@ def others_during_capacity():
             changer = threading.Thread(target=lambda: fd.ioctl(SET_CAPACITY))
             changer.start()
             wait_for(lambda: sysfs(device, "size") == str(32 << 11))
-            with open(f"/sys/block/{events.name}/uevent", "w", encoding="ascii") as file:
-                file.write("change 01234567-0123-0123-0123-0123456789ab SENT=1")
+            write_text(f"/sys/block/{events.name}/uevent", "change 01234567-0123-0123-0123-0123456789ab SENT=1")
         finally:
             dm("resume")
         reader.join()
@@ -398,7 +397,7 @@ def changed_file():
 
 
 def change_partitions():
-    """The events of a LOOP_CHANGE_FD that brings other partitions."""
+    """Returns the events of a LOOP_CHANGE_FD to a file with other partitions."""
     device, events = listen()
     other = partitioned("other")
     with Fd(device) as fd:
@@ -408,50 +407,39 @@ def change_partitions():
         return events.take()
 
 
-@check("an event from elsewhere during the partition scan of an attach arrives")
+@check("an event of another process during the partition scan of an attach is not lost")
 def others_during_scan():
     device, events = listen()
-    path, groups = partitioned(), "/sys/fs/cgroup"
-    with open(f"{groups}/cgroup.subtree_control", "w", encoding="ascii") as file:
-        file.write("+io")
-    group = f"{groups}/scanner"
-    os.mkdir(group)
-    try:
+    path = partitioned()
+    with cgroup("+io") as group:
         # One read a second: the scan needs more.
-        with open(f"{group}/io.max", "w", encoding="ascii") as file:
-            file.write(f"{sysfs(device, 'dev')} riops=1")
-        command = f"echo $$ >{group}/cgroup.procs; exec losetup --partscan {device} {path}"
-        with subprocess.Popen(["sh", "-c", command]) as scanner:
+        write_text(f"{group}/io.max", f"{sysfs(device, 'dev')} riops=1")
+        with subprocess.Popen(in_cgroup(group, "losetup", "--partscan", device, path)) as scanner:
             wait_for(lambda: sysfs(device, "loop/backing_file"))
             time.sleep(0.5)
-            with open(f"/sys/block/{events.name}/uevent", "w", encoding="ascii") as file:
-                file.write("change 01234567-0123-0123-0123-0123456789ab SENT=1")
+            write_text(f"/sys/block/{events.name}/uevent", "change 01234567-0123-0123-0123-0123456789ab SENT=1")
             equal("the scan's end", scanner.poll(), None)
             equal("losetup", scanner.wait(), 0)
         equal("events", [event.get("SYNTH_ARG_SENT") for event in events.all()].count("1"), 1)
         detach(device)
-    finally:
-        os.rmdir(group)
-        with open(f"{groups}/cgroup.subtree_control", "w", encoding="ascii") as file:
-            file.write("-io")
 
 
-@check("LOOP_CHANGE_FD with PARTSCAN: the partitions are others")
+@check("LOOP_CHANGE_FD with PARTSCAN: partitions are replaced")
 def changed_partitions():
     events = change_partitions()
-    equal("before those that come", "change disk" in events[:3], True)
+    equal("event of the disk before those of new partitions", "change disk" in events[:3], True)
     equal("partitions", [event for event in events if "disk" not in event], [*REMOVED, *ADDED])
 
 
 @check(
     "LOOP_CHANGE_FD with PARTSCAN: one event of the disk, before those of its new partitions",
-    better="it sends two",
+    better="the C driver sends two",
 )
 def changed_partitions_once():
     equal("events", change_partitions(), [*REMOVED, "change disk", *ADDED])
 
 
-@check("refused ioctls send none")
+@check("refused ioctls send no event")
 def refused():
     device, events = listen()
     other, path = image(2, "other"), image(1)
@@ -476,7 +464,7 @@ def refused():
         events.expect("refusals of a bound device")
 
 
-@check("a refused LOOP_CHANGE_FD sends none", better="it sends one for most errors")
+@check("a refused LOOP_CHANGE_FD sends no event", better="the C driver sends one for most errors")
 def refused_change():
     device, events = listen()
     other, path = image(2, "other"), image(1)
@@ -496,8 +484,8 @@ def refused_change():
 
 
 @check(
-    "a refused block size at attach sends none, and takes none from the next attach",
-    better="its events stay suppressed after it",
+    "an attach refused for its block size sends no event, and suppresses none of the next attach",
+    better="the C driver leaves the events suppressed",
 )
 def refused_block_size():
     device, events = listen()
@@ -506,9 +494,8 @@ def refused_block_size():
         equal("CONFIGURE", configure(fd, image(), block_size=1000), "-EINVAL")
         events.expect("refused attach")
         equal("diskseq", sysfs(device, "diskseq"), before)
-        # An event asked for through sysfs comes.
-        with open(f"/sys/block/{events.name}/uevent", "w", encoding="ascii") as file:
-            file.write("change")
+        # A requested event in sysfs is sent.
+        write_text(f"/sys/block/{events.name}/uevent", "change")
         events.expect("uevent", "change disk")
         equal("CONFIGURE", configure(fd, image()), 0)
         events.expect("attach", "change disk")

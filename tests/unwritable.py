@@ -1,13 +1,13 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-"""A file that was opened for writing but refuses every write is attached read-only, so that a file
+"""A file that was opened for writing but refuses all writes is attached read-only, so that a file
 system on the device is mounted read-only instead of losing its writes."""
 import fcntl
 import os
 from lib import *
 
 NOISE = bytes(range(256)) * 4096
-BETTER = "it attaches the file read-write"
+BETTER = "the C driver attaches the file read-write"
 
 
 def write_to(descriptor):
@@ -16,7 +16,8 @@ def write_to(descriptor):
 
 
 def attach_to(command, file):
-    """Attaches an open file to a free device, which is returned open, with its name as `path`."""
+    """Attaches an open file to a free device, and returns the open device, with its name as
+    `path`."""
     fd = Fd(free_device())
     fd.path = os.readlink(f"/proc/self/fd/{fd.fd}")
     argument = Config(fd=file) if command == CONFIGURE else file
@@ -34,7 +35,7 @@ def attached_read_only(file):
                 try:
                     os.pwrite(user.fd, bytes(512), 0)
                     os.fsync(user.fd)
-                    raise AssertionError("written")
+                    raise AssertionError("the device was written")
                 except PermissionError:
                     pass
         detach(fd.path)
@@ -77,7 +78,7 @@ def sealed_size():
 
 
 def with_attribute(kind, letter):
-    """`chattr` after the file was opened."""
+    """Attaches a file whose attribute was set by `chattr` after it was opened."""
     run(f"mkfs.{kind}", "-q", image(320, "lower"))
     place = mounted(f"{SCRATCH}/lower", "place", "-o", "loop")
     path = image(1, "place/image")
@@ -119,7 +120,7 @@ def swap_file():
     run("umount", place)
 
 
-@check("a block device that is read-only is attached read-only", better=BETTER)
+@check("a read-only block device is attached read-only", better=BETTER)
 def block_device():
     with attach(image()) as base:
         write_to(base.fd)

@@ -1,33 +1,33 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What `make bench` measures: cases, and what is asked of them. No code runs here."""
+"""The cases of `make bench`, and their targets. No code runs here."""
 
 from collections import namedtuple
 from dataclasses import asdict, dataclass
 from itertools import product
 
-# How a loop device is made. `mode` None: as the case says; `off`: which of the device's switches are
-# switched off.
+# The way a loop device is made. A `mode` of None is the mode of the case. `off` are the tunables of
+# the device that are switched off.
 Configuration = namedtuple("Configuration", "driver mode parameters off", defaults=(None, "", ()))
 
 CONFIGURATIONS = {
     "raw": Configuration(None),
     "loop": Configuration("loop"),
     "rnull_loop": Configuration("rnull_loop"),
-    # What the series of 2014 compared, as far as this driver can be made to work that way.
+    # The configurations that the series of 2014 compared, as far as this driver can imitate them.
     "loop-buffered": Configuration("loop", "buffered"),
     "loop-direct": Configuration("loop", "direct"),
     "one-worker": Configuration("rnull_loop", "buffered", "nr_hw_queues=1", ("inline", "nowait")),
     "blk-mq": Configuration("rnull_loop", "buffered", "", ("inline", "nowait")),
     "blk-mq-aio": Configuration("rnull_loop", "direct"),
-    # What each of the short ways is worth: one switch after the other.
-    "waiting": Configuration("rnull_loop", off=("inline", "remap", "nowait")),
-    "trying": Configuration("rnull_loop", off=("inline", "remap")),
-    "workers": Configuration("rnull_loop", off=("inline",)),
+    # The gain of each tunable: one after the other is switched on.
+    "blocking": Configuration("rnull_loop", off=("inline", "remap", "nowait")),
+    "nowait": Configuration("rnull_loop", off=("inline", "remap")),
+    "remap": Configuration("rnull_loop", off=("inline",)),
 }
 ALL = ("raw", "loop", "rnull_loop")
 LOOPS = ("loop", "rnull_loop")
 OF_2014 = ("loop-buffered", "loop-direct", "one-worker", "blk-mq", "blk-mq-aio")
-OF_WAYS = ("raw", "loop", "waiting", "trying", "workers", "rnull_loop")
+OF_ROUTES = ("raw", "loop", "blocking", "nowait", "remap", "rnull_loop")
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Case:
     """One load on one stack of devices, for every target in turn.
 
     `work` is one of fio's, or fsync (randwrite with an fsync after each), or attach. `once`: the
-    image is read from end to end a single time, from the disk. `cached`: it is in the page cache
-    before. `user_cache`: fio goes through the page cache of the loop device."""
+    image is read from end to end once, from the disk. `cached`: the image is in the page cache
+    before. `user_cache`: fio uses the page cache of the loop device."""
 
     work: str
     depth: int = 1
@@ -51,14 +51,14 @@ class Case:
     cached: bool = False
     once: bool = False
     user_cache: bool = False
-    cgroups: bool = False  # each job in its own
+    cgroups: bool = False  # each job in a cgroup of its own
     cpus: int = 2
-    stretch: int = 1  # it lasts so many times as long as others, as there are few I/Os in a second
+    stretch: int = 1  # runs that many times as long as other cases, because I/Os are slow
     targets: tuple = ALL
-    together: str = ""  # cases that share an attached device in each turn
-    guard: bool = False  # a regression that earlier attempts had
-    # What is asked of rnull_loop: its rate as a share of the raw one, as a multiple of the C
-    # driver's, and context switches per I/O at most.
+    together: str = ""  # cases with the same name share an attached device in each turn
+    guard: bool = False  # guards against a regression of an earlier version
+    # The targets of rnull_loop: its rate as a share of the raw one, as a multiple of the C
+    # driver's, and the largest number of context switches per I/O.
     of_raw: float | None = None
     of_c: float | None = 1.0
     switches: float | None = None
@@ -88,7 +88,7 @@ class Case:
 
 
 def quick():
-    """Every target and every guard."""
+    """Returns the cases that have a target or are guards."""
     ram = [
         Case("randread", 1, of_raw=0.60),
         Case("randwrite", 1, of_raw=0.50),
@@ -123,41 +123,41 @@ def quick():
 
 
 def in_order(cases):
-    """A disk is prepared once for all that is done on it."""
+    """Sorts cases so that a disk is prepared once for all its cases."""
     order = ("ram", "null_blk", "virtio")
     return sorted(cases, key=lambda case: (order.index(case.disk), case.backing, bool(case.together)))
 
 
 def case_of_2014(disk, work, jobs):
-    """As in commit b5dd2f6047ca and the mails before it; no ratio is asked for."""
+    """Returns a case of commit b5dd2f6047ca and the mails before it; it has no target."""
     return Case(work, 64, jobs, disk=disk, together="2014", targets=OF_2014, of_c=None)
 
 
-def cases_of_ways():
-    """Where the ways that requests take differ."""
+def cases_of_routes():
+    """Yields the cases in which the routes of requests differ most."""
     for work, depth, changes in (
         ("randread", 1, {}), ("randread", 32, {}), ("randwrite", 1, {}), ("randwrite", 32, {}),
         ("randread", 1, {"backing": "bdev"}), ("randread", 32, {"backing": "bdev"}),
         ("randread", 1, {"mode": "buffered", "cached": True}), ("randread", 32, {"mode": "buffered", "cached": True}),
     ):
-        yield Case(work, depth, together="ways", targets=OF_WAYS, of_c=None, **changes)
+        yield Case(work, depth, together="routes", targets=OF_ROUTES, of_c=None, **changes)
 
 
 def full():
-    """What is quick, and the whole matrix but for what makes no sense:
+    """Returns the quick cases and the whole matrix, without these meaningless cases:
 
-    - psync with more than one in flight: it waits for each;
-    - a block device that is sparse: it has no holes;
-    - reading a sparse file: nothing is read from the disk;
-    - a sparse file under ext4 on the loop: that allocates blocks of its own, where it likes;
-    - ext4 on the loop with a buffered image and psync or two jobs: what differs is below, and
-      the device itself shows it;
-    - the raw backing beside ext4 on the loop: there is no such thing as the same without a loop."""
+    - psync with more than one I/O in flight: it waits for each;
+    - a sparse block device: it has no holes;
+    - reads of a sparse file: nothing is read from the disk;
+    - a sparse file under ext4 on the loop device: ext4 allocates blocks where it likes;
+    - ext4 on a loop device with a buffered image, and psync or two jobs: the layers below and the
+      device itself show the difference;
+    - the raw backing beside ext4 on the loop device: it has no equivalent without a loop device."""
     cases = {case.name: case for case in quick()}
     for disk, work, jobs in product(("ram", "virtio"), ("randread", "randwrite", "read", "write"), (1, 4)):
         case = case_of_2014(disk, work, jobs)
         cases.setdefault(case.name, case)
-    cases |= {case.name: case for case in cases_of_ways()}
+    cases |= {case.name: case for case in cases_of_routes()}
     axes = product(
         ("ram", "null_blk", "virtio"), ("bdev", "ext4", "xfs"), ("filled", "sparse"), ("direct", "buffered"),
         ("device", "ext4"), ("libaio", "io_uring", "psync"), ("randread", "randwrite", "read", "write", "fsync"),

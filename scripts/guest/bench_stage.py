@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Where `make bench` measures: disks with images, the drivers, loop devices."""
+"""The devices and files of `make bench`: disks with images, the drivers, loop devices."""
 
 import fcntl
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
 DISK_MIB, IMAGE_MIB, SPARSE_MIB = 768, 128, 256
-# Of the file in ext4, and in squashfs, on the loop device.
+# The size of the file in ext4 or squashfs on the loop device.
 INNER_MIB = 64
 
 LOOP_CONFIGURE, LOOP_CLR_FD, LOOP_CTL_GET_FREE = 0x4C0A, 0x4C01, 0x4C82
@@ -20,7 +20,7 @@ LO_FLAGS_DIRECT_IO = 16
 
 
 def run(*command):
-    """Runs a command; what it says goes into the error, if it fails."""
+    """Runs a command that must succeed. An error contains its standard error."""
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))}: status {done.returncode}: {done.stderr.strip()}")
@@ -36,7 +36,8 @@ def wait_for(condition, what, seconds=20):
 
 
 def no_udev():
-    """udev looks at every device that was open for writing, when it likes: measured would be that."""
+    """Stops udev, because it opens each device after it was open for writing, and would be measured,
+    too."""
     for process in Path("/proc").glob("[0-9]*/comm"):
         if process.read_text().strip() in ("systemd-udevd", "(udev-worker)"):
             run("udevadm", "control", "--exit")
@@ -44,7 +45,7 @@ def no_udev():
 
 
 class Drivers:
-    """Both drivers are loaded at a time, unless `alone`: then one gives way to the other."""
+    """The drivers. Both are loaded at a time, unless `alone`: then loading one unloads the other."""
 
     def __init__(self, alone):
         self.alone, self.loaded = alone, {}
@@ -83,7 +84,7 @@ class Drivers:
 
 @contextmanager
 def attached(device, file, mode, off=()):
-    """A loop device on a file, which is let go at the end."""
+    """Attaches a loop device to a file, and detaches it at the end."""
     settings = Path("/sys/block", Path(device).name, "loop")
     run("losetup", f"--direct-io={'on' if mode == 'direct' else 'off'}", device, file)
     try:
@@ -94,7 +95,7 @@ def attached(device, file, mode, off=()):
         yield device
     finally:
         run("losetup", "-d", device)
-        wait_for(lambda: not settings.exists(), f"{device} to be let go")
+        wait_for(lambda: not settings.exists(), f"{device} to be detached")
 
 
 @contextmanager
@@ -108,7 +109,7 @@ def mounted(device, where, *options):
 
 
 def attach_and_detach(control, file, mode, times):
-    """What losetup does with `-f` and `-d`, without the processes: seconds it took."""
+    """Does the ioctls of losetup's `-f` and `-d`, without its processes; returns the seconds of it."""
     name = re.sub("-control$", "", control)
     flags = LO_FLAGS_DIRECT_IO if mode == "direct" else 0
     backing = os.open(file, os.O_RDWR)
@@ -129,7 +130,7 @@ def attach_and_detach(control, file, mode, times):
 
 
 def drop(path):
-    """Writes back what the page cache has of a file or device, and forgets it."""
+    """Writes back and drops the page cache of a file or device."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -143,7 +144,7 @@ def fill(path, mib):
 
 
 class Stage:
-    """A disk with what cases need on it; images are made when the first case asks for them."""
+    """A disk with the files that cases need. An image is made when the first case needs it."""
 
     def __init__(self, disk, backing):
         self.undo = ExitStack()
@@ -151,7 +152,7 @@ class Stage:
         self.images = {}
         if backing == "bdev":
             return
-        # A RAM disk allocates what is written for the first time.
+        # A RAM disk allocates a page when it is written for the first time.
         fill(self.device, DISK_MIB)
         if backing == "ext4":
             run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard", self.device)
@@ -177,7 +178,7 @@ class Stage:
         self.undo.close()
 
     def image(self, case, drivers):
-        """The backing file for a case; a sparse one is new each time."""
+        """Returns the backing file for a case; a sparse one is new each time."""
         kind = case.user if case.user != "device" else case.image
         if kind == "sparse":
             path = self.directory / "sparse"
@@ -185,7 +186,7 @@ class Stage:
             run("truncate", "-s", f"{SPARSE_MIB}M", path)
             return path
         if self.backing == "bdev":
-            # There is room for one image.
+            # The disk has room for one image.
             if kind not in self.images:
                 self.images = {kind: Path(self.device)}
                 self.make(kind, self.device, drivers)
@@ -214,10 +215,10 @@ class Stage:
                 fill(inner / "file", INNER_MIB)
 
     def make_squashfs(self, path):
-        """Not compressed: it is not to be the decompression that is measured."""
+        """Makes an image without compression, so that decompression is not measured."""
         tree = self.directory / "tree"
         tree.mkdir()
-        # Of zeros squashfs would make holes.
+        # squashfs would turn zeroes into holes.
         run("dd", "if=/dev/urandom", f"of={tree}/file", "bs=1M", f"count={INNER_MIB}", "status=none")
         run("mksquashfs", tree, path, "-noappend", "-quiet", "-no-progress", "-noI", "-noD", "-noF", "-noX")
         run("rm", "-r", tree)

@@ -1,48 +1,51 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Devices: what their states, frozen queues and limits rule out. See `run` for what the marks mean.
+//! Misuse of devices that their types reject: states, frozen queues, limits. See `run` for the
+//! marks.
 
 use crate::{
     blk_mq::{
         Disk,
         GenDisk, //
     },
-    command::Target,
-    device::LoopDevice,
-    state::State, //
+    control::{
+        device::LoopDevice,
+        state::State, //
+    },
+    datapath::target::Target,
 };
 use kernel::prelude::*;
 
 fn send<T: Send>(_: T) {}
 
-// A device is bound without a look at whether it is bound.
+// A device is bound without a check whether it is bound.
 fn bind_blindly(state: &mut State<u8>) -> Result {
     #[cfg(misuse)]
     state.bind(1); //~ E0599
     #[cfg(not(misuse))]
-    state.vacancy()?.bind(1);
+    state.unbound()?.bind(1);
     Ok(())
 }
 
 // A device is bound twice.
 fn bind_twice(state: &mut State<u8>) -> Result {
-    let vacancy = state.vacancy()?;
-    vacancy.bind(1);
+    let unbound = state.unbound()?;
+    unbound.bind(1);
     #[cfg(misuse)]
-    vacancy.bind(2); //~ E0382
+    unbound.bind(2); //~ E0382
     Ok(())
 }
 
-// A device changes its state between the look and the binding.
+// A device changes its state between the check and the binding.
 fn delete_before_binding(state: &mut State<u8>) -> Result {
-    let vacancy = state.vacancy()?;
+    let unbound = state.unbound()?;
     #[cfg(misuse)]
     state.delete()?; //~ E0499
-    vacancy.bind(1);
+    unbound.bind(1);
     Ok(())
 }
 
-// What a device is bound to is used though it may be bound to nothing.
+// The binding of a device is used although the device may be unbound.
 fn use_unbound(state: &State<u8>) -> Option<&u8> {
     let binding = state.binding();
     #[cfg(misuse)]
@@ -53,9 +56,9 @@ fn use_unbound(state: &State<u8>) -> Option<&u8> {
     binding
 }
 
-// What a device is bound to is used after it was given up: bug class 4.
+// The binding of a device is used after it was dropped: bug class 4.
 fn use_after_unbinding(state: &mut State<u8>) -> Result {
-    let binding = state.bound()?;
+    let binding = state.bound_mut()?;
     *binding = 1;
     #[cfg(misuse)]
     state.run_down(); //~ E0499
@@ -64,18 +67,18 @@ fn use_after_unbinding(state: &mut State<u8>) -> Result {
     Ok(())
 }
 
-// The target of requests changes while there may be some.
+// The target of requests changes while requests may be in flight.
 fn change_target_unfrozen(disk: &GenDisk<LoopDevice>, target: Target) {
     #[cfg(misuse)]
-    disk.replace_io(target); //~ E0599
+    disk.replace(target); //~ E0599
     #[cfg(not(misuse))]
-    drop(disk.freeze().replace_io(target));
+    drop(disk.freeze().replace(target));
 }
 
-// The target of requests changes after they go on: bug class 15.
+// The target of requests is used after the queue was thawed: bug class 15.
 fn change_target_thawed(disk: &GenDisk<LoopDevice>) {
     let mut frozen = disk.freeze();
-    let target = frozen.io();
+    let target = frozen.backend();
     let _ = target.is_some();
     #[cfg(misuse)]
     drop(frozen); //~ E0505
@@ -83,7 +86,7 @@ fn change_target_thawed(disk: &GenDisk<LoopDevice>) {
     let _ = target.is_some();
 }
 
-// A queue is frozen by one task and thawed by another, which has not saved its scope.
+// A queue is frozen by one task and thawed by another, without the saved context of the first.
 fn send_frozen(disk: &GenDisk<LoopDevice>) {
     let frozen = disk.freeze();
     #[cfg(misuse)]
@@ -92,7 +95,7 @@ fn send_frozen(disk: &GenDisk<LoopDevice>) {
     drop(frozen);
 }
 
-// A change of limits is committed twice, and its lock given back twice: bug class 20.
+// A change of limits is committed twice, and its lock released twice: bug class 20.
 fn commit_twice(disk: &GenDisk<LoopDevice>) -> Result {
     let limits = disk.update_limits();
     limits.commit()?;
@@ -111,7 +114,7 @@ fn change_committed(disk: &GenDisk<LoopDevice>) -> Result {
     Ok(())
 }
 
-// The lock of the limits is given back by another task: bug class 20.
+// The lock of the limits is released by another task: bug class 20.
 fn send_limits(disk: &GenDisk<LoopDevice>) {
     let limits = disk.update_limits();
     #[cfg(misuse)]
@@ -120,7 +123,7 @@ fn send_limits(disk: &GenDisk<LoopDevice>) {
     drop(limits);
 }
 
-// Partitions are read without the lock under which the disk is opened: bug class 31.
+// Partitions are scanned without the lock of opens: bug class 31.
 fn scan_unlocked(disk: &GenDisk<LoopDevice>) -> Result {
     #[cfg(misuse)]
     disk.reread_partitions()?; //~ E0599
@@ -129,10 +132,9 @@ fn scan_unlocked(disk: &GenDisk<LoopDevice>) -> Result {
     Ok(())
 }
 
-// A disk is added twice.
-fn add_twice(disk: Disk<LoopDevice>) -> Result {
-    let _registered = disk.add()?;
+// A disk is deleted twice.
+fn delete_twice(disk: Disk<LoopDevice>) {
+    let _deleted = disk.delete();
     #[cfg(misuse)]
-    disk.add()?; //~ E0382
-    Ok(())
+    disk.delete(); //~ E0382
 }

@@ -1,186 +1,186 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Requests: what their types rule out. See `run` for what the marks mean.
+//! Misuse of requests that the types reject. See `run` for the meaning of the marks.
 
 use crate::{
     aio::{
-        request::{
-            self,
-            Slot, //
-        },
+        request,
         Caching,
         Wait, //
     },
     blk_mq::{
-        CompletedRequest,
         IdleRequest,
         InFlight,
+        Operations,
         Request,
         RequestList,
         StartedRequest,
         Status,
         Submitter, //
     },
-    command::Progress,
-    device::LoopDevice,
-    worker::Workers,
+    datapath::target::{
+        LoopQueue,
+        Target, //
+    },
 };
 use kernel::{
-    fs::File,
-    prelude::*, //
+    prelude::*,
+    time::Delta, //
 };
 
-type Started = StartedRequest<LoopDevice>;
+type Started = StartedRequest<LoopQueue>;
 
 fn send<T: Send>(_: T) {}
 
-// A request is completed twice.
-fn complete_twice(rq: Started) {
-    rq.complete(Ok(0));
+// A request is ended twice.
+fn end_twice(rq: Started) {
+    rq.end(Status::OK);
     #[cfg(misuse)]
-    rq.complete(Ok(0)); //~ E0382
+    rq.end(Status::OK); //~ E0382
 }
 
-// A request is looked at after it was completed.
-fn look_after_completion(rq: Started) {
-    rq.complete(Ok(0));
+// A request is used after it was ended.
+fn use_after_end(rq: Started) {
+    rq.end(Status::OK);
     #[cfg(misuse)]
     rq.len(); //~ E0382
 }
 
-// A request is looked at after the file got it: bug class 2.
-fn look_after_submission(rq: Started) {
-    drop(request::submit(rq, 0, Caching::Direct, Wait::Allowed));
+// A request is used after it was submitted to the file: bug class 2.
+fn use_after_submission(rq: Started) {
+    request::submit(rq, 0, Caching::Direct, Wait::Allowed);
     #[cfg(misuse)]
     rq.op(); //~ E0382
 }
 
-// A request is looked at after the block device got it: bug class 2.
-fn look_after_remapping(rq: Started) {
-    drop(request::remap(rq, 0, Wait::Allowed));
+// A request is used after it was submitted to the block device: bug class 2.
+fn use_after_remapping(rq: Started) {
+    request::remap(rq, 0, Wait::Allowed);
     #[cfg(misuse)]
     rq.op(); //~ E0382
 }
 
-// A request is looked at after a worker got it.
-fn look_after_queueing(workers: &Workers, device: &LoopDevice, rq: Started) {
-    workers.submit(device, rq, true);
-    #[cfg(misuse)]
-    rq.op(); //~ E0382
-}
-
-// A request is put on two lists: bug class 5.
-fn list_twice(one: &RequestList<LoopDevice>, other: &RequestList<LoopDevice>, rq: Started) {
+// A request is put on two lists, such as those of two workers: bug class 5.
+fn list_twice(one: &RequestList<LoopQueue>, other: &RequestList<LoopQueue>, rq: Started) {
     one.push(rq);
     #[cfg(misuse)]
     other.push(rq); //~ E0382
     let _ = other;
 }
 
-// What a request needs of its device is used after the request: bug class 4.
-fn target_after_completion(rq: Started) {
-    let target = rq.io();
-    let _ = target.is_some();
+// The backend of a request is used after the request has ended: bug class 4.
+fn backend_after_end(rq: Started) {
+    let target = rq.backend();
+    let _ = target.offset;
     #[cfg(misuse)]
-    rq.complete(Ok(0)); //~ E0505
+    rq.end(Status::OK); //~ E0505
     #[cfg(misuse)]
-    let _ = target.is_some();
+    let _ = target.offset;
 }
 
-// What a request needs of its device is used though there may be none: bug class 4.
-fn target_of_unbound(rq: &Request<LoopDevice>) -> Option<&File> {
-    let target = rq.io();
+// The backend of a request is used before it is known that there is one: bug class 4.
+fn backend_of_idle(rq: IdleRequest<LoopQueue>) {
     #[cfg(misuse)]
-    return Some(&target.file); //~ E0609
+    let _ = rq.backend().offset; //~ E0599
     #[cfg(not(misuse))]
-    target.map(|target| &*target.file)
+    let _ = rq.start().map(|rq| rq.backend().offset);
 }
 
-// A request changes what others need of its device.
-fn change_target(rq: &Request<LoopDevice>) {
-    if let Some(target) = rq.io() {
-        #[cfg(misuse)]
-        {
-            target.offset = 0; //~ E0594
-        }
-        let _ = target.offset;
+// A request changes the backend, which other requests use.
+fn change_backend(target: &Target) {
+    #[cfg(misuse)]
+    {
+        target.offset = 0; //~ E0594
+    }
+    let _ = target.offset;
+}
+
+// The driver's part of a request is changed while it is read.
+fn change_data(mut rq: Started) {
+    let data = rq.data();
+    #[cfg(misuse)]
+    let _ = rq.data_mut(); //~ E0502
+    let _ = data.driver();
+    #[cfg(not(misuse))]
+    let _ = rq.data_mut();
+}
+
+// The driver's part of a request in flight is changed, which the operation may read.
+fn change_data_in_flight(rq: InFlight<LoopQueue>) {
+    #[cfg(misuse)]
+    let _ = rq.data_mut(); //~ E0599
+    rq.finish(Ok(0));
+}
+
+// A request that is not started is submitted.
+fn submit_idle(rq: IdleRequest<LoopQueue>) {
+    #[cfg(misuse)]
+    request::submit(rq, 0, Caching::Direct, Wait::Allowed); //~ E0308
+    #[cfg(not(misuse))]
+    if let Ok(rq) = rq.start() {
+        request::submit(rq, 0, Caching::Direct, Wait::Allowed);
     }
 }
 
-// A request that is not started is completed.
-fn complete_idle(rq: IdleRequest<LoopDevice>) {
-    #[cfg(misuse)]
-    rq.complete(Ok(0)); //~ E0599
-    #[cfg(not(misuse))]
-    rq.start().complete(Ok(0));
-}
-
 // A request is started twice.
-fn start_twice(rq: IdleRequest<LoopDevice>) {
-    rq.start().complete(Ok(0));
+fn start_twice(rq: IdleRequest<LoopQueue>) {
+    drop(rq.start());
     #[cfg(misuse)]
-    rq.start().complete(Ok(0)); //~ E0382
+    drop(rq.start()); //~ E0382
 }
 
 // A request is refused and started: the block layer and the driver would end it.
-fn refuse_and_start(rq: IdleRequest<LoopDevice>) {
+fn refuse_and_start(rq: IdleRequest<LoopQueue>) {
     let _ = rq.refuse(Status::IOERR);
     #[cfg(misuse)]
-    rq.start().complete(Ok(0)); //~ E0382
+    drop(rq.start()); //~ E0382
 }
 
-// A request that is under way is ended.
-fn end_in_flight(rq: Started) {
+// A request in flight is ended.
+fn end_in_flight(rq: InFlight<LoopQueue>) {
     #[cfg(misuse)]
     rq.end(Status::OK); //~ E0599
     #[cfg(not(misuse))]
-    rq.complete(Ok(0));
+    rq.finish(Ok(0));
 }
 
-// A request that is split in two owners is completed by the whole.
-fn split_and_complete(rq: Started) {
+// A request that was split in two owners is ended by the whole.
+fn split_and_end(rq: Started) {
     let _owners = rq.into_in_flight();
     #[cfg(misuse)]
-    rq.complete(Ok(0)); //~ E0382
+    rq.end(Status::OK); //~ E0382
 }
 
 // One of two owners completes a request twice.
-fn owner_completes_twice(rq: InFlight<LoopDevice>) {
-    rq.complete(Ok(0));
+fn owner_completes_twice(rq: InFlight<LoopQueue>) {
+    rq.finish(Ok(0));
     #[cfg(misuse)]
-    rq.complete(Ok(0)); //~ E0382
+    rq.finish(Ok(0)); //~ E0382
 }
 
-// One of two owners sends a request round again, which the other may use.
-fn owner_requeues(rq: InFlight<LoopDevice>) {
+// One of two owners requeues a request, which the other one may use.
+fn owner_requeues(rq: InFlight<LoopQueue>) {
     #[cfg(misuse)]
-    rq.requeue(); //~ E0599
+    rq.requeue_later(Delta::from_millis(1)); //~ E0599
     #[cfg(not(misuse))]
-    rq.complete(Err(EIO));
+    rq.finish(Err(EIO));
 }
 
-// A request is ended twice.
-fn end_twice(rq: CompletedRequest<LoopDevice>) {
-    rq.end(Status::OK);
+// A request is ended after it was requeued.
+fn requeue_and_end(rq: Started) {
+    rq.requeue_later(Delta::from_millis(1));
     #[cfg(misuse)]
     rq.end(Status::OK); //~ E0382
 }
 
-// A request is ended after it was sent round again.
-fn requeue_and_end(rq: CompletedRequest<LoopDevice>) {
-    rq.requeue();
+// An owner is made from a pointer by safe code, which cannot promise that there is one.
+fn from_nothing(data: *const <LoopQueue as Operations>::RequestData) {
     #[cfg(misuse)]
-    rq.end(Status::OK); //~ E0382
-}
-
-// A request is made from what the kernel gave back, by who cannot promise anything.
-fn from_nothing(data: *const Slot<Progress>) {
-    #[cfg(misuse)]
-    InFlight::<LoopDevice>::from_data(data).complete(Ok(0)); //~ E0133
+    InFlight::<LoopQueue>::from_data(data).finish(Ok(0)); //~ E0133
     let _ = data;
 }
 
-// The context of a submitter goes to another task.
+// The context of a submitter is sent to another task.
 fn send_submitter(submitter: Submitter) {
     #[cfg(misuse)]
     send(submitter); //~ E0277
@@ -188,9 +188,9 @@ fn send_submitter(submitter: Submitter) {
     drop(submitter);
 }
 
-// A reference that a frozen queue waits for is kept by another task.
-fn send_queue_reference(rq: &Request<LoopDevice>) {
-    let queue = rq.keep_queue();
+// A reference that freezing the queue waits for is sent to another task.
+fn send_queue_reference(rq: &Request<LoopQueue>) {
+    let queue = rq.get_queue();
     #[cfg(misuse)]
     send(queue); //~ E0277
     #[cfg(not(misuse))]

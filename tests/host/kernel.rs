@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! As much of the `kernel` crate as the pure logic of the module needs, for the host.
+//! The parts of the `kernel` crate that the module's pure logic needs, for the host.
 
 /// `kernel::prelude`.
 pub mod prelude {
@@ -68,7 +68,7 @@ pub mod sync {
             pub struct Relaxed;
         }
 
-        /// What has an atomic counterpart.
+        /// A type with an atomic counterpart.
         pub trait Value: Copy {
             type Repr;
             fn new(value: Self) -> Self::Repr;

@@ -1,30 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The files of the module that need no kernel, with the tests at their ends.
+//! The files of the module that need no kernel, and their tests.
 
 #![allow(dead_code)]
 
-#[path = "../../backoff.rs"]
-mod backoff;
-#[path = "../../flags.rs"]
-mod flags;
-#[path = "../../geometry.rs"]
-mod geometry;
-#[path = "../../info.rs"]
-mod info;
-#[path = "../../retry.rs"]
-mod retry;
-#[path = "../../settings.rs"]
-mod settings;
-#[path = "../../state.rs"]
-mod state;
-#[path = "../../switches.rs"]
-mod switches;
+#[path = "../../control"]
+mod control {
+    pub(crate) mod flags;
+    mod geometry;
+    mod legacy_info;
+    mod settings;
+    mod state;
+}
+
+#[path = "../../datapath"]
+mod datapath {
+    mod backoff;
+    mod retry;
+    mod tunables;
+}
 
 #[path = "../.."]
 mod kern {
     pub(crate) mod ffi {
-        //! What bindgen makes of `include/uapi/linux/loop.h`.
+        //! The bindings of `include/uapi/linux/loop.h`.
 
         mod raw {
             #![allow(non_camel_case_types, non_upper_case_globals, unused)]
@@ -33,15 +32,13 @@ mod kern {
 
         pub(crate) use raw::{
             __kernel_old_dev_t as OldDev,
-            loop_config,
-            loop_info,
-            loop_info64, //
+            *, //
         };
 
-        /// The flags that `flags.rs` spells as numbers are those of the kernel's header.
+        /// Checks the flags, which `flags.rs` writes as numbers, against the kernel's header.
         #[test]
         fn flags_are_those_of_the_header() {
-            use crate::flags::Flags;
+            use crate::control::flags::Flags;
 
             assert_eq!(Flags::READ_ONLY.as_raw(), raw::LO_FLAGS_READ_ONLY);
             assert_eq!(Flags::AUTOCLEAR.as_raw(), raw::LO_FLAGS_AUTOCLEAR);
@@ -50,6 +47,7 @@ mod kern {
         }
     }
 
+    #[allow(unused_imports)]
     #[path = "kern/uapi.rs"]
     pub(crate) mod uapi;
 }

@@ -3,16 +3,19 @@
  * acknowledged write device|files PATH SEED FIRST LAST [MAPPING]
  * acknowledged check device|files PATH SEED LAST MOST
  *
- * Writes in steps from FIRST to LAST to a block device or into a directory, and after each step that is
- * acknowledged as durable says its number: as a mark to dm-log-writes as MAPPING, else on standard output.
+ * Writes in steps from FIRST to LAST to a block device or into a directory. Reports the number of
+ * each step that is acknowledged as durable: as a mark to dm-log-writes as MAPPING, otherwise on
+ * standard output.
  *
- * What a step writes follows from the seed and its number alone. So check needs no notes: after LAST was
- * acknowledged, each place holds whole what the last step up to LAST wrote to it, or what a later one up to
- * MOST wrote; nothing older, and nothing torn. Prints how many bytes it looked at.
+ * The data of a step follows only from the seed and its number, so check needs no record: after
+ * LAST was acknowledged, each place completely holds the data of the last step up to LAST that
+ * wrote to it, or of a later one up to MOST; no older data, and no torn data. Prints the number of
+ * bytes checked.
  *
- * A step on a device writes to up to eight places, at once with direct I/O: durable writes (RWF_DSYNC,
- * nothing but FUA to the device), or plain ones with fdatasync() after; or buffered ones with fsync().
- * A step in a directory replaces a file by a new one (synced, or opened with O_DSYNC), and syncs the
+ * A step on a device writes to up to eight places, concurrently with direct I/O: durable writes
+ * (RWF_DSYNC, only FUA to the device), or plain ones followed by fdatasync(); or buffered ones
+ * followed by fsync(). A step in a directory replaces a file by a new one (synced, or opened with
+ * O_DSYNC), and syncs the directory.
  * directory.
  */
 #define _GNU_SOURCE
@@ -33,18 +36,18 @@
 #include "random.h"
 
 #define SECTOR 512
-/* Of a device, 4 MiB are used. */
+/* The used part of a device is 4 MiB. */
 #define SECTORS 8192
 #define PLACES 8
 #define SLOT (SECTORS / PLACES)
 #define MOST_SECTORS 64
 #define FILES 16
 
-enum way { DURABLE, SYNCED, BUFFERED, WAYS };
+enum mode { DURABLE, SYNCED, BUFFERED, MODES };
 
-/* What a step does. A file has one place, from its beginning. */
+/* The operations of a step. A file has one place, from its beginning. */
 struct plan {
-	enum way way;
+	enum mode mode;
 	unsigned int file, places;
 	struct {
 		unsigned int start, length;
@@ -58,7 +61,7 @@ static char *buffer;
 static struct plan plan(uint64_t step)
 {
 	uint64_t state = seed * 1000003 + step;
-	struct plan plan = { .way = random_number(&state) % WAYS };
+	struct plan plan = { .mode = random_number(&state) % MODES };
 	unsigned int i, start, length;
 
 	plan.file = random_number(&state) % FILES;
@@ -66,7 +69,7 @@ static struct plan plan(uint64_t step)
 	for (i = 0; i < plan.places; i++) {
 		start = random_number(&state) % SLOT;
 		length = 1 + random_number(&state) % MOST_SECTORS;
-		/* Every other one is of whole pages. */
+		/* Every second place is in whole pages. */
 		if (random_number(&state) & 1) {
 			start &= ~7;
 			length = (length + 7) & ~7;
@@ -79,7 +82,7 @@ static struct plan plan(uint64_t step)
 	return plan;
 }
 
-/* What a step writes to a sector: its number first. */
+/* Fills a sector with the data of a step: its number first. */
 static void fill(char *data, uint64_t step, uint64_t sector)
 {
 	uint64_t state = (seed ^ step << 32) + sector, i;
@@ -130,7 +133,7 @@ static void direct(int fd, const struct plan *plan, char *const data[])
 		iocbs[i] = (struct iocb){
 			.aio_lio_opcode = IOCB_CMD_PWRITE,
 			.aio_fildes = fd,
-			.aio_rw_flags = plan->way == DURABLE ? RWF_DSYNC : 0,
+			.aio_rw_flags = plan->mode == DURABLE ? RWF_DSYNC : 0,
 			.aio_buf = (uintptr_t)data[i],
 			.aio_nbytes = plan->place[i].length * SECTOR,
 			.aio_offset = (int64_t)plan->place[i].start * SECTOR,
@@ -143,7 +146,7 @@ static void direct(int fd, const struct plan *plan, char *const data[])
 	for (i = 0; i < plan->places; i++)
 		if (events[i].res != (int64_t)((struct iocb *)(uintptr_t)events[i].obj)->aio_nbytes)
 			errx(1, "a write returned %lld", events[i].res);
-	if (plan->way == SYNCED && fdatasync(fd))
+	if (plan->mode == SYNCED && fdatasync(fd))
 		err(1, "fdatasync");
 }
 
@@ -168,7 +171,7 @@ static void write_device(const char *path, const struct plan *plan, uint64_t ste
 		for (s = 0; s < plan->place[i].length; s++, next += SECTOR)
 			fill(next, step, plan->place[i].start + s);
 	}
-	if (plan->way != BUFFERED) {
+	if (plan->mode != BUFFERED) {
 		direct(fd, plan, data);
 		return;
 	}
@@ -187,14 +190,14 @@ static void write_file(const char *path, const struct plan *plan, uint64_t step)
 
 	if (directory < 0)
 		directory = open(path, O_RDONLY | O_DIRECTORY);
-	fd = openat(directory, "new", O_WRONLY | O_CREAT | O_TRUNC | (plan->way == DURABLE ? O_DSYNC : 0), 0600);
+	fd = openat(directory, "new", O_WRONLY | O_CREAT | O_TRUNC | (plan->mode == DURABLE ? O_DSYNC : 0), 0600);
 	if (fd < 0)
 		err(1, "%s/new", path);
 	for (s = 0; s < plan->place[0].length; s++)
 		fill(buffer + s * SECTOR, step, s);
 	write_all(fd, buffer, plan->place[0].length * SECTOR, 0);
 	snprintf(name, sizeof(name), "file%u", plan->file);
-	if ((plan->way != DURABLE && fsync(fd)) || close(fd) || renameat(directory, "new", directory, name) ||
+	if ((plan->mode != DURABLE && fsync(fd)) || close(fd) || renameat(directory, "new", directory, name) ||
 	    fsync(directory))
 		err(1, "%s/%s", path, name);
 }
@@ -203,7 +206,7 @@ static void write_file(const char *path, const struct plan *plan, uint64_t step)
 
 static uint64_t last, most, seen;
 
-/* The step that wrote what a sector holds, 0 for nothing; it must hold all of it. */
+/* Returns the step that wrote a sector, 0 for none. The sector must hold only data of that step. */
 static uint64_t step_of(const char *data, uint64_t sector, const char *where)
 {
 	static const char zero[SECTOR];
@@ -247,10 +250,10 @@ static void check_device(const char *path)
 	for (sector = 0; sector < SECTORS; sector++) {
 		step = step_of(buffer + sector * SECTOR, sector, path);
 		if (step < acknowledged[sector])
-			errx(1, "%s, sector %" PRIu64 ": of step %" PRIu64 ", but step %" PRIu64 " (way %d) was acknowledged",
-			     path, sector, step, acknowledged[sector], plan(acknowledged[sector]).way);
+			errx(1, "%s, sector %" PRIu64 ": of step %" PRIu64 ", but step %" PRIu64 " (mode %d) was acknowledged",
+			     path, sector, step, acknowledged[sector], plan(acknowledged[sector]).mode);
 		if (!writes(step, sector))
-			errx(1, "%s, sector %" PRIu64 ": of step %" PRIu64 ", which wrote elsewhere", path, sector, step);
+			errx(1, "%s, sector %" PRIu64 ": of step %" PRIu64 ", which did not write it", path, sector, step);
 	}
 }
 
@@ -278,7 +281,7 @@ static void check_file(const char *path, unsigned int file, uint64_t acknowledge
 		errx(1, "%s: of step %" PRIu64 ", but has %zd bytes", name, step, size);
 	for (sector = 1; sector < plan(step).place[0].length; sector++)
 		if (step_of(buffer + sector * SECTOR, sector, name) != step)
-			errx(1, "%s, sector %" PRIu64 ": not of step %" PRIu64 " as the first one", name, sector, step);
+			errx(1, "%s, sector %" PRIu64 ": not of step %" PRIu64 " like the first one", name, sector, step);
 }
 
 static void check_files(const char *path)

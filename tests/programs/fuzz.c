@@ -2,13 +2,13 @@
 /*
  * fuzz SEED CALLS loop|rnull_loop FILE...
  *
- * Threads send random ioctls, sensible and hostile ones, to a few loop devices with the numbers
- * from FIRST on, and open, close, read, write, add and remove them meanwhile. FILEs and the devices
- * themselves are what is attached. What a call may return is known for each, from the C driver's
- * source; anything else ends the run. So does a call that takes too long.
+ * Threads send random valid and hostile ioctls to a few loop devices, with numbers from FIRST on,
+ * and at the same time open, close, read, write, add and remove them. FILEs and the devices
+ * themselves are attached. The possible results of each call are known from the C driver's source;
+ * any other result ends the run, and so does a call that takes too long.
  *
- * The seed decides what each thread does; the order among them is the scheduler's. Where the C
- * driver would get a device that stands on itself (by way of a partition), it is not tried.
+ * The seed decides the calls of each thread; the scheduler decides their order. Calls that would
+ * stack a device of the C driver on itself (by way of a partition) are left out.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -33,7 +33,7 @@ enum { FIRST = 400, DEVICES = 8, SLOTS = 24, THREADS = 6, FILES = 64, STUCK = 60
 
 struct kind {
 	const char *name;
-	/* Errors the C driver can return, 0 at the end. Success is possible unless it says so. */
+	/* The possible errors of the C driver, 0 at the end. Success is possible unless `fails`. */
 	int errors[8];
 	bool fails;
 };
@@ -85,7 +85,7 @@ static const struct kind kinds[KINDS] = {
 	[K_TRUNCATE] = { "truncate", { 0 } },
 };
 
-/* An open device, or one of its partitions. Whoever opens or closes it has the lock for writing. */
+/* An open device, or one of its partitions. Its opener holds the lock for writing. */
 struct slot {
 	pthread_rwlock_t lock;
 	int fd;
@@ -96,7 +96,7 @@ struct thread {
 	pthread_t id;
 	uint64_t state;
 	unsigned long calls, wanted;
-	/* Which kind of call it is in, and since when. */
+	/* The kind of the current call, and its start. */
 	int kind;
 	time_t since;
 	unsigned long counts[KINDS][134];
@@ -145,7 +145,7 @@ static void begin(struct thread *t, int kind)
 	__atomic_store_n(&t->since, time(NULL), __ATOMIC_RELAXED);
 }
 
-/* Counts a call, and checks what it returned. */
+/* Counts a call, and checks its result. */
 static long done(struct thread *t, int kind, long result)
 {
 	const struct kind *k = &kinds[kind];
@@ -180,7 +180,7 @@ static uint64_t number(struct thread *t)
 	return chance(t, 20) ? roll(t) : PICK(t, limits) + below(t, 5) - 2;
 }
 
-/* An offset or a limit: often one that keeps the device usable. */
+/* Returns an offset or a limit, often one that keeps the device usable. */
 static uint64_t offset(struct thread *t)
 {
 	return chance(t, 60) ? 512ull * below(t, 64) : number(t);
@@ -191,14 +191,14 @@ static unsigned long bad_pointer(struct thread *t)
 	unsigned long pointers[] = {
 		0, 8, 4096, (unsigned long)protected, 0x7ffffffff000, 0x800000000000,
 		0xffff888000000000, 0xffffffff81000000, -1ul, -4096ul, roll(t),
-		/* The end of it is out of reach. */
+		/* The end of the structure is in an unmapped page. */
 		(unsigned long)t->edge - 1 - below(t, 100),
 	};
 
 	return PICK(t, pointers);
 }
 
-/* A descriptor to attach: a file, a device of ours, or nonsense. */
+/* Returns a descriptor to attach: a file, a device of this program, or an invalid one. */
 static int backing(struct thread *t, bool no_device)
 {
 	const struct slot *slot = &slots[below(t, SLOTS)];
@@ -208,14 +208,14 @@ static int backing(struct thread *t, bool no_device)
 		return PICK(t, ((int[]){ -1, INT32_MAX, INT32_MIN, 1000, 0, 1, 2, control }));
 	if (no_device || chance(t, 70))
 		return files[below(t, nr_files)];
-	/* It may be closed, or another one, until it is used. */
+	/* The descriptor may be closed, or belong to another device, when it is used. */
 	fd = __atomic_load_n(&slot->fd, __ATOMIC_RELAXED);
 	return cautious && slot->partition ? -1 : fd;
 }
 
 static void fill_info(struct thread *t, struct loop_info64 *info, bool hostile)
 {
-	/* The first ten are possible. */
+	/* The first ten are valid. */
 	static const uint32_t flags[] = {
 		0, 0, 1, 4, 8, 16, 24, 12, 20, 29, 31, 2, 32, 0xffffffff,
 	};
@@ -244,11 +244,11 @@ static uint32_t block_size(struct thread *t)
 	return chance(t, 70) ? (chance(t, 40) ? 0 : 512u << below(t, 8)) : number(t);
 }
 
-/* --- calls that cost little, for most of the time */
+/* --- cheap calls, most of the time */
 
 static void cheap_call(struct thread *t, int fd)
 {
-	/* No open files, also when cut to 32 bits. */
+	/* No open descriptors, also when truncated to 32 bits. */
 	static const long closed[] = { -1, 1000, INT32_MAX, 1ul << 31, 1ul << 40 | 999 };
 	struct loop_config *config = (void *)t->buffer;
 	unsigned long pointer = chance(t, 80) ? (unsigned long)t->buffer : bad_pointer(t);
@@ -294,7 +294,7 @@ static void cheap_call(struct thread *t, int fd)
 	}
 }
 
-/* --- calls that may do something */
+/* --- calls that may change something */
 
 static void set_status(struct thread *t, int fd)
 {
@@ -336,7 +336,7 @@ static void control_call(struct thread *t)
 		call(t, K_CTL_GET_FREE, control, LOOP_CTL_GET_FREE, number(t));
 		break;
 	case 1:
-		/* Any: it is not one of ours. */
+		/* Any device, outside of the numbers of this program. */
 		made = call(t, K_CTL_ADD, control, LOOP_CTL_ADD, -1ul - below(t, 1000));
 		if (made >= 0 && (made < FIRST || made >= FIRST + DEVICES))
 			call(t, K_CTL_REMOVE, control, LOOP_CTL_REMOVE, made);
@@ -422,7 +422,7 @@ static void device_call(struct thread *t, const struct slot *slot)
 	}
 }
 
-/* Closes what a slot holds, and opens another. */
+/* Closes the device of a slot, and opens another one. */
 static void reopen(struct thread *t, struct slot *slot)
 {
 	static const int modes[] = {
@@ -489,7 +489,7 @@ static void step(struct thread *t)
 	}
 }
 
-/* Of this thread alone. */
+/* Drops CAP_SYS_ADMIN of this thread alone. */
 static void drop_admin(void)
 {
 	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
@@ -506,7 +506,7 @@ static void *run(void *argument)
 {
 	struct thread *t = argument;
 
-	/* Two of them may do less. */
+	/* Two threads have no CAP_SYS_ADMIN. */
 	if (t - threads < 2)
 		drop_admin();
 	while (t->calls < t->wanted)
@@ -529,7 +529,7 @@ static void open_files(char **paths)
 	int ends[2];
 
 	for (; *paths; paths++) {
-		/* Mostly as programs open them. */
+		/* Mostly with the flags that programs use. */
 		for (int n = 0; n < 3; n++)
 			add_file(open(*paths, O_RDWR | O_CLOEXEC), *paths);
 		add_file(open(*paths, O_RDONLY | O_CLOEXEC), *paths);
@@ -546,7 +546,7 @@ static void open_files(char **paths)
 	add_file(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), "socket");
 }
 
-/* Each is given seconds: udev may look at it, and devices stand on each other. */
+/* Each device has several seconds, because udev may have it open, and devices are stacked. */
 static void take_down(void)
 {
 	char path[32];
@@ -591,7 +591,7 @@ static void report(void)
 	}
 }
 
-/* Looks on until all threads are done. */
+/* Waits until all threads are done, and reports progress. */
 static void watch(unsigned long wanted)
 {
 	unsigned long calls = 0, before = 0;
@@ -642,7 +642,7 @@ int main(int argc, char **argv)
 
 		t->state = (seed + 1) * 0x9e3779b97f4a7c15ull + n * 0xbf58476d1ce4e5b9ull;
 		t->wanted = wanted;
-		/* A page that cannot be reached follows. */
+		/* An inaccessible page follows. */
 		t->buffer = mmap(NULL, 65536 + 4096, PROT_READ | PROT_WRITE,
 				 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		t->edge = t->buffer + 65536;

@@ -3,10 +3,9 @@
  * ioctl FD COMMAND [low|high|NUMBER] [FIELD=VALUE...]
  *
  * Sends one LOOP_* ioctl to an inherited descriptor, with the kernel's own structure for it, and
- * prints what it returns, or minus the name of its error. Built with -m32 it is what a 32-bit
- * program is. The structure lies below 2 GiB or above, as asked for; its fields are set as told
- * before the call, and printed after one of the status ioctls that read it. NUMBER is an argument
- * that is passed as it stands.
+ * prints its result, or minus the name of its error. Built with -m32 it is a 32-bit program. The
+ * structure is below or above 2 GiB. Its fields are set to the given values before the call, and
+ * printed after a status ioctl that reads it. NUMBER is an argument that is passed as it is.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -111,7 +110,7 @@ static void print_status(unsigned int command, const union argument *argument)
 		       (unsigned long long)info->lo_offset, info->lo_flags, info->lo_file_name);
 }
 
-/* Where the structure is: a page of its own, so that it shows what is written behind it. */
+/* Maps a page for the structure, which shows writes behind its end. */
 static void *place(const char *where)
 {
 	void *hint = (void *)(uintptr_t)(!strcmp(where, "high") ? 0xb0000000 : 0x10000000);

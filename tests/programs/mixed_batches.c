@@ -2,9 +2,10 @@
 /*
  * mixed_batches DEVICE FILE MIB SECONDS
  *
- * Submits batches that alternate 128 KiB reads of DEVICE and 4 KiB reads of FILE, both MIB MiB long, past
- * the page cache. Each 128 KiB request fills the task's plug, which the block layer flushes while the
- * next request, of FILE, has a tag and is on no list yet. Prints the number of batches every second.
+ * Submits batches that alternate 128 KiB reads of DEVICE and 4 KiB reads of FILE, both MIB MiB
+ * long, with direct I/O. Each 128 KiB request fills the task's plug, which the block layer flushes
+ * while the next request, of FILE, has a tag and is on no list yet. Prints the number of batches
+ * every second.
  */
 #define _GNU_SOURCE
 #include <err.h>

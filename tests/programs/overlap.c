@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * overlap SEED SECONDS DEVICE
+ * overlap SEED MILLISECONDS DEVICE
  *
- * Threads write and read the first 128 KiB of a block device with direct I/O, many requests at a time, and
- * most of these requests overlap. A write that was acknowledged before another write of the same place was
- * submitted must not overtake it: neither a later read nor the device at rest may show it. Writes that are in
- * flight at the same time may take effect in any order; how often one thread's earlier write overtook its
- * later one is counted.
+ * Threads write and read the first 128 KiB of a block device with direct I/O, many requests at a
+ * time, and most of these requests overlap. A write that was acknowledged before another write of
+ * the same place was submitted must not overtake it: neither a later read nor the device at rest
+ * may show it. Writes in flight at the same time may take effect in any order; cases in which a
+ * thread's earlier write overtook its later one are counted.
  *
- * A counter that every submission and every acknowledgement increments tells which came first. Each byte is
- * checked by itself, because writes in flight at the same time may be torn anywhere: an emulated CPU copies
- * memory byte by byte. Prints what was counted.
+ * Every submission and every acknowledgement increments a counter, whose values give the order.
+ * Each byte is checked by itself, because concurrent writes may be torn anywhere: an emulated CPU
+ * copies memory byte by byte. Prints the counts.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -35,13 +35,13 @@
 #define MOST (32 << 10)
 #define THREADS 3
 #define DEPTH 12
-/* In a round, per thread. */
+/* The requests of a thread in a round. */
 #define REQUESTS 64
 
 struct request {
 	struct iocb iocb;
 	uint64_t *buffer;
-	/* The values of the counter; 0 while it is not acknowledged. */
+	/* The values of the counter; 0 until the request is acknowledged. */
 	unsigned long submitted, acknowledged;
 };
 
@@ -57,7 +57,7 @@ static uint64_t seed;
 static int device;
 static unsigned int block_size;
 static atomic_ulong counter = 1;
-/* The round, and what the device held when it began. */
+/* The round, and the content of the device when it began. */
 static uint32_t round_number;
 static uint64_t before[WORDS], *at_rest;
 static unsigned long writes, bytes_checked, blocks_with_two, blocks_overtaken;
@@ -71,7 +71,7 @@ static void *aligned(size_t size)
 	return memory;
 }
 
-/* What a request of this round writes to a word. */
+/* Returns the value that a request of this round writes to a word. */
 static uint64_t stamp(const struct thread *t, unsigned int request, unsigned int word)
 {
 	uint64_t state = seed ^ (uint64_t)round_number << 40 ^ (uint64_t)(t - threads) << 32 ^ request << 16 ^ word;
@@ -131,7 +131,7 @@ static void *run(void *argument)
 		batch = 1 + random_number(&t->state) % 4;
 		if (batch > REQUESTS - number)
 			batch = REQUESTS - number;
-		/* At times few are in flight, or none: then order counts. */
+		/* Sometimes few or none are in flight, so that their order matters. */
 		if (in_flight)
 			reap(t, in_flight + batch > DEPTH ? in_flight + batch - DEPTH :
 			     random_number(&t->state) % 4 ? 0 : 1 + random_number(&t->state) % in_flight, &in_flight);
@@ -163,7 +163,7 @@ static int covers(const struct request *r, unsigned int word)
 	       word < (r->iocb.aio_offset + r->iocb.aio_nbytes) / 8;
 }
 
-/* All writes of this round to a block. */
+/* Finds all writes of this round to a block. */
 static unsigned int writes_to(unsigned int word, struct write *found)
 {
 	unsigned int t, i, count = 0;
@@ -176,9 +176,10 @@ static unsigned int writes_to(unsigned int word, struct write *found)
 }
 
 /*
- * Keeps of the writes to a block those that a read may show: submitted before the read was acknowledged, and
- * acknowledged after the submission of each write that was acknowledged before the read was submitted. Returns
- * the last such submission, or 0: then the read may show what was there before the round.
+ * Keeps the writes to a block that a read may show: those submitted before the read was
+ * acknowledged, and acknowledged after the submission of each write that was acknowledged before
+ * the read was submitted. Returns the last such submission, or 0: then the read may show the
+ * content before the round.
  */
 static unsigned long drop_superseded(struct write *writes, unsigned int *count, unsigned long submitted,
 				     unsigned long acknowledged)
@@ -199,7 +200,7 @@ static unsigned long drop_superseded(struct write *writes, unsigned int *count, 
 	return last;
 }
 
-/* The bytes of a word that are equal in another one, as a mask. */
+/* Returns a mask of the bytes that are equal in two words. */
 static unsigned int equal_bytes(uint64_t a, uint64_t b)
 {
 	unsigned int i, mask = 0;
@@ -222,7 +223,7 @@ static void wrong(uint64_t value, unsigned int word, unsigned long last, unsigne
 			fprintf(stderr, " a write acknowledged at %lu\n", all[i].request->acknowledged);
 			exit(1);
 		}
-	fprintf(stderr, value == before[word] ? " what was there before the round\n" : " bytes of no single write\n");
+	fprintf(stderr, value == before[word] ? " the content before the round\n" : " bytes of no single write\n");
 	exit(1);
 }
 
@@ -253,7 +254,7 @@ static void check_read(const uint64_t *data, unsigned int offset, unsigned int s
 		check_block(data + at / 8, (offset + at) / 8, submitted, acknowledged, how);
 }
 
-/* Counts blocks at rest that two writes of one thread may have left, and those that the earlier one has. */
+/* Counts blocks that may be of two concurrent writes of a thread, and those of the earlier one. */
 static void count_overtaken(unsigned int word)
 {
 	struct write writes[THREADS * REQUESTS];
@@ -308,15 +309,23 @@ static void one_round(void)
 	memcpy(before, at_rest, SIZE);
 }
 
+static unsigned long milliseconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000UL + now.tv_nsec / 1000000;
+}
+
 int main(int argc, char **argv)
 {
-	time_t end;
+	unsigned long end;
 	unsigned int t, i;
 
 	if (argc != 4)
-		errx(2, "usage: overlap SEED SECONDS DEVICE");
+		errx(2, "usage: overlap SEED MILLISECONDS DEVICE");
 	seed = number(argv[1]);
-	end = time(NULL) + number(argv[2]);
+	end = milliseconds() + number(argv[2]);
 	device = open(argv[3], O_RDWR | O_DIRECT);
 	if (device < 0 || ioctl(device, BLKSSZGET, &block_size))
 		err(1, "%s", argv[3]);
@@ -333,7 +342,7 @@ int main(int argc, char **argv)
 		err(1, "write");
 	do
 		one_round();
-	while (time(NULL) <= end);
+	while (milliseconds() < end);
 	printf("writes %lu\nbytes_checked %lu\nblocks_with_two_in_flight %lu\nblocks_overtaken %lu\n", writes,
 	       bytes_checked, blocks_with_two, blocks_overtaken);
 	return 0;

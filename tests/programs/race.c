@@ -2,18 +2,18 @@
 /*
  * race SEED SECONDS io|attach|change DEVICE IMAGE [IMAGE]
  *
- * Writers read and write a loop device on IMAGE (16 MiB, zeroes at first) and know what must be there,
- * while others change whatever can be changed about it. What a write or an fsync acknowledged must be read
- * from then on, never what was there before, nor anything else; in the end, from IMAGE as well.
+ * Writers write a loop device on IMAGE (16 MiB, initially zeroes), read it, and verify the data,
+ * while disturbers change everything about it. Data that a write or an fsync acknowledged must be
+ * read from then on, never older or other data; at the end, from IMAGE as well.
  *
- * io: the device is bound already, and stays so. Nothing fails, but for the last writer, whose range is
- * now and then beyond the end of the device.
- * attach: it is attached and detached all the time; who has opened it and found it bound can rely on that
- * until the device is closed.
- * change: it is bound read-only, and its file is changed between two images, and its offset, all of which
- * are filled first. Each read is of one of them, and of the right one when no change was under way.
+ * io: the device is bound from the start, and stays bound. No operation fails, except those of the
+ * last writer, whose range is sometimes beyond the end of the device. attach: the device is
+ * attached and detached all the time; an opener that has found it bound can rely on that until the
+ * device is closed. change: the device is bound read-only, and its file changes between two images,
+ * and its offset, after all have been filled. Each read shows one of them, and the right one if no
+ * change was in progress.
  *
- * Prints what it did, such as "operations 1234"; exits with 1 at the first thing that is wrong.
+ * Prints its counts, such as "operations 1234"; exits with 1 at the first error.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -45,7 +45,7 @@
 #define DEPTH 16
 #define DISTURBERS 3
 
-/* Every such version of a block is zeroes. */
+/* Every version that is a multiple of this is zeroes. */
 #define ZEROES 8
 
 static uint64_t seed;
@@ -61,7 +61,7 @@ struct writer {
 	int direct, cached;
 	aio_context_t context;
 	char *buffer;
-	/* Of each block: the version that was acknowledged, and the last one that was tried. */
+	/* For each block: the last acknowledged version, and the last written one. */
 	uint32_t acknowledged[RANGE], tried[RANGE];
 };
 
@@ -85,7 +85,7 @@ static void wrong(const char *format, ...)
 	_exit(1);
 }
 
-/* --- what is in a block */
+/* --- the content of a block */
 
 static void fill(char *data, uint32_t block, uint32_t version)
 {
@@ -134,12 +134,12 @@ static void verify_some(const struct writer *w, const char *data, unsigned int a
 
 /* --- writers */
 
-/* Whether an operation of a writer came to nothing for a good reason; any other is wrong. */
+/* Returns whether an operation failed for an allowed reason; any other failure is an error. */
 static int failed(const struct writer *w, const char *what, ssize_t got, ssize_t wanted)
 {
 	if (got == wanted)
 		return 0;
-	/* Beyond the end of a device that was made shorter. */
+	/* Beyond the end of a device whose size was reduced. */
 	if (!attaching && w->number == WRITERS - 1 && (got >= 0 || errno == EIO || errno == ENOSPC))
 		return 1;
 	wrong("writer %u, %s: %zd of %zd: %s", w->number, what, got, wanted, got < 0 ? strerror(errno) : "too little");
@@ -153,7 +153,7 @@ static void acknowledge(struct writer *w, unsigned int at, unsigned int count)
 	atomic_fetch_add(&writes, 1);
 }
 
-/* What is tried next. */
+/* Fills the data of the next write. */
 static void fill_next(struct writer *w, char *data, unsigned int at, unsigned int count)
 {
 	for (; count; count--, at++, data += BLOCK) {
@@ -206,7 +206,7 @@ static void read_some(struct writer *w, unsigned int at, unsigned int count, int
 	atomic_fetch_add(&operations, 1);
 }
 
-/* Asks for the whole range at once, in pieces. */
+/* Transfers parts of the whole range in concurrent requests. */
 static void transfer_many(struct writer *w)
 {
 	struct iocb requests[DEPTH] = { 0 }, *list[DEPTH];
@@ -248,8 +248,8 @@ static void transfer_many(struct writer *w)
 }
 
 /*
- * Counts beginnings and ends of changes, and what is read since: bit 0 tells the image, bit 1 whether the
- * device begins in its middle. Whoever changes that holds the lock.
+ * The number of begins and ends of changes, and the current place of the device: bit 0 is the
+ * image, bit 1 is set if the device begins in the middle of it. Changed under the lock.
  */
 static atomic_uint changes, current;
 static pthread_mutex_t change_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -266,7 +266,7 @@ static void read_either(struct writer *w, unsigned int at, unsigned int count, i
 		verify(w, w->buffer + i * BLOCK, at + i, "read");
 		memcpy(&version, w->buffer + i * BLOCK, 4);
 		if (before % 2 == 0 && changes == before && version != 1 + now)
-			wrong("%s read, block %u: of the image before, after %u changes", cached ? "buffered" : "direct",
+			wrong("%s read, block %u: of the previous image, after %u changes", cached ? "buffered" : "direct",
 			      w->first + at + i, before / 2);
 	}
 	atomic_fetch_add(&operations, 1);
@@ -286,7 +286,7 @@ static void operate(struct writer *w)
 		write_some(w, at, count, 0);
 		break;
 	case 4:
-		/* Write-back skips what is beyond the end in silence, see block_write_full_folio(). */
+		/* Writeback silently skips pages beyond the end, see block_write_full_folio(). */
 		write_some(w, at, count, attaching || w->number < WRITERS - 1);
 		break;
 	case 5:
@@ -303,7 +303,7 @@ static void operate(struct writer *w)
 	}
 }
 
-/* Whether the device is open now, and bound. */
+/* Opens the device; returns whether it is open and bound. */
 static int open_device(struct writer *w)
 {
 	struct loop_info64 info;
@@ -323,7 +323,7 @@ static int open_device(struct writer *w)
 	w->cached = open(device, (changing ? O_RDONLY : O_RDWR) | O_CLOEXEC);
 	if (w->cached < 0)
 		wrong("open %s, which is bound: %m", device);
-	/* Nothing is read beyond what is asked for, where others write. */
+	/* No read-ahead into ranges that others write. */
 	posix_fadvise(w->cached, 0, 0, POSIX_FADV_RANDOM);
 	return 1;
 }
@@ -346,9 +346,9 @@ static void *writer(void *argument)
 	return NULL;
 }
 
-/* --- what disturbs them */
+/* --- disturbers */
 
-/* What a disturber may be told. */
+/* Checks the result of a disturber, which may fail with these errors. */
 static void tolerate(const char *what, int result)
 {
 	if (result < 0 && errno != EBUSY && errno != EINVAL && errno != EAGAIN && errno != ENXIO)
@@ -359,7 +359,7 @@ static void write_text(const char *path, const char *text)
 {
 	int fd = open(path, O_WRONLY | O_CLOEXEC);
 
-	/* It may be gone, or may not take that now. */
+	/* The attribute may not exist any more, or refuse the value now. */
 	if (fd < 0)
 		return;
 	if (write(fd, text, strlen(text)) < 0 && errno == EIO)
@@ -375,7 +375,7 @@ static void write_attribute(const char *attribute, const char *text)
 	write_text(path, text);
 }
 
-/* Where the device begins in its image. */
+/* Returns the offset of the device in its image. */
 static uint64_t offset_of(unsigned int version)
 {
 	return version & 2 ? IMAGE_BLOCKS * BLOCK : 0;
@@ -442,12 +442,12 @@ static void look(int fd, uint64_t *state)
 	close(file);
 }
 
-static void switch_ways(int fd, uint64_t *state)
+static void switch_tunables(int fd, uint64_t *state)
 {
-	static const char *const switches[] = { "rnull_loop/inline", "rnull_loop/remap", "rnull_loop/nowait" };
+	static const char *const tunables[] = { "rnull_loop/inline", "rnull_loop/remap", "rnull_loop/nowait" };
 
 	(void)fd;
-	write_attribute(switches[below(state, 3)], below(state, 2) ? "1" : "0");
+	write_attribute(tunables[below(state, 3)], below(state, 2) ? "1" : "0");
 }
 
 static void switch_queue(int fd, uint64_t *state)
@@ -464,7 +464,7 @@ static void switch_queue(int fd, uint64_t *state)
 	}
 }
 
-/* The last CPU comes and goes; it is there in the end. */
+/* Takes the last CPU offline, and online again at the end. */
 static void plug_cpu(int fd, uint64_t *state)
 {
 	static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER;
@@ -496,7 +496,7 @@ static void drop_caches(int fd, uint64_t *state)
 		write_text("/proc/sys/vm/drop_caches", below(state, 2) ? "1" : "3");
 }
 
-/* File systems on a device hold it. */
+/* Claims the device for a while, as a file system does. */
 static void hold(int fd, uint64_t *state)
 {
 	int holder = open(device, O_RDONLY | O_EXCL | O_CLOEXEC);
@@ -525,9 +525,9 @@ static void add_and_remove(int fd, uint64_t *state)
 		ioctl(control, LOOP_CTL_REMOVE, 90);
 		break;
 	default:
-		/* The one that is in use does not go. */
+		/* The device in use cannot be removed. */
 		if (!attaching && !ioctl(control, LOOP_CTL_REMOVE, atoi(name + 4)))
-			wrong("LOOP_CTL_REMOVE of a device that is bound");
+			wrong("LOOP_CTL_REMOVE of a bound device succeeded");
 	}
 	close(control);
 }
@@ -587,7 +587,7 @@ static void detach(int fd, uint64_t *state)
 }
 
 static void (*const disturbances[])(int fd, uint64_t *state) = {
-	set_status, resize,	  set_block_size, set_direct_io,  read_partitions, look, switch_ways,
+	set_status, resize,	  set_block_size, set_direct_io,  read_partitions, look, switch_tunables,
 	switch_queue, plug_cpu,	  move_to_cgroup, drop_caches,	  hold,		   add_and_remove,
 };
 #define KINDS (sizeof(disturbances) / sizeof(*disturbances))
@@ -600,7 +600,7 @@ static void *disturber(void *argument)
 	while (!over) {
 		unsigned int kind = below(&state, KINDS);
 
-		/* Not as often as it can: there is to be I/O in between. */
+		/* Not as often as possible, so that there is I/O in between. */
 		usleep(below(&state, 3000));
 		fd = open(device, (changing ? O_RDONLY : O_RDWR) | O_CLOEXEC);
 		if (fd < 0) {
@@ -624,7 +624,7 @@ static void *disturber(void *argument)
 static void prepare(struct writer *w, unsigned int number)
 {
 	w->number = number;
-	/* With gaps, and the first blocks for a partition table. The last one is cut off at times. */
+	/* With gaps, and after the blocks of a partition table. The last may be beyond the end. */
 	w->first = 256 + number * (RANGE + 128);
 	if (!attaching && !changing && number == WRITERS - 1)
 		w->first = IMAGE_BLOCKS - RANGE;
@@ -635,7 +635,7 @@ static void prepare(struct writer *w, unsigned int number)
 		wrong("io_setup: %m");
 }
 
-/* Fills what is read of both images at both offsets, each with a version of its own. */
+/* Fills the ranges of both images at both offsets, each with a version of its own. */
 static void fill_images(struct writer *w)
 {
 	uint32_t which, i;
@@ -660,7 +660,7 @@ static void check_image(struct writer *w)
 	struct stat file;
 	int fd;
 
-	/* The page cache of a disk knows nothing of what is written around it. */
+	/* The page cache of a disk is stale, because writes have bypassed it. */
 	if (stat(image, &file))
 		wrong("%s: %m", image);
 	fd = open(image, O_RDONLY | (S_ISBLK(file.st_mode) ? O_DIRECT : 0));
@@ -676,7 +676,7 @@ static void finish(int fd)
 
 	if (!attaching && !changing && (ioctl(fd, LOOP_SET_STATUS64, &info) || ioctl(fd, LOOP_SET_CAPACITY, 0) || fsync(fd)))
 		wrong("afterwards: %m");
-	/* What is detached was written to the file, if not to its disk. */
+	/* A detach writes back to the file, but not to its disk. */
 	ioctl(fd, LOOP_CLR_FD, 0);
 	close(fd);
 }
@@ -696,9 +696,9 @@ int main(int argc, char **argv)
 	images[0] = image = argv[5];
 	images[1] = argv[6];
 	name = strrchr(device, '/') + 1;
-	/* Else the last one to close it might detach it, when LO_FLAGS_AUTOCLEAR is set. */
+	/* Otherwise the last close might detach the device, if LO_FLAGS_AUTOCLEAR is set. */
 	fd = attaching ? -1 : open(device, changing ? O_RDONLY : O_RDWR);
-	/* Else they are one to the block layer. */
+	/* Otherwise the cgroups are the same one to the block layer. */
 	write_text("/sys/fs/cgroup/cgroup.subtree_control", "+io +memory");
 	mkdir("/sys/fs/cgroup/race1", 0755);
 	mkdir("/sys/fs/cgroup/race2", 0755);

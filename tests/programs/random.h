@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* What programs share that do something at random: numbers that follow from a seed, and its argument. */
+/* Shared by the random programs: numbers that follow from a seed, and the parser of arguments. */
 #include <err.h>
 #include <stdint.h>
 #include <stdlib.h>

@@ -3,16 +3,17 @@
  * replay_log LOG cuts NUMBER SEED
  * replay_log LOG replay DEVICE FROM TO [SEED]
  *
- * Reads the log of dm-log-writes, in which entries are in the order in which they became durable: a
- * plain write or discard when the flush after it ended, in front of that; a durable write (FUA) when it
- * ended; a mark when it was set.
+ * Reads the log of dm-log-writes, whose entries are in the order in which they became durable: a
+ * plain write or discard when the next flush completed, before the entry of that flush; a durable
+ * write (FUA) when it completed; a mark when it was set.
  *
- * cuts: picks moments of a power cut between the mark "0" and the last one of a number, half of them just
- * after a mark. Prints for each, sorted, "SAFE CUT MARK": the cut is in front of entry CUT; entries in
- * front of SAFE were durable for certain, being those in front of the last flush; MARK is the last mark.
+ * cuts: picks moments of a power cut between the mark "0" and the last mark that is a number, half
+ * of them just after a mark. Prints for each, sorted, "SAFE CUT MARK": the cut is before entry CUT;
+ * entries before SAFE were durable for certain, because they are before the last flush; MARK is the
+ * last mark.
  *
- * replay: does to DEVICE what the entries FROM to TO, without the last, did. With a SEED other than 0
- * half of those are left out that the cache of a disk might have lost: all but durable writes.
+ * replay: repeats on DEVICE the entries from FROM to TO, without the last. A SEED other than 0
+ * leaves out half of the entries that the cache of a disk might have lost: all but durable writes.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -55,7 +56,7 @@ static void read_log(void *to, uint64_t size, uint64_t at)
 		err(1, "the log at byte %" PRIu64, at);
 }
 
-/* Nothing goes through page caches: those of the devices need not know what is on them. */
+/* Bypasses page caches, because those of the devices may be stale. */
 static uint64_t open_log(const char *path)
 {
 	const struct super *super;
@@ -75,7 +76,7 @@ static uint64_t open_log(const char *path)
 	return super->entries;
 }
 
-/* The entry at *at, with `head` all of its first sector; *at becomes where its data are. */
+/* Returns the entry at *at, with its first sector in `head`, and moves *at to its data. */
 static struct entry next_entry(uint64_t *at)
 {
 	struct entry entry;
@@ -136,7 +137,7 @@ static int compare(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-/* Marks that are numbers count; text[i] is that of the entry marks[i]. */
+/* Picks the cuts. Only marks that are numbers count; text[i] is the number of entry marks[i]. */
 static void pick(uint64_t entries, uint64_t wanted)
 {
 	uint64_t *marks = calloc(entries + 1, 8), *text = calloc(entries + 1, 8), *safe = calloc(entries + 1, 8);

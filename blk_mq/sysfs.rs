@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Groups of sysfs attributes of a disk.
+//!
+//! C header: [`include/linux/sysfs.h`](srctree/include/linux/sysfs.h)
+
+use super::disk::{
+    DiskOperations,
+    GenDisk, //
+};
+use crate::kern::{
+    ffi,
+    file, //
+};
+use core::marker::PhantomData;
+use kernel::{
+    bindings,
+    device::Device,
+    error::{
+        from_result,
+        to_result, //
+    },
+    fmt,
+    fs::File,
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::aref::ARef, //
+};
+
+/// The content of an attribute file.
+pub(crate) struct Page<'a> {
+    buf: &'a mut [u8],
+    len: usize,
+}
+
+impl Page<'_> {
+    /// Adds the absolute path of `file` below the root directory of the current task.
+    ///
+    /// Fails with `ENAMETOOLONG` if there is no room for it.
+    pub(crate) fn write_path(&mut self, file: &File) -> Result {
+        let free = self.buf.get_mut(self.len..).ok_or(ENAMETOOLONG)?;
+        self.len = self.len.saturating_add(file::path(file, free)?);
+        Ok(())
+    }
+}
+
+impl fmt::Write for Page<'_> {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        let end = self.len.checked_add(s.len()).ok_or(fmt::Error)?;
+        let free = self.buf.get_mut(self.len..end).ok_or(fmt::Error)?;
+        free.copy_from_slice(s.as_bytes());
+        self.len = end;
+        Ok(())
+    }
+}
+
+/// An attribute of the disks of driver `T`.
+pub(crate) trait Attribute<T: DiskOperations>: 'static {
+    /// The name of the file.
+    const NAME: &'static CStr;
+
+    /// Writes the content of the file to `page`. May sleep.
+    ///
+    /// Must not wait for a task that removes the group, because that task waits for this: deadlock.
+    fn show(device: &T, page: &mut Page<'_>) -> Result;
+}
+
+/// An attribute that root can change.
+pub(crate) trait MutableAttribute<T: DiskOperations>: Attribute<T> {
+    /// Stores a value that was written to the file, without a newline at its end. May sleep.
+    ///
+    /// Must not wait for a task that removes the group, because that task waits for this: deadlock.
+    fn store(device: &T, value: &[u8]) -> Result;
+}
+
+/// A `struct device_attribute`.
+#[repr(transparent)]
+pub(crate) struct DeviceAttribute<T>(bindings::device_attribute, PhantomData<fn(T)>);
+
+impl<T: DiskOperations> DeviceAttribute<T> {
+    /// Makes attribute `A`, readable by all users.
+    pub(crate) const fn new<A: Attribute<T>>() -> Self {
+        Self(Self::raw::<A>(0o444), PhantomData)
+    }
+
+    /// Makes attribute `A`, readable by all users, and writable by its owner, root.
+    pub(crate) const fn new_mutable<A: MutableAttribute<T>>() -> Self {
+        let mut raw = Self::raw::<A>(0o644);
+        raw.__bindgen_anon_2.store = Some(store::<T, A>);
+        Self(raw, PhantomData)
+    }
+
+    const fn raw<A: Attribute<T>>(mode: bindings::umode_t) -> bindings::device_attribute {
+        bindings::device_attribute {
+            #[allow(clippy::needless_update, reason = "there are more fields with lockdep")]
+            attr: bindings::attribute {
+                name: kernel::str::as_char_ptr_in_const_context(A::NAME),
+                mode,
+                ..pin_init::zeroed()
+            },
+            __bindgen_anon_1: bindings::device_attribute__bindgen_ty_1 {
+                show: Some(show::<T, A>),
+            },
+            ..pin_init::zeroed()
+        }
+    }
+}
+
+/// Calls [`Attribute::show`]: `->show`.
+///
+/// # Safety
+///
+/// Called by sysfs alone, for an attribute of a group that [`Group::create`] added to a disk of
+/// `T`; `buf` has room for a page.
+unsafe extern "C" fn show<T: DiskOperations, A: Attribute<T>>(
+    dev: *mut bindings::device,
+    _attr: *mut bindings::device_attribute,
+    buf: *mut c_char,
+) -> isize {
+    // SAFETY: By the function's requirements `dev` is the device of a disk.
+    let disk = unsafe { ffi::rnull_loop_dev_to_disk(dev) };
+    // SAFETY: By the function's requirements it is a disk of `T`. Before it is freed,
+    // `del_gendisk()` removes its attributes, and waits for this call.
+    let disk = unsafe { GenDisk::<T>::from_raw(disk) };
+    // One byte is left, because sysfs warns of attributes that fill the page.
+    // SAFETY: By the function's requirements `buf` has room for a page, which sysfs has zeroed, and
+    // which this call alone uses.
+    let buf = unsafe { core::slice::from_raw_parts_mut(buf.cast::<u8>(), PAGE_SIZE - 1) };
+    let mut page = Page { buf, len: 0 };
+    from_result(|| {
+        A::show(disk.device(), &mut page)?;
+        Ok(page.len as isize)
+    })
+}
+
+/// Calls [`MutableAttribute::store`]: `->store`.
+///
+/// # Safety
+///
+/// Called by sysfs alone, for an attribute of a group that [`Group::create`] added to a disk of
+/// `T`; `buf` has `count` bytes.
+unsafe extern "C" fn store<T: DiskOperations, A: MutableAttribute<T>>(
+    dev: *mut bindings::device,
+    _attr: *mut bindings::device_attribute,
+    buf: *const c_char,
+    count: usize,
+) -> isize {
+    // SAFETY: By the function's requirements `dev` is the device of a disk.
+    let disk = unsafe { ffi::rnull_loop_dev_to_disk(dev) };
+    // SAFETY: By the function's requirements it is a disk of `T`. Before it is freed,
+    // `del_gendisk()` removes its attributes, and waits for this call.
+    let disk = unsafe { GenDisk::<T>::from_raw(disk) };
+    // SAFETY: By the function's requirements `buf` has `count` bytes, which do not change.
+    let value = unsafe { core::slice::from_raw_parts(buf.cast::<u8>(), count) };
+    from_result(|| {
+        A::store(disk.device(), value.strip_suffix(b"\n").unwrap_or(value))?;
+        Ok(isize::try_from(count)?)
+    })
+}
+
+/// A directory of attributes of a disk. Dropping it removes the directory, and waits for calls of
+/// [`Attribute::show`] and [`MutableAttribute::store`].
+///
+/// # Invariants
+///
+/// `sysfs_create_group()` has added `raw` to `dev`, and it is not removed yet. Its attributes are
+/// those of `_list`.
+pub(crate) struct Group {
+    dev: ARef<Device>,
+    raw: KBox<bindings::attribute_group>,
+    _list: KVec<*mut bindings::attribute>,
+}
+
+// SAFETY: Any thread may remove the group. It owns `raw` and the list, and the name and the
+// attributes are static.
+unsafe impl Send for Group {}
+
+impl Group {
+    /// Adds the directory `name` with `attributes` to `disk`, which must be registered.
+    ///
+    /// May sleep. Fails with `EEXIST` if the directory exists, and with `ENOMEM`.
+    pub(crate) fn create<T: DiskOperations>(
+        disk: &GenDisk<T>,
+        name: &'static CStr,
+        attributes: &'static [DeviceAttribute<T>],
+    ) -> Result<Self> {
+        let mut list = KVec::with_capacity(attributes.len().saturating_add(1), GFP_KERNEL)?;
+        for attribute in attributes {
+            // CAST: sysfs takes a mutable pointer, but does not change the attribute.
+            let attr = (&raw const attribute.0.attr).cast_mut();
+            list.push(attr, GFP_KERNEL)?;
+        }
+        list.push(core::ptr::null_mut(), GFP_KERNEL)?;
+        let raw = KBox::new(
+            bindings::attribute_group {
+                name: name.as_char_ptr(),
+                __bindgen_anon_2: bindings::attribute_group__bindgen_ty_2 {
+                    attrs: list.as_mut_ptr(),
+                },
+                ..pin_init::zeroed()
+            },
+            GFP_KERNEL,
+        )?;
+        let dev = disk.dev();
+        // SAFETY: `dev` keeps the device and its kobject. The group is valid, its list ends with
+        // null, and its attributes are static, and call `show::<T, _>` and `store::<T, _>` on a
+        // disk of `T`.
+        to_result(unsafe { bindings::sysfs_create_group(kobj(&dev), &*raw) })?;
+        // INVARIANT: The call above has added it.
+        Ok(Self {
+            dev,
+            raw,
+            _list: list,
+        })
+    }
+}
+
+/// Returns the kobject of a device.
+fn kobj(dev: &Device) -> *mut bindings::kobject {
+    // CAST: `Device` is a transparent `Opaque<bindings::device>`.
+    let raw = core::ptr::from_ref(dev)
+        .cast_mut()
+        .cast::<bindings::device>();
+    // SAFETY: A `Device` is valid; this only computes an address inside it.
+    unsafe { &raw mut (*raw).kobj }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the group was added to `dev`, and is not removed yet.
+        unsafe { bindings::sysfs_remove_group(kobj(&self.dev), &*self.raw) };
+    }
+}

@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The backing file of a device: attaches it, exchanges it, detaches it.
+
+use super::{
+    super::{
+        backing::{
+            self,
+            Backing,
+            BackingCaps, //
+        },
+        flags::Flags,
+        geometry::SECTOR_SIZE,
+        settings::Settings,
+        sysfs, //
+    },
+    reread_partitions,
+    Binding,
+    LoopDevice, //
+};
+use crate::{
+    blk_mq::{
+        sysfs::Group,
+        GenDisk,
+        Mode,
+        OpenMutex, //
+    },
+    datapath::target::Target,
+    kern::{
+        bdev::BlockDevice,
+        file::BackingFile,
+        module::ModuleRef,
+        uapi::LoopConfig, //
+    },
+};
+use kernel::{
+    fs::File,
+    prelude::*,
+    sync::aref::ARef, //
+};
+
+/// Everything that an unbound device needs to be bound to a file.
+struct Prepared {
+    backing: Backing,
+    settings: Settings,
+    target: Target,
+    block_size: u32,
+    /// The size of the device, in sectors of 512 bytes.
+    capacity: u64,
+}
+
+impl Prepared {
+    /// Asks the file system of `file` for its capabilities, and writes back the page cache of the
+    /// file. May sleep; the caller holds no lock of the driver.
+    fn new(device: &LoopDevice, file: ARef<File>, mode: Mode, config: &LoopConfig) -> Result<Self> {
+        device.validate(&file)?;
+        let mut settings = Settings::from_configure(&config.info)?;
+        let caps = BackingCaps::of(&file);
+        if !mode.is_write() || !file.accepts_writes() {
+            settings.flags.set(Flags::READ_ONLY, true);
+        }
+        if file.is_direct() {
+            settings.flags.set(Flags::DIRECT_IO, true);
+        }
+        let block_size = match config.block_size {
+            0 => SECTOR_SIZE,
+            size => size,
+        };
+        caps.update_dio(&file, &mut settings);
+        // Made before the file is synced, so that flushes of the device report errors of that sync.
+        let target = caps.target(file.clone(), &settings, block_size);
+        sync_cache(&file, &settings);
+        let capacity = backing::capacity(&file, &settings);
+        Ok(Self {
+            backing: Backing::new(file, caps)?,
+            settings,
+            target,
+            block_size,
+            capacity,
+        })
+    }
+}
+
+impl LoopDevice {
+    /// Binds the device to a file: LOOP_CONFIGURE. May sleep.
+    ///
+    /// A failure leaves the device as it was. The file system of the file may block for any time,
+    /// so it is called before the claim, which other callers wait for uninterruptibly, and before
+    /// `state`, which openers wait for.
+    pub(crate) fn configure(
+        &self,
+        disk: &GenDisk<Self>,
+        bdev: &BlockDevice,
+        mode: Mode,
+        config: &LoopConfig,
+    ) -> Result {
+        let file = backing::candidate(config.fd)?;
+        if !self.is_unbound() {
+            return Err(EBUSY);
+        }
+        // Fails with `EBUSY` for a device with an exclusive owner before it syncs the file.
+        drop(disk.claim_for(bdev, mode)?);
+        let prepared = Prepared::new(self, file, mode, config);
+        // Another LOOP_CONFIGURE may have bound the device, and holds its claim until it has
+        // scanned for partitions. Fail at once instead of waiting for that.
+        if !self.is_unbound() {
+            return Err(EBUSY);
+        }
+        // The device must not change under an exclusive owner, such as a file system.
+        let _claim = disk.claim_for(bdev, mode)?;
+        let mut state = self.lock_killable()?;
+        let unbound = state.unbound()?;
+        let Prepared {
+            backing,
+            mut settings,
+            target,
+            block_size,
+            capacity,
+        } = prepared?;
+        self.queue.make_workqueues(disk.name())?;
+        let module = ModuleRef::get()?;
+        let Backing { file, caps, .. } = &backing;
+        let mut limits = disk.update_limits();
+        caps.apply(&mut limits, file, settings.flags, block_size);
+        // No request has a target yet, so the queue need not be frozen.
+        limits.commit()?;
+
+        // From here on nothing fails.
+        let scans = self.always_scans || settings.flags.contains(Flags::PARTSCAN);
+        settings.flags.set(Flags::PARTSCAN, scans);
+        self.queue.tunables.reset();
+        self.queue.take_refusals();
+        let uevents = disk.suppress_uevents();
+        disk.force_media_change();
+        disk.set_ro(settings.flags.contains(Flags::READ_ONLY));
+        if disk.publish(target).is_err() {
+            // Cannot happen, because `detach` removes the target before the device is unbound.
+            pr_err!("{}: an unbound device has a target\n", disk.name());
+        }
+        self.set_size(disk, capacity);
+        unbound.bind(Binding {
+            backing,
+            settings,
+            _module: module,
+        });
+        if scans {
+            disk.suppress_partition_scan(false);
+        }
+        state.publish_snapshot();
+        self.create_attributes(disk);
+        drop(uevents);
+        drop(state);
+        // Needs no lock: the caller has the device open, so the device stays attached.
+        scan_and_notify(disk, scans);
+        Ok(())
+    }
+
+    /// Binds a read-only device to another file of the same size: LOOP_CHANGE_FD. May sleep.
+    ///
+    /// Fails with `EINVAL` for a device that is not read-only, and for a file of another size. A
+    /// failure leaves the device as it was.
+    pub(crate) fn change_fd(&self, disk: &GenDisk<Self>, fd: u32) -> Result {
+        let file = backing::candidate(fd)?;
+        if self.backing_file().is_none() {
+            return Err(ENXIO);
+        }
+        let caps = BackingCaps::of(&file);
+        let mut state = self.lock_killable()?;
+        let binding = state.bound_mut()?;
+        if !binding.settings.flags.contains(Flags::READ_ONLY) {
+            return Err(EINVAL);
+        }
+        self.validate(&file)?;
+        let size = |file: &File| backing::capacity(file, &binding.settings);
+        if size(&file) != size(&binding.backing.file) {
+            return Err(EINVAL);
+        }
+        let mut settings = binding.settings.clone();
+        if file.is_direct() {
+            settings.flags.set(Flags::DIRECT_IO, true);
+        }
+        let block_size = disk.logical_block_size();
+        caps.update_dio(&file, &mut settings);
+        let backing = Backing::new(file, caps)?;
+        let Backing { file, caps, .. } = &backing;
+        let target = caps.target(file.clone(), &settings, block_size);
+        sync_cache(file, &settings);
+        // Taken after the last call to a file system of a backing file, and held until the snapshot
+        // has the new file: see `validate`.
+        let validation = self.lock_validation(file)?;
+        self.validate(file)?;
+        // Notifies a file system on the device before requests are served from the new file.
+        let uevents = disk.suppress_uevents();
+        disk.force_media_change();
+        drop(uevents);
+        let mut limits = disk.update_limits();
+        caps.apply(&mut limits, file, settings.flags, block_size);
+        let mut frozen = disk.freeze();
+        // Cannot fail: the limits of a file do not contradict each other, and the block size does
+        // not change.
+        limits.commit()?;
+        let old_target = frozen.replace(target);
+        self.queue.take_refusals();
+        drop(frozen);
+        // Drop pages that were read from the old file since the media change.
+        disk.drop_cached();
+        let scans = settings.flags.contains(Flags::PARTSCAN);
+        binding.settings = settings;
+        let old_backing = core::mem::replace(&mut binding.backing, backing);
+        // Drop the last file reference outside `state`: `fput()` may take `open_mutex` of a loop
+        // device, which nests outside it.
+        drop(state);
+        drop(validation);
+        drop(old_target);
+        drop(old_backing);
+        scan_and_notify(disk, scans);
+        Ok(())
+    }
+
+    /// Adds the directory of attributes to sysfs. May sleep. Caller holds `state`, so that an
+    /// opener, which waits for `state`, finds the directory.
+    fn create_attributes(&self, disk: &GenDisk<Self>) {
+        match Group::create(disk, c"loop", sysfs::ATTRIBUTES) {
+            Ok(group) => *self.attributes.lock() = Some(group),
+            // The device works without them.
+            Err(error) => pr_warn!(
+                "{}: no attributes in sysfs (rc={})\n",
+                disk.name(),
+                error.to_errno()
+            ),
+        }
+    }
+
+    /// Makes the last close detach the device: LOOP_CLR_FD.
+    pub(crate) fn clr_fd(&self, disk: &GenDisk<Self>) -> Result {
+        let mut state = self.lock_killable()?;
+        state
+            .bound_mut()?
+            .settings
+            .flags
+            .set(Flags::AUTOCLEAR, true);
+        if disk.openers() == 1 {
+            // The caller is the only opener. Keep new ones out.
+            state.run_down();
+        }
+        Ok(())
+    }
+
+    /// Handles a close of the device. The last one detaches a device that has `AUTOCLEAR`, or is in
+    /// `Rundown` already. May sleep.
+    pub(crate) fn release(&self, disk: &OpenMutex<'_, Self>) {
+        if disk.openers() > 0 {
+            return;
+        }
+        let mut state = self.lock();
+        let autoclear = state
+            .bound()
+            .is_ok_and(|binding| binding.settings.flags.contains(Flags::AUTOCLEAR));
+        if autoclear {
+            state.run_down();
+        }
+        let rundown = state.is_rundown();
+        drop(state);
+        if rundown {
+            self.detach(disk);
+        }
+    }
+
+    /// Turns `Rundown` into `Unbound`. The device has no openers, and cannot be opened. May sleep.
+    fn detach(&self, disk: &OpenMutex<'_, Self>) {
+        let mut limits = disk.update_limits();
+        limits.set_block_size(SECTOR_SIZE);
+        // From here on requests find no target, and none is in flight.
+        let target = disk.unpublish();
+        if limits.commit().is_err() {
+            // Cannot happen, because the default limits do not contradict each other.
+            pr_err!("{}: cannot set the default limits\n", disk.name());
+        }
+        disk.invalidate();
+        let attributes = self.attributes.lock().take();
+        drop(attributes);
+        // By this event (DISK_MEDIA_CHANGE) udev learns that the device is free. An opener that
+        // acts upon it waits for `open_mutex`, and thus until the device is unbound.
+        disk.force_media_change();
+        // Also removes partitions that user space has added (BLKPG).
+        reread_partitions(disk);
+        disk.suppress_partition_scan(!self.always_scans);
+        let binding = self.lock().unbind();
+        // Outside `state`, see `change_fd`.
+        drop(target);
+        drop(binding);
+    }
+}
+
+/// Writes back the page cache of a file that is about to be used with `settings`, and drops it for
+/// direct I/O. May sleep.
+///
+/// I/O past the page cache could miss dirty pages, or be overwritten by their writeback. A
+/// writeback error is reported to the writers by their own file descriptors, and by flushes of the
+/// device. Clean pages slow direct I/O down: while a file has any, its direct writes complete
+/// through a workqueue.
+fn sync_cache(file: &File, settings: &Settings) {
+    let _ = file.fsync();
+    if settings.flags.contains(Flags::DIRECT_IO) {
+        file.drop_page_cache();
+    }
+}
+
+/// Scans for partitions if `scans`, and sends a `KOBJ_CHANGE` event of the disk, whose content has
+/// changed. May sleep; the caller holds no lock.
+///
+/// The event of the disk comes before those of its partitions, because udev gives them properties
+/// that it finds on the disk. It comes before the caller can close the device. An opener that acts
+/// upon it finds the partitions, because opening waits for `open_mutex`.
+///
+/// If the scan finds a partition table, the block layer sends the event. Uevents are not suppressed
+/// to send it before the scan instead, because the events of all other senders would be lost while
+/// the scan reads the device. A table without partitions cannot be distinguished from a missing
+/// table, so after such a table the event is sent twice.
+fn scan_and_notify(disk: &GenDisk<LoopDevice>, scans: bool) {
+    let disk = disk.lock_open();
+    let notified = scans && reread_partitions(&disk) && disk.has_partitions();
+    if !notified {
+        disk.notify_change();
+    }
+}

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The data path: one request, in the order of its life.
+//!
+//! - [`queue`] - the block layer dispatches the request;
+//! - [`route`] - the one decision: the task that serves the request, and the I/O method;
+//! - [`worker`] - the request waits for a worker, unless its submitter serves it;
+//! - [`transfer`] - the request becomes an operation on the backing file, or a bio for the block
+//!   device that the backing file is;
+//! - [`completion`] - the operation is over: the request ends, or a worker continues it.
+//!
+//! Two files have the state of requests: [`target`] that of the device, [`progress`] that of one
+//! request. Three are pure logic, without a kernel: [`tunables`] are what user space allows in
+//! `/sys/block/loopN/rnull_loop`, [`backoff`] and [`retry`] count failures.
+
+#![forbid(unsafe_code)]
+
+pub(crate) mod backoff;
+mod completion;
+mod progress;
+mod queue;
+mod retry;
+mod route;
+pub(crate) mod target;
+mod transfer;
+pub(crate) mod tunables;
+pub(crate) mod worker;

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Completion: the operation of a request is over.
+//!
+//! A file may transfer less than it is asked to. The C driver requeues the rest of a short read but
+//! takes a short write for a success. Here both continue until they are complete or make no
+//! progress, which is an error that the submitter sees. A transient error (`ENOMEM`, `EAGAIN`,
+//! `EINTR`) is [retried](super::retry) for a limited time.
+
+use super::{
+    retry::{
+        Retries,
+        Transient, //
+    },
+    target::LoopQueue,
+    transfer,
+    worker, //
+};
+use crate::{
+    aio::request,
+    blk_mq::{
+        Op,
+        StartedRequest,
+        Status, //
+    },
+    kern::time,
+};
+use kernel::{
+    prelude::*,
+    sync::atomic::ordering::Relaxed,
+    time::Delta, //
+};
+
+/// The outcome of an operation.
+enum Outcome {
+    /// It has done all of the request.
+    Done,
+    /// It has done this many bytes, less than the request.
+    Short(u32),
+    /// It was non-blocking, and would have blocked, needed memory that there was not, or was
+    /// interrupted by a signal of the submitter.
+    WouldBlock,
+    /// The file refuses direct I/O of the request.
+    DirectRefused,
+    /// It has failed for a reason that may pass.
+    Transient(Transient, Error),
+    /// It has failed.
+    Failed(Error),
+}
+
+impl Outcome {
+    fn of(rq: &StartedRequest<LoopQueue>, result: Result<u32>) -> Self {
+        let transfer = matches!(rq.op(), Op::Read | Op::Write);
+        let nowait = rq.progress().nowait;
+        match result {
+            Ok(bytes) if transfer && bytes < rq.len() => Self::Short(bytes),
+            Ok(_) => Self::Done,
+            // `EOPNOTSUPP`: the file, or the way to the lower device, does not know `IOCB_NOWAIT`
+            // or `REQ_NOWAIT`.
+            Err(EAGAIN | EOPNOTSUPP | EINTR | ENOMEM) if nowait => Self::WouldBlock,
+            Err(error) if refuses_direct(rq, error) => Self::DirectRefused,
+            Err(error) => match Transient::of(error) {
+                // A flush may have reported a writeback error, which no other flush reports again.
+                Some(Transient::Busy) if rq.op() == Op::Flush => Self::Failed(error),
+                Some(reason) => Self::Transient(reason, error),
+                None => Self::Failed(error),
+            },
+        }
+    }
+}
+
+/// Ends a request whose operation is over, or continues it. Any context, including hard IRQ.
+pub(super) fn operation_done(mut rq: StartedRequest<LoopQueue>, result: Result<u32>) {
+    request::free_bvecs(&mut rq);
+    transfer::release(&mut rq);
+    let outcome = Outcome::of(&rq, result);
+    record_nowait(&mut rq, &outcome);
+    rq.progress_mut().lacked_memory = false;
+    match outcome {
+        Outcome::Done => rq.end(Status::OK),
+        Outcome::Short(bytes) => resume(rq, bytes),
+        Outcome::WouldBlock => worker::defer(rq),
+        Outcome::DirectRefused => {
+            rq.progress_mut().direct_refused = true;
+            worker::defer(rq);
+        }
+        Outcome::Transient(reason, error) => retry(rq, reason, error),
+        Outcome::Failed(error) => fail(rq, error),
+    }
+}
+
+/// Records whether a non-blocking operation has succeeded.
+fn record_nowait(rq: &mut StartedRequest<LoopQueue>, outcome: &Outcome) {
+    if !rq.progress().nowait {
+        return;
+    }
+    let backoff = rq.backend().backoff(rq.op());
+    match outcome {
+        Outcome::WouldBlock | Outcome::Short(_) => backoff.failed(),
+        _ => backoff.succeeded(),
+    }
+}
+
+/// Continues a transfer that has done `bytes` bytes at the next whole block, where direct I/O may
+/// continue.
+///
+/// A blocking transfer of less than a block makes no progress, as at the end of a truncated file.
+/// Then the part of a read that was not found reads as zeroes, not as the old content of the
+/// memory.
+fn resume(mut rq: StartedRequest<LoopQueue>, bytes: u32) {
+    let whole = rq.whole_blocks(bytes);
+    if whole != 0 {
+        let progress = rq.progress_mut();
+        progress.retries.reset();
+        // Another rest may be in whole blocks of direct I/O.
+        progress.direct_refused = false;
+        if let Err(error) = rq.advance(whole) {
+            return fail(rq, error);
+        }
+    } else if !rq.progress().nowait {
+        if rq.op() == Op::Read {
+            rq.zero_fill();
+        }
+        return rq.end(Status::IOERR);
+    }
+    worker::defer(rq);
+}
+
+/// Returns whether `error` means that the file refuses direct I/O of a request.
+fn refuses_direct(rq: &StartedRequest<LoopQueue>, error: Error) -> bool {
+    let target = rq.backend();
+    matches!(rq.op(), Op::Read | Op::Write)
+        && rq.progress().route.method.is_direct()
+        // The block layer has no error of its own for a bio that is not in whole blocks: these may
+        // have become larger since the request was dispatched.
+        && (matches!(error, EINVAL | EOPNOTSUPP) || target.is_misaligned_to_device(rq))
+}
+
+/// Requeues a request after a delay, or fails it after enough retries.
+fn retry(mut rq: StartedRequest<LoopQueue>, reason: Transient, error: Error) {
+    let no_memory = reason == Transient::Memory;
+    let progress = rq.progress_mut();
+    let Some(delay) = progress.retries.next(reason, time::now_ms()) else {
+        if no_memory {
+            warn_of_no_memory(&rq);
+        }
+        return fail(rq, error);
+    };
+    progress.must_block = true;
+    progress.lacked_memory = no_memory;
+    rq.requeue_later(Delta::from_millis(delay.into()));
+}
+
+/// Logs, once for each backing file, that a request fails because there was no memory for minutes.
+fn warn_of_no_memory(rq: &StartedRequest<LoopQueue>) {
+    if !rq.backend().warned.xchg(true, Relaxed) {
+        pr_err!(
+            "loop device {}: no memory for an operation on the backing file for {} s, it fails\n",
+            rq.device().index,
+            Retries::MAX_MEMORY / 1000
+        );
+    }
+}
+
+/// Ends a request with the status of `error`.
+fn fail(mut rq: StartedRequest<LoopQueue>, error: Error) {
+    let status = match rq.op() {
+        // The owner of the file is out of quota; a device can only report `ENOSPC`.
+        _ if error == EDQUOT => Status::from(ENOSPC),
+        // The submitter asks for an optional operation, and does without.
+        Op::Discard | Op::WriteZeroes if error == EOPNOTSUPP => {
+            rq.set_quiet();
+            Status::from(error)
+        }
+        // fsync() of the device would ignore `EOPNOTSUPP`.
+        _ if error == EOPNOTSUPP => Status::IOERR,
+        _ => Status::from(error),
+    };
+    rq.end(status);
+}

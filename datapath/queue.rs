@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Queue: the block layer dispatches a request, and [`route`] decides which task serves it.
+//!
+//! [`LoopQueue`] itself is in `datapath/target.rs`.
+
+use super::{
+    completion,
+    progress::{
+        Progress,
+        Server, //
+    },
+    route,
+    target::{
+        LoopQueue,
+        Target, //
+    },
+    transfer,
+    worker::Workers, //
+};
+use crate::{
+    aio::request::FileIoPdu,
+    blk_mq::{
+        IdleRequest,
+        Op,
+        Operations,
+        Refused,
+        StartedRequest,
+        Status,
+        Submitter, //
+    },
+};
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
+
+impl Operations for LoopQueue {
+    type RequestData = FileIoPdu<Progress>;
+    type HwData = Workers;
+    type Backend = Target;
+
+    fn new_request_data() -> impl PinInit<Self::RequestData> {
+        FileIoPdu::new(Progress::new())
+    }
+
+    fn queue_rq(
+        queue: &Arc<Self>,
+        workers: &Workers,
+        rq: IdleRequest<Self>,
+        submitter: Pin<&Submitter>,
+    ) -> Result<(), Refused<Self>> {
+        // A request needs a target, which the device keeps between LOOP_CLR_FD and the last close,
+        // whose writeback must reach the file.
+        let requeued = rq.is_requeued();
+        let mut rq = match rq.start() {
+            Ok(rq) => rq,
+            // The device had no opener when it lost its target, so there are no writes to flush.
+            Err(rq) if rq.op() == Op::Flush => {
+                rq.end(Status::OK);
+                return Ok(());
+            }
+            Err(rq) => return Err(rq.refuse(Status::IOERR)),
+        };
+        if queue.is_exceeded_by(&rq) || rq.backend().read_only && rq.op().is_write() {
+            rq.end(Status::IOERR);
+            return Ok(());
+        }
+        if !requeued {
+            *rq.progress_mut() = Progress::new();
+        }
+        let route = route::route(&rq, &submitter);
+        rq.progress_mut().route = route;
+        match route.server {
+            Server::Submitter => {
+                submitter.save_io_context();
+                transfer::submit(rq);
+            }
+            Server::Worker(kind) => workers.submit(queue, kind, rq),
+        }
+        Ok(())
+    }
+
+    fn operation_done(rq: StartedRequest<Self>, result: Result<u32>) {
+        completion::operation_done(rq, result);
+    }
+}

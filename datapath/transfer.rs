@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Transfer: a request becomes an operation on the backing file.
+
+use super::{
+    progress::IoMethod,
+    target::{
+        alignment,
+        LoopQueue,
+        Target, //
+    },
+};
+use crate::{
+    aio::{
+        request,
+        Caching,
+        Wait, //
+    },
+    blk_mq::{
+        Op,
+        StartedRequest, //
+    },
+    kern::{
+        file::{
+            BackingFile,
+            ErrseqCursor,
+            Fallocate, //
+        },
+        gate::Gate, //
+    },
+};
+use kernel::{
+    block::SECTOR_SHIFT,
+    fs::File,
+    prelude::*, //
+};
+
+/// Serves a read or a write by its route. May sleep; if the route is non-blocking, the operation
+/// itself is non-blocking.
+///
+/// [`completion`](super::completion) gets the request back, also if it would block.
+pub(super) fn submit(mut rq: StartedRequest<LoopQueue>) {
+    let route = rq.progress().route;
+    let wait = route.wait();
+    let Some(method) = acquire(&mut rq, route.method, wait) else {
+        rq.progress_mut().nowait = true;
+        return rq.operation_done(Err(EAGAIN));
+    };
+    let io_wait = match method {
+        IoMethod::Remap => route.bio_wait(),
+        _ => wait,
+    };
+    rq.progress_mut().nowait = io_wait == Wait::Forbidden;
+    let position = rq.backend().position_of(&rq);
+    match method {
+        IoMethod::Remap => request::remap(rq, position >> SECTOR_SHIFT, io_wait),
+        IoMethod::Direct => request::submit(rq, position, Caching::Direct, io_wait),
+        IoMethod::Buffered => request::submit(rq, position, Caching::Buffered, io_wait),
+        IoMethod::BufferedAlone => submit_alone(rq, position),
+    }
+}
+
+/// Acquires what a transfer holds until [`release`], and returns its I/O method; `None` if it would
+/// block and must not.
+///
+/// A remapped write does not invalidate the page cache of the block device, and does not fail if
+/// the block device is read-only. If it has pages or is read-only now, but was not when the route
+/// was chosen, the write uses direct I/O instead, by a worker that may block.
+fn acquire(rq: &mut StartedRequest<LoopQueue>, method: IoMethod, wait: Wait) -> Option<IoMethod> {
+    if rq.op() != Op::Write {
+        return Some(method);
+    }
+    if !acquire_for_write(rq, method, wait) {
+        return None;
+    }
+    if method == IoMethod::Remap && !can_remap(rq) {
+        if wait == Wait::Forbidden {
+            return None;
+        }
+        release(rq);
+        return acquire(rq, IoMethod::Direct, wait);
+    }
+    Some(method)
+}
+
+/// Returns whether a write may still be remapped.
+fn can_remap(rq: &StartedRequest<LoopQueue>) -> bool {
+    let target = rq.backend();
+    let bdev = target.block_device();
+    !target.file.is_cached() && bdev.is_some_and(|bdev| target.can_access(bdev, rq))
+}
+
+/// Acquires freeze protection for a write to the file, and enters the gate of direct writes for a
+/// write past the page cache; returns false if that would block and must not. A read needs neither:
+/// it changes neither the file nor, by direct I/O, its page cache.
+///
+/// Freeze protection comes first, so that no request inside the gate waits for a thaw of the file's
+/// own file system. Buffered reads would wait for it, too. (A stacked file system may still wait
+/// for the one below it.)
+fn acquire_for_write(rq: &mut StartedRequest<LoopQueue>, method: IoMethod, wait: Wait) -> bool {
+    if method != IoMethod::Remap {
+        if !start_write(&rq.backend().file, wait) {
+            return false;
+        }
+        rq.progress_mut().holds_write = true;
+    }
+    if method.is_direct() {
+        if !enter(&rq.device().direct_writes, wait) {
+            return false;
+        }
+        rq.progress_mut().in_gate = true;
+    }
+    true
+}
+
+fn start_write(file: &File, wait: Wait) -> bool {
+    match wait {
+        Wait::Forbidden => file.try_start_write(),
+        Wait::Allowed => {
+            file.start_write();
+            true
+        }
+    }
+}
+
+fn enter(gate: &Gate, wait: Wait) -> bool {
+    match wait {
+        Wait::Forbidden => gate.enter(),
+        Wait::Allowed => {
+            gate.enter_blocking();
+            true
+        }
+    }
+}
+
+/// Releases what [`acquire`] acquired. Any context, including hard IRQ.
+pub(super) fn release(rq: &mut StartedRequest<LoopQueue>) {
+    if rq.progress().in_gate {
+        rq.device().direct_writes.leave();
+        rq.progress_mut().in_gate = false;
+    }
+    if rq.progress().holds_write {
+        rq.backend().file.end_write();
+        rq.progress_mut().holds_write = false;
+    }
+}
+
+/// Serves a read or a write through the page cache of a file whose other requests bypass it:
+/// because the request is not in whole blocks of direct I/O, or because direct I/O of it was
+/// refused. May sleep.
+///
+/// A page in the cache also holds data beside that of the request. A direct write of such data
+/// would leave the page stale, because a dirty page is not invalidated, and the writeback of the
+/// page would overwrite the direct write (lost write). So the gate of direct writes is closed until
+/// the cache is clean and empty again.
+fn submit_alone(rq: StartedRequest<LoopQueue>, position: u64) {
+    let (write, len) = (rq.op().is_write(), u64::from(rq.len()));
+    // The request may end before the gate is open again, so the queue is kept.
+    let queue = rq.get_queue();
+    let closed = queue.device().direct_writes.close();
+    // Bios to a block device do not invalidate its page cache.
+    drop_page_cache(rq.backend());
+    let errors = ErrseqCursor::from_now(&rq.backend().file);
+    let Some((rq, mut result)) = request::transfer_buffered(rq, position) else {
+        return;
+    };
+    if write {
+        let file = &rq.backend().file;
+        let written = file.write_back(position, len);
+        // The page cache reports a writeback error once, and a sync of the file or a direct read
+        // may have taken the report for this write.
+        let written = written.and_then(|()| errors.check(file));
+        result = result.and_then(|bytes| written.map(|()| bytes));
+    }
+    drop_page_cache(rq.backend());
+    drop(closed);
+    if result.is_ok() && rq.progress().direct_refused {
+        rq.device().record_refusal(alignment(position, len));
+        rq.queue_revalidation();
+    }
+    rq.operation_done(result);
+}
+
+fn drop_page_cache(target: &Target) {
+    if target.file.is_cached() {
+        target.file.drop_page_cache();
+    }
+}
+
+/// Serves a discard or a write of zeroes; other operations fail. May sleep.
+pub(super) fn submit_slow(rq: StartedRequest<LoopQueue>) {
+    let result = match rq.op() {
+        Op::Discard | Op::WriteZeroes => free_or_zero(&rq),
+        _ => Err(EOPNOTSUPP),
+    };
+    rq.operation_done(result.map(|()| 0));
+}
+
+/// Frees or zeroes the range of a request in the file. May sleep.
+fn free_or_zero(rq: &StartedRequest<LoopQueue>) -> Result {
+    let target = rq.backend();
+    // A block device cannot free parts of its blocks. The submitter writes zeroes instead.
+    if target.is_misaligned_to_device(rq) {
+        return Err(EOPNOTSUPP);
+    }
+    // A page of a block device may hold other blocks than the zeroed ones, so direct writes must
+    // not be in flight. File systems take care of that themselves; and vfs_fallocate() takes freeze
+    // protection, which would have to come before the gate.
+    let shares_pages = target.block_device().and(target.direct_block).is_some();
+    let gate = &rq.device().direct_writes;
+    let _closed = shares_pages.then(|| gate.close());
+    if rq.op() == Op::Discard {
+        return fallocate(rq, Fallocate::PunchHole);
+    }
+    // Zeroes may be holes, unless the submitter wants to keep the blocks.
+    if !rq.is_nounmap() {
+        let result = fallocate(rq, Fallocate::PunchHole);
+        if result != Err(EOPNOTSUPP) {
+            return result;
+        }
+    }
+    fallocate(rq, Fallocate::ZeroRange)
+}
+
+/// Calls `fallocate()` for the range of a request, unless the file is known not to support `mode`.
+///
+/// The limit of the queue is set to 0 before the request ends, because
+/// `blkdev_issue_write_zeroes()` then reads the limit to tell why the request has failed. The
+/// revalidation keeps it at 0; it waits until no request is in flight.
+fn fallocate(rq: &StartedRequest<LoopQueue>, mode: Fallocate) -> Result {
+    let target = rq.backend();
+    if !target.holes.supports(mode) {
+        return Err(EOPNOTSUPP);
+    }
+    let position = target.position_of(rq);
+    let result = target.file.fallocate(mode, position, u64::from(rq.len()));
+    if result == Err(EOPNOTSUPP) {
+        target.holes.remove(mode);
+        match mode {
+            Fallocate::PunchHole => rq.disable_discard(),
+            Fallocate::ZeroRange => rq.disable_write_zeroes(),
+        }
+        rq.queue_revalidation();
+    }
+    result
+}
