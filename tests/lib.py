@@ -534,8 +534,6 @@ def release():
 def _clean():
     """Removes what a case has left, restores its settings, and returns a report of what it could
     not restore."""
-    # A failed case has left files open; a device that is open is not detached.
-    gc.collect()
     release()
     shutil.rmtree(SCRATCH, ignore_errors=True)
     if os.path.isdir(KEPT):
@@ -565,6 +563,9 @@ def _result(function):
     except Exception:  # pylint: disable=broad-except
         result, note, log = "failed", "", traceback.format_exc()
     finally:
+        # The traceback has kept files open, and a device that is open is not detached.
+        if log:
+            gc.collect()
         left = _clean()
     return ("left", "", log + left) if left else (result, note, log)
 
