@@ -150,7 +150,7 @@ unlinked() {
 	sync "$device"
 	cmp -n 64K "$scratch/data" <(read_at "$device" 3)
 	detach "$device"
-	umount "$mnt"
+	wait_for 10 umount "$mnt"
 }
 
 truncated() {
@@ -197,7 +197,7 @@ frozen() {
 	wait "$job"
 	cmp -n 64K "$scratch/data" <(dd if="$file" bs=64k skip=2 count=1 iflag=direct status=none)
 	wait_for 10 unbound "$device" || detach "$device"
-	umount "$mnt"
+	wait_for 10 umount "$mnt"
 }
 
 # The file system becomes read-only by itself, as ext4 does after an error: writes fail, reads

@@ -193,7 +193,7 @@ hidden_by_durable_write() {
 	EOT
 	umount "$mnt/inner"
 	detach "$device"
-	umount "$mnt/outer"
+	wait_for 10 umount "$mnt/outer"
 	dmsetup remove --retry lower
 	detach "$base"
 }
