@@ -68,8 +68,8 @@ pub(crate) struct LoopQueue {
     workqueues: SetOnce<(OwnedQueue, OwnedQueue)>,
     /// The tunables of the device.
     pub(crate) tunables: Tunables,
-    /// Entered by direct writes; closed by transfers through the page cache of the backing file of
-    /// a device with direct I/O.
+    /// Entered by direct writes and flushes; closed by transfers through the page cache of the
+    /// backing file of a device with direct I/O.
     #[pin]
     pub(crate) direct_writes: Gate,
     /// The largest alignment, in bytes, with which direct I/O was refused; 0 for none.

@@ -154,7 +154,12 @@ fn flush(mut batch: Batch) {
     let Some(first) = batch.peek() else { return };
     let _scope = charge(first);
     let target = first.backend();
+    // A sync may clear the flag by which the page cache reports a failed writeback to a transfer
+    // that uses the page cache, so there must be no such transfer at the same time.
+    let gate = &first.device().direct_writes;
+    gate.enter_blocking();
     let result = target.file.fdatasync(&target.wb_err);
+    gate.leave();
     for rq in batch {
         rq.operation_done(result.map(|()| 0));
     }
