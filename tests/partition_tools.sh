@@ -129,7 +129,7 @@ links_of_udev() {
 }
 
 monitored() {
-	local device name monitor events
+	local device name monitor
 	udevadm settle
 	udevadm monitor --udev --subsystem-match=block/partition >"$scratch/events" &
 	monitor=$!
@@ -139,13 +139,16 @@ monitored() {
 	wait_for 10 grep -Eq "add +/devices/virtual/block/$name/${name}p2 " "$scratch/events" || fail "no event for p2"
 	has "$device" 1:2048+8192 2:10240+4096
 	detach "$device"
-	wait_for 10 grep -Eq "remove +/devices/virtual/block/$name/${name}p2 " "$scratch/events" || fail "no event for p2"
-	# udev may have rescanned the partitions after losetup closed the device, which it had open
-	# for writing. uevents.py shows that the driver scans once.
-	events=$(grep -Eo "(add|remove) .*/${name}p1 " "$scratch/events" | cut -d ' ' -f 1 | xargs)
-	[[ $events =~ ^'add remove'(' add remove')*$ ]] || fail "events for p1: $events"
+	wait_for 10 came_and_went "${name}p1" || fail "events for p1: $(events_of "${name}p1")"
+	wait_for 10 came_and_went "${name}p2" || fail "events for p2: $(events_of "${name}p2")"
 	kill "$monitor"
 }
+
+events_of() { grep -Eo "(add|remove) .*/$1 " "$scratch/events" | cut -d ' ' -f 1 | xargs; }
+
+# udev may rescan the partitions when losetup has closed the device, which it had open for writing.
+# uevents.py shows that the driver scans once.
+came_and_went() { [[ $(events_of "$1") =~ ^'add remove'(' add remove')*$ ]]; }
 
 sfdisk_edits() {
 	local device
