@@ -288,7 +288,7 @@ detach() {
 	wait_for 10 unbound "$1" || fail "$1 is still bound 10 s after losetup -d"
 }
 
-# The file is closed a moment later. If udev has closed the device last, nobody waits for that.
+# The file is closed a moment later: losetup -d waits for that only if it closes the device last.
 unbound() { [[ ! -e /sys/block/${1#/dev/}/loop ]]; }
 
 # row DEVICE COLUMN...: prints losetup's columns of a device.
