@@ -107,7 +107,7 @@ pub(crate) struct Progress {
     /// True if the request holds freeze protection of the file.
     pub(super) holds_write: bool,
     /// True if the request is inside the gate of
-    /// [direct writes](super::target::LoopQueue::direct_writes).
+    /// [direct I/O](super::target::LoopQueue::direct_io).
     pub(super) in_gate: bool,
     /// The retries since the request last made progress.
     pub(super) retries: Retries,

@@ -68,10 +68,11 @@ pub(crate) struct LoopQueue {
     workqueues: SetOnce<(OwnedQueue, OwnedQueue)>,
     /// The tunables of the device.
     pub(crate) tunables: Tunables,
-    /// Entered by direct writes and flushes; closed by transfers through the page cache of the
-    /// backing file of a device with direct I/O.
+    /// Entered by direct writes and flushes and, if the file has larger blocks than the device, by
+    /// direct reads; closed by transfers through the page cache of the backing file of a device
+    /// with direct I/O.
     #[pin]
-    pub(crate) direct_writes: Gate,
+    pub(crate) direct_io: Gate,
     /// The largest alignment, in bytes, with which direct I/O was refused; 0 for none.
     refused: Atomic<u32>,
 }
@@ -85,7 +86,7 @@ impl LoopQueue {
                 length: Atomic::new(0),
                 workqueues: SetOnce::new(),
                 tunables: Tunables::new(),
-                direct_writes <- Gate::new(),
+                direct_io <- Gate::new(),
                 refused: Atomic::new(0),
             }),
             GFP_KERNEL,

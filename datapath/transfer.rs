@@ -20,13 +20,10 @@ use crate::{
         Op,
         StartedRequest, //
     },
-    kern::{
-        file::{
-            BackingFile,
-            ErrseqCursor,
-            Fallocate, //
-        },
-        gate::Gate, //
+    kern::file::{
+        BackingFile,
+        ErrseqCursor,
+        Fallocate, //
     },
 };
 use kernel::{
@@ -68,7 +65,7 @@ pub(super) fn submit(mut rq: StartedRequest<LoopQueue>) {
 /// was chosen, the write uses direct I/O instead, by a worker that may block.
 fn acquire(rq: &mut StartedRequest<LoopQueue>, method: IoMethod, wait: Wait) -> Option<IoMethod> {
     if rq.op() != Op::Write {
-        return Some(method);
+        return acquire_for_read(rq, method, wait).then_some(method);
     }
     if !acquire_for_write(rq, method, wait) {
         return None;
@@ -90,9 +87,18 @@ fn can_remap(rq: &StartedRequest<LoopQueue>) -> bool {
     !target.file.is_cached() && bdev.is_some_and(|bdev| target.can_access(bdev, rq))
 }
 
-/// Acquires freeze protection for a write to the file, and enters the gate of direct writes for a
-/// write past the page cache; returns false if that would block and must not. A read needs neither:
-/// it changes neither the file nor, by direct I/O, its page cache.
+/// Enters the gate of direct I/O for a direct read of a file whose page cache other requests may
+/// use ([`submit_alone`]); returns false if that would block and must not.
+///
+/// A direct read waits for writeback. If a writeback of such a request has failed, the read would
+/// fail instead of that request, whose data would be lost without an error.
+fn acquire_for_read(rq: &mut StartedRequest<LoopQueue>, method: IoMethod, wait: Wait) -> bool {
+    let shares_cache = rq.backend().direct_block.is_some();
+    method != IoMethod::Direct || !shares_cache || enter_gate(rq, wait)
+}
+
+/// Acquires freeze protection for a write to the file, and enters the gate of direct I/O for a
+/// write past the page cache; returns false if that would block and must not.
 ///
 /// Freeze protection comes first, so that no request inside the gate waits for a thaw of the file's
 /// own file system. Buffered reads would wait for it, too. (A stacked file system may still wait
@@ -104,13 +110,7 @@ fn acquire_for_write(rq: &mut StartedRequest<LoopQueue>, method: IoMethod, wait:
         }
         rq.progress_mut().holds_write = true;
     }
-    if method.is_direct() {
-        if !enter(&rq.device().direct_writes, wait) {
-            return false;
-        }
-        rq.progress_mut().in_gate = true;
-    }
-    true
+    !method.is_direct() || enter_gate(rq, wait)
 }
 
 fn start_write(file: &File, wait: Wait) -> bool {
@@ -123,20 +123,23 @@ fn start_write(file: &File, wait: Wait) -> bool {
     }
 }
 
-fn enter(gate: &Gate, wait: Wait) -> bool {
-    match wait {
+fn enter_gate(rq: &mut StartedRequest<LoopQueue>, wait: Wait) -> bool {
+    let gate = &rq.device().direct_io;
+    let entered = match wait {
         Wait::Forbidden => gate.enter(),
         Wait::Allowed => {
             gate.enter_blocking();
             true
         }
-    }
+    };
+    rq.progress_mut().in_gate = entered;
+    entered
 }
 
 /// Releases what [`acquire`] acquired. Any context, including hard IRQ.
 pub(super) fn release(rq: &mut StartedRequest<LoopQueue>) {
     if rq.progress().in_gate {
-        rq.device().direct_writes.leave();
+        rq.device().direct_io.leave();
         rq.progress_mut().in_gate = false;
     }
     if rq.progress().holds_write {
@@ -151,13 +154,13 @@ pub(super) fn release(rq: &mut StartedRequest<LoopQueue>) {
 ///
 /// A page in the cache also holds data beside that of the request. A direct write of such data
 /// would leave the page stale, because a dirty page is not invalidated, and the writeback of the
-/// page would overwrite the direct write (lost write). So the gate of direct writes is closed until
+/// page would overwrite the direct write (lost write). So the gate of direct I/O is closed until
 /// the cache is clean and empty again.
 fn submit_alone(rq: StartedRequest<LoopQueue>, position: u64) {
     let (write, len) = (rq.op().is_write(), u64::from(rq.len()));
     // The request may end before the gate is open again, so the queue is kept.
     let queue = rq.get_queue();
-    let closed = queue.device().direct_writes.close();
+    let closed = queue.device().direct_io.close();
     // Bios to a block device do not invalidate its page cache.
     drop_page_cache(rq.backend());
     let errors = ErrseqCursor::from_now(&rq.backend().file);
@@ -207,7 +210,7 @@ fn free_or_zero(rq: &StartedRequest<LoopQueue>) -> Result {
     // not be in flight. File systems take care of that themselves; and vfs_fallocate() takes freeze
     // protection, which would have to come before the gate.
     let shares_pages = target.block_device().and(target.direct_block).is_some();
-    let gate = &rq.device().direct_writes;
+    let gate = &rq.device().direct_io;
     let _closed = shares_pages.then(|| gate.close());
     if rq.op() == Op::Discard {
         return fallocate(rq, Fallocate::PunchHole);

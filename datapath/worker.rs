@@ -156,7 +156,7 @@ fn flush(mut batch: Batch) {
     let target = first.backend();
     // A sync may clear the flag by which the page cache reports a failed writeback to a transfer
     // that uses the page cache, so there must be no such transfer at the same time.
-    let gate = &first.device().direct_writes;
+    let gate = &first.device().direct_io;
     gate.enter_blocking();
     let result = target.file.fdatasync(&target.wb_err);
     gate.leave();

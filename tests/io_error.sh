@@ -119,18 +119,21 @@ write_in_part() {
 }
 
 # all_writes_fail DEVICE ARGUMENT...: fio's writes to the bad MiB must all fail, while other jobs
-# flush the device.
+# flush and read the device.
 all_writes_fail() {
 	fio --filename="$1" --ioengine=sync --direct=1 --rw=randwrite --size=1m --time_based --runtime=5 \
 		--continue_on_error=all --output-format=json --output="$scratch/fio" --group_reporting \
-		--name=lost --offset=8m "${@:2}" --name=flushes --new_group --bs=4k --offset=0 --fsync=1 || :
+		--name=lost --offset=8m "${@:2}" --name=flushes --new_group --bs=4k --offset=0 --fsync=1 \
+		--name=reads --new_group --rw=randread --bs=4k --offset=1m --fsync=0 || :
 	python3 - "$scratch/fio" <<-'EOT'
 		import json, sys
 		with open(sys.argv[1]) as file:
 		    result = json.load(file)
 		writes = next(job["write"] for job in result["jobs"] if job["jobname"] == "lost")
+		reads = next(job for job in result["jobs"] if job["jobname"] == "reads")
 		print(writes["io_bytes"], "bytes of", writes["total_ios"], "writes were acknowledged")
-		sys.exit(writes["io_bytes"] != 0 or writes["total_ios"] < 100)
+		print(reads["total_err"], "of", reads["read"]["total_ios"], "reads failed")
+		sys.exit(writes["io_bytes"] != 0 or writes["total_ios"] < 100 or reads["total_err"] != 0)
 	EOT
 }
 
