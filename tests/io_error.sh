@@ -270,7 +270,8 @@ check_better 'the C driver syncs the file, and drops the error' 'a switch to dir
 check_better 'the C driver syncs the file at attach, and drops the error' 'a write lost before the attach is reported' lost_before
 check_better 'the C driver has no durable writes, and only one flush reports a failure' 'every lost durable write fails' durable_write
 check_better 'the C driver has no direct I/O then' 'a lost write of part of a block of direct I/O fails' write_in_part
-check 'a durable write does not hide a lost write from the next opener' hidden_by_durable_write
+check_better 'the C driver has no durable writes' 'a durable write does not hide a lost write from the next opener' \
+	hidden_by_durable_write
 check "a disk that fails and comes back, direct" recovers on
 check "a disk that fails and comes back, buffered" recovers off
 check "a disk that fails under deep queues" under_load
