@@ -42,6 +42,10 @@ pub(crate) enum Caching {
     Buffered,
     /// Past the page cache, and asynchronously if the file can: `IOCB_DIRECT`.
     Direct,
+    /// From the page cache alone, for reads: the operation is non-blocking, and does not call the
+    /// file system if its page cache [is local](crate::kern::file::BackingFile::has_local_cache)
+    /// and a read does not change the access time.
+    Cached,
 }
 
 /// The blocking mode of a submission.
@@ -81,9 +85,9 @@ impl Transfer {
         if self.durable {
             flags |= ffi::IOCB_DSYNC;
         }
-        if self.wait == Wait::Forbidden {
+        if self.wait == Wait::Forbidden || self.caching == Caching::Cached {
             flags |= ffi::IOCB_NOWAIT;
-            if self.caching == Caching::Buffered {
+            if self.caching != Caching::Direct {
                 flags |= bindings::IOCB_NOIO as c_int;
             }
         }
@@ -166,7 +170,7 @@ pub(crate) unsafe fn submit<C: Completion>(
     };
     let ret = match transfer.direction {
         // SAFETY: `kiocb` was set up above; the rest is required of this function, too.
-        Direction::Read => unsafe { read(file, kiocb, span) },
+        Direction::Read => unsafe { read(file, transfer.caching, kiocb, span) },
         // SAFETY: As above.
         Direction::Write => unsafe { write(file, kiocb, span) },
     };
@@ -185,12 +189,25 @@ pub(crate) unsafe fn submit<C: Completion>(
     }
 }
 
-/// Calls `->read_iter` of a file; returns `-EINVAL` if the file has none.
+/// Calls `->read_iter` of a file; returns `-EINVAL` if the file has none. Copies from the page
+/// cache for [`Caching::Cached`].
 ///
 /// # Safety
 ///
 /// The requirements of [`submit`] hold, and it has set `kiocb` up.
-unsafe fn read(file: &File, kiocb: *mut bindings::kiocb, span: &BvecSpan) -> isize {
+unsafe fn read(
+    file: &File,
+    caching: Caching,
+    kiocb: *mut bindings::kiocb,
+    span: &BvecSpan,
+) -> isize {
+    if caching == Caching::Cached {
+        let iter = span.iter(bindings::ITER_DEST);
+        // SAFETY: By the function's requirements `kiocb` is set up for this file, and the memory
+        // that `iter` describes is valid. Its flags keep the call from everything but the page
+        // cache, which any file with a mapping has.
+        return unsafe { bindings::filemap_read(kiocb, iter.get(), 0) };
+    }
     // SAFETY: An open file has operations, which stay while it is open.
     let Some(read_iter) = (unsafe { (*(*file.as_ptr()).f_op).read_iter }) else {
         return EINVAL.to_errno() as isize;

@@ -17,6 +17,8 @@
 
 pub(crate) mod backoff;
 mod completion;
+mod extents;
+pub(crate) mod leasing;
 mod progress;
 mod queue;
 mod retry;

@@ -10,6 +10,7 @@ pub(crate) mod bvec;
 pub(crate) mod ffi;
 pub(crate) mod file;
 pub(crate) mod gate;
+pub(crate) mod lease;
 pub(crate) mod miscdevice;
 pub(crate) mod module;
 pub(crate) mod mutex;

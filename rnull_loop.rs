@@ -67,7 +67,9 @@ module_parameters! {
         "Queue depth for each hardware queue. Default: 128";
     nr_hw_queues: Integer = Integer::new(0, 0),
         "Number of hardware queues per device. Default: 0, one per CPU, at most 8";
-    standalone: Bool = Bool::new(),
+    extents: Bool = Bool::new(true),
+        "Whether requests to image files on ext4 and XFS may bypass the file system; the default of rnull_loop/extents of each device. Default: Y";
+    standalone: Bool = Bool::new(false),
         "Work beside another loop driver: devices are /dev/loopr*, the control device is /dev/loopr-control";
 }
 
@@ -126,6 +128,7 @@ fn parameters(names: &Names) -> Result<(Parameters, u32)> {
         max_loop: Some(count).filter(|&max| max_loop.is_given() && max != 0),
         hw_queue_depth: u32::try_from(hw_queue_depth.value())?,
         nr_hw_queues: u32::try_from(nr_hw_queues.value())?,
+        extents: extents.is_on(),
     };
     Ok((parameters, count))
 }

@@ -12,8 +12,8 @@
 //! A read, served by a worker in an [`IoWorkerScope`](crate::kern::task::IoWorkerScope):
 //!
 //! ```ignore
-//! let position = rq.position();
-//! request::submit(rq, position, Caching::Direct, Wait::Allowed);
+//! let (position, bytes) = (rq.position(), rq.len());
+//! request::submit(rq, position, bytes, Caching::Direct, Wait::Allowed);
 //!
 //! // In the `impl Operations` of the driver:
 //! fn operation_done(mut rq: StartedRequest<Self>, result: Result<u32>) {
@@ -181,7 +181,7 @@ fn bytes_or_error(result: isize) -> Result<u32> {
     }
 }
 
-/// Reads or writes the data of `rq` at `position` bytes in the file.
+/// Reads or writes the first `bytes` bytes of the data of `rq` at `position` bytes in the file.
 ///
 /// [`Operations::operation_done`] is called once, before or after this returns. The file may do
 /// less than all of the request, and so may this function, if there is no memory for the array of
@@ -189,10 +189,11 @@ fn bytes_or_error(result: isize) -> Result<u32> {
 pub(crate) fn submit<T: FileBacked>(
     rq: StartedRequest<T>,
     position: u64,
+    bytes: u32,
     caching: Caching,
     wait: Wait,
 ) {
-    if let Start::Done(rq, result) = start(rq, position, caching, wait) {
+    if let Start::Done(rq, result) = start(rq, position, bytes, caching, wait) {
         rq.operation_done(result);
     }
 }
@@ -204,7 +205,8 @@ pub(crate) fn transfer_buffered<T: FileBacked>(
     rq: StartedRequest<T>,
     position: u64,
 ) -> Option<(StartedRequest<T>, Result<u32>)> {
-    match start(rq, position, Caching::Buffered, Wait::Allowed) {
+    let bytes = rq.len();
+    match start(rq, position, bytes, Caching::Buffered, Wait::Allowed) {
         // The kiocb has no `ki_complete`, so the file must not return `-EIOCBQUEUED`.
         Start::InFlight => {
             pr_err_once!("a file does not complete synchronous I/O\n");
@@ -226,6 +228,7 @@ enum Start<T: FileBacked> {
 fn start<T: FileBacked>(
     mut rq: StartedRequest<T>,
     position: u64,
+    bytes: u32,
     caching: Caching,
     wait: Wait,
 ) -> Start<T> {
@@ -238,7 +241,7 @@ fn start<T: FileBacked>(
         return Start::Done(rq, Err(EFBIG));
     };
     let span = match map_bvecs(&mut rq) {
-        Ok(span) => span,
+        Ok(span) => span.first(bytes),
         Err(error) => return Start::Done(rq, Err(error)),
     };
     let transfer = Transfer {
@@ -271,18 +274,18 @@ fn start<T: FileBacked>(
     }
 }
 
-/// Submits `rq`, a read or a write, as a bio to the [block device](FileBacked::block_device) of its
-/// backend, at `sector` (of 512 bytes).
+/// Submits the first `bytes` bytes of `rq`, a read or a write, as a bio to the
+/// [block device](FileBacked::block_device) of its backend, at `sector` (of 512 bytes).
 ///
 /// [`Operations::operation_done`] is called once, before or after this returns. May sleep; with
 /// [`Wait::Forbidden`], neither for tags nor until a frozen queue thaws.
-pub(crate) fn remap<T: FileBacked>(mut rq: StartedRequest<T>, sector: u64, wait: Wait) {
+pub(crate) fn remap<T: FileBacked>(mut rq: StartedRequest<T>, sector: u64, bytes: u32, wait: Wait) {
     let bdev = T::block_device(rq.backend()).map(BlockDevice::raw);
     let (Some(bdev), Op::Read | Op::Write) = (bdev, rq.op()) else {
         return rq.operation_done(Err(EINVAL));
     };
     let span = match map_bvecs(&mut rq) {
-        Ok(span) => span,
+        Ok(span) => span.first(bytes),
         Err(error) => return rq.operation_done(Err(error)),
     };
     // CAST: A part of a request is no longer than the request.
@@ -300,6 +303,28 @@ pub(crate) fn remap<T: FileBacked>(mut rq: StartedRequest<T>, sector: u64, wait:
     // - The file of the backend keeps `bdev` open, and the backend stays while the request is in
     //   flight.
     unsafe { Bio::submit(completer, raw, bdev, sector, &span, nowait) };
+    // The last owner calls `operation_done`.
+    drop(starter);
+}
+
+/// Submits `rq`, a flush, as a bio to the [block device](FileBacked::block_device) of its backend.
+///
+/// [`Operations::operation_done`] is called once, before or after this returns. Waits neither for
+/// tags nor until a frozen queue thaws.
+pub(crate) fn flush<T: FileBacked>(mut rq: StartedRequest<T>) {
+    let bdev = T::block_device(rq.backend()).map(BlockDevice::raw);
+    let (Some(bdev), Op::Flush) = (bdev, rq.op()) else {
+        return rq.operation_done(Err(EINVAL));
+    };
+    rq.data_mut().fields().bio_bytes = 0;
+    // Both own the request until the block layer does not use the block device any more, see
+    // `remap`.
+    let (starter, completer) = rq.into_in_flight();
+    // SAFETY: The request stays in flight until both owners are gone: `starter` below, and
+    // `completer` when `complete` is called. `rq` was the only owner, so the `Bio` is not in use.
+    // The file of the backend keeps `bdev` open, and the backend stays while the request is in
+    // flight.
+    unsafe { Bio::submit_flush(completer, bdev) };
     // The last owner calls `operation_done`.
     drop(starter);
 }

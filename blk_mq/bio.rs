@@ -11,6 +11,7 @@ use crate::kern::{
 };
 use kernel::{
     bindings,
+    error::to_result,
     prelude::*,
     types::Opaque, //
 };
@@ -124,6 +125,36 @@ impl Bio {
         unsafe { bindings::submit_bio_noacct(bio) };
     }
 
+    /// Submits a bio that flushes `bdev`. It is non-blocking; writeback throttling does not apply
+    /// to it. Does not sleep, unless the lower device throttles the current task.
+    ///
+    /// [`BioCompletion::complete`] may be called before this returns. After the bio is submitted,
+    /// this function uses none of its arguments.
+    ///
+    /// # Safety
+    ///
+    /// - The `Bio` of `owner` is not in use.
+    /// - `bdev` is open until `complete` is called, and until this function returns.
+    pub(crate) unsafe fn submit_flush<C: BioCompletion>(
+        owner: C,
+        bdev: *mut bindings::block_device,
+    ) {
+        let bio = owner.into_bio().cast::<bindings::bio>();
+        let opf = bindings::req_op_REQ_OP_WRITE
+            | ffi::REQ_PREFLUSH
+            | ffi::REQ_SYNC
+            | ffi::REQ_IDLE
+            | ffi::REQ_NOWAIT;
+        // SAFETY: By the requirements of `BioCompletion` the bio is valid, and by those of this
+        // function it is not in use, and `bdev` is open. A flush needs no bio_vecs.
+        unsafe { bindings::bio_init(bio, bdev, core::ptr::null_mut(), 0, opf) };
+        // SAFETY: `bio` was initialized above, and is not in use before it is submitted below.
+        unsafe { (*bio).bi_end_io = Some(Self::end_io::<C>) };
+        // SAFETY: `bio` is complete: its block device is open, it has no data, and when it ends,
+        // `end_io` is called.
+        unsafe { bindings::submit_bio_noacct(bio) };
+    }
+
     /// Passes the result of a bio that is over to its owner: `->bi_end_io`.
     ///
     /// # Safety
@@ -135,11 +166,14 @@ impl Bio {
         let status = unsafe { (*bio).bi_status };
         // SAFETY: As above; `submit` has initialized it with `bio_init()`.
         unsafe { bindings::bio_uninit(bio) };
-        // SAFETY: The function reads a table and accepts any status.
-        let errno = unsafe { bindings::blk_status_to_errno(status) };
+        let result = match status {
+            0 => Ok(()),
+            // SAFETY: The function reads a table and accepts any status.
+            _ => to_result(unsafe { bindings::blk_status_to_errno(status) }),
+        };
         // SAFETY: By the function's requirements the bio is the `Bio` of an owner of type `C`, and
         // this is called once for it.
         let owner = unsafe { C::from_bio(bio.cast()) };
-        owner.complete(kernel::error::to_result(errno));
+        owner.complete(result);
     }
 }

@@ -23,13 +23,6 @@ pub(crate) fn id<T: Operations>(rq: &Request<T>) -> usize {
     unsafe { ffi::rnull_loop_rq_blkcg_css(rq.as_ptr()) }.addr()
 }
 
-/// Returns whether I/O of the current task is charged to the blkcg of the first bio of `rq`. For a
-/// user task; a kernel thread may be associated with another blkcg than its own.
-pub(crate) fn is_of_current<T: Operations>(rq: &Request<T>) -> bool {
-    // SAFETY: A `Request` is valid, and so are its bios.
-    unsafe { ffi::rnull_loop_rq_is_of_current_blkcg(rq.as_ptr()) }
-}
-
 /// A scope in which I/O and memory of the current worker are charged to the cgroups of a request.
 ///
 /// # Invariants

@@ -306,23 +306,6 @@ impl<T: Operations> Request<T> {
         self.cmd_flags() & ffi::REQ_NOUNMAP != 0
     }
 
-    /// Returns whether the disk or a partition of it has an exclusive owner, such as a mounted file
-    /// system or a stacked device: `bd_holders`. Other openers, such as a loop device whose backing
-    /// file the disk is, do not count. May have changed when this returns.
-    pub(crate) fn disk_has_holder(&self) -> bool {
-        // SAFETY: By the type invariant the queue is valid, and belongs to a disk that stays while
-        // it has requests, with its `part0`.
-        unsafe {
-            core::ptr::read_volatile(&raw const (*(*(*self.queue()).disk).part0).bd_holders) != 0
-        }
-    }
-
-    /// Returns whether a read fills a page cache, whose locks its submitter then holds.
-    pub(crate) fn fills_page_cache(&self) -> bool {
-        // SAFETY: By the type invariant the request and its bios are valid; a read has memory.
-        self.op() == Op::Read && unsafe { ffi::rnull_loop_rq_fills_cache(self.raw()) }
-    }
-
     /// Takes a reference to the usage counter of the queue, which keeps the queue and all that
     /// belongs to it after the request has ended. Any context, including hard IRQ.
     pub(crate) fn get_queue(&self) -> QueueRef<T> {

@@ -168,35 +168,25 @@ impl Submitter {
     /// [saved](Self::save_io_context). Workers of workqueues, such as those of the block layer, are
     /// refused, because they must not sleep when the lower device throttles.
     pub(crate) fn may_submit(&self) -> bool {
-        let flags = self.flags();
-        // SAFETY: By the type invariant this is the current task, which is valid. Its stack stays.
-        let stack = unsafe { (*self.task).stack }.addr();
-        let here = core::ptr::from_ref(&flags).addr();
-        flags & bindings::PF_WQ_WORKER == 0
-            && here.wrapping_sub(stack) >= STACK
+        self.flags() & bindings::PF_WQ_WORKER == 0
+            && self.has_stack()
             && !self.has_pending_bios()
             && !self.plug_has_other_queues()
     }
 
-    /// Returns whether file systems may be called in this context, once it is
-    /// [saved](Self::save_io_context): by a user task that has no plug, is neither in a file system
-    /// nor in reclaim, and whose I/O context no upper device has saved (that sets
-    /// `PF_MEMALLOC_NOIO`).
-    pub(crate) fn may_enter_file_system(&self) -> bool {
-        let busy = bindings::PF_KTHREAD
-            | bindings::PF_MEMALLOC
-            | bindings::PF_MEMALLOC_NOFS
-            | bindings::PF_MEMALLOC_NOIO
-            | bindings::PF_EXITING;
-        // `PF_MEMALLOC_NOIO` that `save_io_context` has set does not count.
-        let flags = match self.saved.get() {
-            Some(saved) => (self.flags() & !bindings::PF_MEMALLOC_NOIO) | saved.noio,
-            None => self.flags(),
-        };
-        // SAFETY: By the type invariant this is the current task, which is valid. It alone uses the
-        // field.
-        let journal = unsafe { (*self.task).journal_info };
-        flags & busy == 0 && journal.is_null() && self.plug().is_null() && self.may_submit()
+    /// Returns whether a flush for a lower device may be submitted in this context, as
+    /// [`may_submit`](Self::may_submit) does for other bios. Workers may submit it: it has no
+    /// cgroup, and is not throttled.
+    pub(crate) fn may_flush(&self) -> bool {
+        self.has_stack() && !self.has_pending_bios() && !self.plug_has_other_queues()
+    }
+
+    /// Returns whether enough stack is left to call drivers, or to copy from the page cache.
+    pub(crate) fn has_stack(&self) -> bool {
+        let here = 0_u8;
+        // SAFETY: By the type invariant this is the current task, which is valid. Its stack stays.
+        let stack = unsafe { (*self.task).stack }.addr();
+        core::ptr::from_ref(&here).addr().wrapping_sub(stack) >= STACK
     }
 
     /// Saves the I/O context of the task, and makes it safe to submit I/O until this is dropped.

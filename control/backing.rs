@@ -15,17 +15,25 @@ use crate::{
     blk_mq::LimitsUpdate,
     datapath::{
         backoff::Backoff,
+        leasing::{
+            LeasedFile,
+            Leasing, //
+        },
         target::{
             HoleSupport,
             Target, //
         },
     },
-    kern::file::{
-        self,
-        BackingFile,
-        DirectAlignment,
-        Kind,
-        NoIoMapping, //
+    kern::{
+        file::{
+            self,
+            BackingFile,
+            DirectAlignment,
+            Kind,
+            NoIoMapping,
+            PrivateFile, //
+        },
+        lease::BlockFile,
     },
 };
 use kernel::{
@@ -34,7 +42,8 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
-        atomic::Atomic, //
+        atomic::Atomic,
+        Arc, //
     }, //
 };
 
@@ -49,6 +58,53 @@ pub(super) fn candidate(fd: u32) -> Result<ARef<File>> {
         return Err(EINVAL);
     }
     Ok(file)
+}
+
+/// The size of the largest file that is leased, in bytes: 16 TiB, whose extent map takes 8 MiB
+/// before anything is known.
+const MAX_LEASED: u64 = 16 << 40;
+
+/// The file that requests use for a backing file.
+pub(super) struct Opened {
+    /// The file.
+    pub(super) file: ARef<File>,
+    /// Keeps the file of user space open, unless `file` is that or `leasing` keeps it.
+    pub(super) private: Option<PrivateFile>,
+    /// The leasing of the file, if it can be leased.
+    pub(super) leasing: Option<LeasedFile>,
+}
+
+impl Opened {
+    /// Opens the file that user space has passed again, if that is possible. May sleep: calls the
+    /// file system. Fails with `ENOMEM`.
+    pub(super) fn new(original: ARef<File>) -> Result<Self> {
+        let private = match PrivateFile::open(original) {
+            Ok(private) => private,
+            Err(file) => {
+                return Ok(Self {
+                    file,
+                    private: None,
+                    leasing: None,
+                })
+            }
+        };
+        let file = private.file().clone();
+        let size = file.size().unwrap_or(u64::MAX);
+        let blocks = if size > MAX_LEASED {
+            Err(private)
+        } else {
+            BlockFile::new(private)
+        };
+        let (private, leasing) = match blocks {
+            Ok(blocks) => (None, Some(LeasedFile::new(blocks, size)?)),
+            Err(private) => (Some(private), None),
+        };
+        Ok(Self {
+            file,
+            private,
+            leasing,
+        })
+    }
 }
 
 /// The capabilities of a backing file, as it reported them before it was attached.
@@ -147,8 +203,25 @@ impl BackingCaps {
     }
 
     /// Makes the target of requests that are served from `file` with `settings`.
-    pub(super) fn target(&self, file: ARef<File>, settings: &Settings, block_size: u32) -> Target {
+    pub(super) fn target(
+        &self,
+        file: ARef<File>,
+        leasing: Option<LeasedFile>,
+        settings: &Settings,
+        block_size: u32,
+    ) -> Target {
+        let lower = match file.kind() {
+            Kind::Block(bdev) => Some(bdev.into()),
+            _ => leasing
+                .as_ref()
+                .map(|leasing| leasing.block_device().into()),
+        };
+        if let Some(leasing) = &leasing {
+            leasing.set_alignment(bypass_alignment(settings, block_size));
+        }
         Target {
+            leasing,
+            lower,
             offset: settings.offset,
             direct_block: self.larger_direct_block(settings.flags, block_size),
             wb_err: file.wb_err_cursor(),
@@ -156,12 +229,21 @@ impl BackingCaps {
             read_only: settings.flags.contains(Flags::READ_ONLY),
             holes: HoleSupport::new(self.max_discard_sectors != 0),
             nowait: file.has_nowait(),
+            cached_reads: file.has_local_cache(),
             warned: Atomic::new(false),
             reads: Backoff::new(),
             writes: Backoff::new(),
             file,
         }
     }
+}
+
+/// Returns the alignment in the file, in bytes, of the requests of a device that may bypass the
+/// file; `None` if they may not.
+pub(super) fn bypass_alignment(settings: &Settings, block_size: u32) -> Option<u32> {
+    let direct = caching(settings.flags) == Caching::Direct;
+    let aligned = settings.offset % u64::from(block_size.max(1)) == 0;
+    (direct && aligned).then_some(block_size)
 }
 
 /// Returns how a device with `flags` uses its backing file.
@@ -223,16 +305,26 @@ pub(super) struct Backing {
     pub(super) caps: BackingCaps,
     // Dropped before the file.
     _no_io: NoIoMapping,
+    _private: Option<PrivateFile>,
     /// The file.
     pub(super) file: ARef<File>,
+    /// The leases of the file, which the target owns.
+    pub(super) leasing: Option<Arc<Leasing>>,
 }
 
 impl Backing {
     /// Attaches `file`, whose page cache is from now on allocated without I/O. May sleep. Fails
     /// with `ENOMEM`.
-    pub(super) fn new(file: ARef<File>, caps: BackingCaps) -> Result<Self> {
+    pub(super) fn new(
+        file: ARef<File>,
+        private: Option<PrivateFile>,
+        leasing: Option<&LeasedFile>,
+        caps: BackingCaps,
+    ) -> Result<Self> {
         Ok(Self {
             caps,
+            _private: private,
+            leasing: leasing.map(|leasing| (**leasing).clone()),
             _no_io: NoIoMapping::new(file.clone())?,
             file,
         })

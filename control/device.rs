@@ -38,7 +38,10 @@ use crate::{
         GenDisk,
         OpenMutex, //
     },
-    datapath::target::LoopQueue,
+    datapath::{
+        leasing::Leasing,
+        target::LoopQueue, //
+    },
     kern::{
         module::ModuleRef,
         mutex::LockKillable, //
@@ -77,6 +80,8 @@ pub(super) struct Snapshot {
     pub(super) file: ARef<File>,
     /// The settings of the device.
     pub(super) settings: Settings,
+    /// The leases of the backing file.
+    pub(super) leasing: Option<Arc<Leasing>>,
 }
 
 impl Snapshot {
@@ -84,6 +89,7 @@ impl Snapshot {
         Self {
             file: binding.backing.file.clone(),
             settings: binding.settings.clone(),
+            leasing: binding.backing.leasing.clone(),
         }
     }
 }

@@ -78,6 +78,8 @@ pub(crate) struct Parameters {
     pub(crate) hw_queue_depth: u32,
     /// The number of hardware contexts of a device; 0 for one per CPU.
     pub(crate) nr_hw_queues: u32,
+    /// True if requests may bypass the file system of a file by default.
+    pub(crate) extents: bool,
 }
 
 /// A device that is visible to user space. Fields are dropped in the order of their declaration.
@@ -200,6 +202,7 @@ impl Registry {
             part_shift,
             hw_queue_depth,
             nr_hw_queues,
+            extents,
             ..
         } = self.parameters;
         let nr_hw_queues = match nr_hw_queues {
@@ -209,7 +212,7 @@ impl Registry {
         let tags = KBox::pin_init(TagSet::new(nr_hw_queues, hw_queue_depth), GFP_KERNEL)?;
         let scans = part_shift != 0;
         let minors = 1_u32.checked_shl(part_shift).ok_or(EINVAL)?;
-        let queue = LoopQueue::new(index)?;
+        let queue = LoopQueue::new(index, extents)?;
         let flusher = Worker::flusher()?;
         let disk = Disk::add(
             tags,

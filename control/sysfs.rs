@@ -21,7 +21,13 @@ use crate::{
         MutableAttribute,
         Page, //
     },
-    datapath::tunables::Tunables, //
+    datapath::{
+        leasing::{
+            Leasing,
+            Status, //
+        },
+        tunables::Tunables, //
+    },
 };
 use core::fmt::Write;
 use kernel::prelude::*;
@@ -40,6 +46,8 @@ pub(crate) const ATTRIBUTES: &[DeviceAttribute<LoopDevice>] = &[
 pub(crate) const TUNABLES: &[DeviceAttribute<LoopDevice>] = &[
     DeviceAttribute::new_mutable::<Inline>(),
     DeviceAttribute::new_mutable::<Remap>(),
+    DeviceAttribute::new_mutable::<Extents>(),
+    DeviceAttribute::new::<ExtentsState>(),
     DeviceAttribute::new_mutable::<Nowait>(),
 ];
 
@@ -78,7 +86,7 @@ attributes! {
 }
 
 macro_rules! tunables {
-    ($($(#[$doc:meta])* $name:ident, $file:literal: $field:ident;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident, $file:literal: $field:ident $(, $changed:expr)?;)*) => {$(
         $(#[$doc])*
         struct $name;
 
@@ -93,6 +101,7 @@ macro_rules! tunables {
         impl MutableAttribute<LoopDevice> for $name {
             fn store(device: &LoopDevice, value: &[u8]) -> Result {
                 device.queue.tunables.$field.set(Tunables::parse(value)?);
+                $($changed(device);)?
                 Ok(())
             }
         }
@@ -104,8 +113,47 @@ tunables! {
     Inline, c"inline": inline;
     /// The permission to remap requests to a backing block device.
     Remap, c"remap": remap;
+    /// The permission to remap requests to the disk of the backing file's file system.
+    Extents, c"extents": extents, release_leases;
     /// The permission to use non-blocking I/O to the backing file.
     Nowait, c"nowait": nowait;
+}
+
+/// Releases the leases of the backing file, which are taken anew if that is allowed.
+fn release_leases(device: &LoopDevice) {
+    // An unbound device has none.
+    let _ = device.with_snapshot(|snapshot| {
+        snapshot.leasing.as_ref().map(Leasing::renew);
+        Ok(())
+    });
+}
+
+/// The effect of the permission `extents` now.
+struct ExtentsState;
+
+impl Attribute<LoopDevice> for ExtentsState {
+    const NAME: &'static CStr = c"extents_state";
+
+    fn show(device: &LoopDevice, page: &mut Page<'_>) -> Result {
+        let extents = device.queue.tunables.extents.is_on();
+        device.with_snapshot(|snapshot| {
+            let direct = snapshot.settings.flags.contains(Flags::DIRECT_IO);
+            let state = match &snapshot.leasing {
+                None => "file system",
+                Some(_) if !direct => "no direct I/O",
+                Some(_) if !extents => "off",
+                Some(leasing) => match leasing.status() {
+                    Status::Held if leasing.is_fragmented() => "in use, but fragmented",
+                    Status::Held if leasing.has_unmapped() => "in use, but unwritten blocks",
+                    Status::Held => "in use",
+                    Status::Idle => "idle",
+                    Status::Foreign => "foreign writer",
+                    Status::Refused => "refused",
+                },
+            };
+            line(page, state)
+        })
+    }
 }
 
 /// Writes 1 if `flag` is set, and 0 otherwise.

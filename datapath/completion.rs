@@ -8,6 +8,10 @@
 //! `EINTR`) is [retried](super::retry) for a limited time.
 
 use super::{
+    progress::{
+        Bypass,
+        IoMethod, //
+    },
     retry::{
         Retries,
         Transient, //
@@ -72,6 +76,13 @@ impl Outcome {
 /// Ends a request whose operation is over, or continues it. Any context, including hard IRQ.
 pub(super) fn operation_done(mut rq: StartedRequest<LoopQueue>, result: Result<u32>) {
     request::free_bvecs(&mut rq);
+    if let Some(&bytes) = result.as_ref().ok().filter(|_| transfer::leaves_stale(&rq)) {
+        rq.progress_mut().bypass = Bypass::Stale(bytes);
+        return worker::clean(rq);
+    }
+    if matches!(rq.progress().bypass, Bypass::No | Bypass::File) {
+        rq.backend().note_change(&rq);
+    }
     transfer::release(&mut rq);
     let outcome = Outcome::of(&rq, result);
     record_nowait(&mut rq, &outcome);
@@ -89,14 +100,17 @@ pub(super) fn operation_done(mut rq: StartedRequest<LoopQueue>, result: Result<u
     }
 }
 
-/// Records whether a non-blocking operation has succeeded.
+/// Records whether a non-blocking operation has succeeded. A bio of an extent may be a part of the
+/// request.
 fn record_nowait(rq: &mut StartedRequest<LoopQueue>, outcome: &Outcome) {
-    if !rq.progress().nowait {
+    if !rq.progress().nowait || rq.op() == Op::Flush {
         return;
     }
     let backoff = rq.backend().backoff(rq.op());
+    let is_extent = matches!(rq.progress().route.method, IoMethod::Extent(_));
     match outcome {
-        Outcome::WouldBlock | Outcome::Short(_) => backoff.failed(),
+        Outcome::WouldBlock => backoff.failed(),
+        Outcome::Short(_) if !is_extent => backoff.failed(),
         _ => backoff.succeeded(),
     }
 }
@@ -133,7 +147,7 @@ fn refuses_direct(rq: &StartedRequest<LoopQueue>, error: Error) -> bool {
         && rq.progress().route.method.is_direct()
         // The block layer has no error of its own for a bio that is not in whole blocks: these may
         // have become larger since the request was dispatched.
-        && (matches!(error, EINVAL | EOPNOTSUPP) || target.is_misaligned_to_device(rq))
+        && (matches!(error, EINVAL | EOPNOTSUPP) || target.is_misaligned_to_lower(rq))
 }
 
 /// Requeues a request after a delay, or fails it after enough retries.

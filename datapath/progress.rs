@@ -2,7 +2,10 @@
 
 //! The part of a request that the driver keeps while it serves the request.
 
-use super::retry::Retries;
+use super::{
+    leasing::Extent,
+    retry::Retries, //
+};
 use crate::aio::Wait;
 
 /// The task that serves a request.
@@ -22,6 +25,10 @@ pub(super) enum WorkerKind {
     Nowait,
     /// The worker of a hardware context for the request's cgroup, which may block.
     Blocking,
+    /// The worker of a hardware context that drops stale pages of the file's page cache. It waits
+    /// neither for other requests nor for the thaw of a file system: these may wait for the
+    /// requests that it serves.
+    Cleaner,
     /// The worker of a hardware context for operations that are slow by nature.
     Slow,
     /// The worker of the device for flushes.
@@ -29,14 +36,18 @@ pub(super) enum WorkerKind {
 }
 
 /// The I/O method of a read or a write: the way of its data.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub(super) enum IoMethod {
     /// As a bio to the block device that the backing file is, past the file and its page cache.
     Remap,
+    /// As a bio to the disk of the file's file system, at the place of the blocks.
+    Extent(Extent),
     /// By direct I/O to the file.
     Direct,
     /// Through the page cache of the file.
     Buffered,
+    /// A read from the page cache of the file, which must have all of it.
+    Cached,
     /// Through the page cache of a file whose other requests bypass it, while no direct write is in
     /// flight.
     BufferedAlone,
@@ -45,12 +56,30 @@ pub(super) enum IoMethod {
 impl IoMethod {
     /// Returns whether data bypasses the page cache of the file.
     pub(super) fn is_direct(self) -> bool {
-        matches!(self, Self::Remap | Self::Direct)
+        matches!(self, Self::Remap | Self::Extent(_) | Self::Direct)
     }
 }
 
-/// The server and the I/O method of a request.
+/// The use of the extent map by a request, which has [entered](super::leasing::Leasing::enter) to
+/// bypass the file, or [to write](super::leasing::Leasing::enter_file_write) to the file.
 #[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bypass {
+    /// None. The request has not entered.
+    No,
+    /// None. The operation was not started.
+    Unstarted,
+    /// A direct write goes through the file.
+    File,
+    /// The request is submitted as a bio to the places of its blocks.
+    Bio,
+    /// A write has done this many bytes, but the page cache of the file may have stale pages.
+    Stale(u32),
+    /// The page cache of the file has no stale pages.
+    Done,
+}
+
+/// The server and the I/O method of a request.
+#[derive(Clone, Copy)]
 pub(super) struct Route {
     /// The task that serves it.
     pub(super) server: Server,
@@ -75,7 +104,7 @@ impl Route {
         }
     }
 
-    /// Returns whether the server may block on the block device of [`IoMethod::Remap`].
+    /// Returns whether the server may block on the block device that a bio is submitted to.
     ///
     /// All workers may. They wait for a tag, which the requests behind this one need as well, or
     /// for a controller of the lower device (`blk-iocost`, writeback throttling).
@@ -109,6 +138,8 @@ pub(crate) struct Progress {
     /// True if the request is inside the gate of
     /// [direct I/O](super::target::LoopQueue::direct_io).
     pub(super) in_gate: bool,
+    /// The use of the extent map.
+    pub(super) bypass: Bypass,
     /// The retries since the request last made progress.
     pub(super) retries: Retries,
 }
@@ -124,6 +155,7 @@ impl Progress {
             direct_refused: false,
             holds_write: false,
             in_gate: false,
+            bypass: Bypass::No,
             retries: Retries::new(),
         }
     }

@@ -15,27 +15,13 @@
 //! - **Remapped requests**: No file system code runs, so any task may submit. The lower device may
 //!   still throttle (`io.cost`); then the submitter sleeps. A non-blocking bio cannot be split, so
 //!   a worker serves long requests.
-//! - **Requests to a file, in a batch**: A worker serves them while the submitter has a plug,
-//!   because the submitter may then hold a request that is on no list; `blk_mq/submitter.rs`
-//!   explains the deadlock.
-//! - **Reads of a file**: Only for user tasks, and only while the disk has no exclusive owner.
-//!   Otherwise we would re-enter a file system while the task holds the locks and the
-//!   `journal_info` of another one. (A file system may be mounted just after the check; the
-//!   requests in flight were then submitted by other tasks. A loop device on top of this one is no
-//!   exclusive owner, but its saved I/O context is detected.) The I/O is non-blocking.
-//! - **Writes to a file**: The result of a write depends on the task: its limits, privileges and
-//!   signals. Only writes for which none of these matters are submitted, and they are non-blocking:
-//!   a file system fails a write over blocks that are not allocated yet. FUA writes may block on
-//!   the journal.
-//! - **cgroups**: I/O to a file is charged to the current task, so the cgroup of the request must
-//!   be that of the task. They differ where a scheduler, or a lack of tags, makes a task dispatch
-//!   the requests of others.
-//! - **Signals**: A fatal signal of the submitter must not fail the request, which may not be its
-//!   own: on `EINTR` the request is deferred to a worker.
-//! - **Buffered reads**: Page-cache hits start no I/O. The submitter of a read that fills the page
-//!   cache of a block device holds `invalidate_lock`, and reading a backing block device takes the
-//!   same lock class of another inode.
-//! - **Buffered writes**: Always by a worker, because they wait in `balance_dirty_pages()`.
+//!   The bio of an [extent](super::leasing) is such a request.
+//! - **Reads of a file, through its page cache**: Copied if the page cache has all of it. No I/O is
+//!   started, and no file system code runs but what releases a page that another reader wanted to
+//!   be dropped (`RWF_DONTCACHE`), which does not block. So any task may copy. Not for network and
+//!   stacked file systems, which look at the data first.
+//! - **All other requests to a file** are served by a worker, because the submitter may be in
+//!   another file system, or hold a request that is on no list (`blk_mq/submitter.rs`).
 //!
 //! # The nowait worker
 //!
@@ -46,6 +32,7 @@
 //! User space can forbid these routes for each device, see [`tunables`](super::tunables).
 
 use super::{
+    leasing::Part,
     progress::{
         IoMethod,
         Route,
@@ -60,7 +47,6 @@ use super::{
 use crate::{
     aio::Caching,
     blk_mq::{
-        cgroup,
         Op,
         StartedRequest,
         Submitter, //
@@ -68,11 +54,19 @@ use crate::{
     kern::file::BackingFile, //
 };
 
+/// The maximum length of a read from the page cache by its submitter, in bytes, which may hold
+/// locks while it copies.
+const MAX_CACHED: u32 = 256 << 10;
+
 /// Returns the route of a request that `submitter` dispatches. Called once for each dispatch,
 /// because each call counts as a chance of [`Backoff`](super::backoff::Backoff). Does not sleep.
 pub(super) fn route(rq: &StartedRequest<LoopQueue>, submitter: &Submitter) -> Route {
     match rq.op() {
         Op::Read | Op::Write => route_transfer(rq, submitter),
+        Op::Flush if flushes_disk(rq) && submitter.may_flush() => Route {
+            server: Server::Submitter,
+            method: IoMethod::Remap,
+        },
         Op::Flush => Route {
             server: Server::Worker(WorkerKind::Flusher),
             method: IoMethod::Buffered,
@@ -84,6 +78,24 @@ pub(super) fn route(rq: &StartedRequest<LoopQueue>, submitter: &Submitter) -> Ro
     }
 }
 
+/// Returns whether a flush only has to flush the disk: nothing is cached in memory, and there is no
+/// error to report.
+fn flushes_disk(rq: &StartedRequest<LoopQueue>) -> bool {
+    let (target, tunables) = (rq.backend(), &rq.device().tunables);
+    let is_enough = match &target.leasing {
+        Some(leasing) => tunables.extents.is_on() && leasing.is_settled(),
+        None => {
+            tunables.remap.is_on() && target.block_device().is_some() && !target.file.is_cached()
+        }
+    };
+    tunables.inline.is_on()
+        && target.caching == Caching::Direct
+        && !rq.progress().must_block
+        && is_enough
+        && takes_nowait_bio(target, 0)
+        && target.wb_err.check(&target.file).is_ok()
+}
+
 /// Decides how a worker that may block serves a transfer, or the rest of one, after an operation
 /// that would have blocked, was short or was refused. Any context, including hard IRQ.
 pub(super) fn reroute(rq: &StartedRequest<LoopQueue>) -> Route {
@@ -93,18 +105,27 @@ pub(super) fn reroute(rq: &StartedRequest<LoopQueue>) -> Route {
 fn route_transfer(rq: &StartedRequest<LoopQueue>, submitter: &Submitter) -> Route {
     let target = rq.backend();
     let method = method(target, rq);
-    if rq.progress().must_block || method == IoMethod::BufferedAlone {
+    if rq.progress().must_block || matches!(method, IoMethod::BufferedAlone) {
         return Route::blocking(method);
     }
     let try_nowait = target.backoff(rq.op()).should_try();
-    let server = if try_nowait && submitter_may_serve(target, method, rq, submitter) {
-        Server::Submitter
-    } else if worker_tries_nowait(target, method, rq, try_nowait) {
-        Server::Worker(WorkerKind::Nowait)
+    if try_nowait && rq.device().tunables.inline.is_on() {
+        if let Some(method) = submitter_method(target, method, rq, submitter) {
+            return Route {
+                server: Server::Submitter,
+                method,
+            };
+        }
+    }
+    let kind = if worker_tries_nowait(target, method, rq, try_nowait) {
+        WorkerKind::Nowait
     } else {
-        Server::Worker(WorkerKind::Blocking)
+        WorkerKind::Blocking
     };
-    Route { server, method }
+    Route {
+        server: Server::Worker(kind),
+        method,
+    }
 }
 
 /// Returns the I/O method of a read or a write.
@@ -118,42 +139,41 @@ fn method(target: &Target, rq: &StartedRequest<LoopQueue>) -> IoMethod {
     if rq.progress().direct_refused || target.is_split_block(rq) {
         return IoMethod::BufferedAlone;
     }
+    let tunables = &rq.device().tunables;
     match target.block_device() {
         Some(bdev)
-            if rq.device().tunables.remap.is_on()
+            if tunables.remap.is_on()
                 && !target.file.is_cached()
                 && target.can_access(bdev, rq) =>
         {
             IoMethod::Remap
         }
+        None => match target.first_part(rq) {
+            Part::Mapped(extent) => IoMethod::Extent(extent),
+            Part::Other(_) | Part::Unusable => IoMethod::Direct,
+        },
         _ => IoMethod::Direct,
     }
 }
 
-/// Returns whether the submitter may serve a read or a write; the module documentation gives the
-/// reasons.
-fn submitter_may_serve(
+/// Returns the I/O method by which the submitter may serve a read or a write; the module
+/// documentation gives the reasons.
+fn submitter_method(
     target: &Target,
     method: IoMethod,
     rq: &StartedRequest<LoopQueue>,
     submitter: &Submitter,
-) -> bool {
-    if !rq.device().tunables.inline.is_on() {
-        return false;
-    }
+) -> Option<IoMethod> {
     match (method, rq.op()) {
-        (IoMethod::Remap, _) => takes_nowait_bio(target, rq) && submitter.may_submit(),
-        (IoMethod::BufferedAlone, _) | (IoMethod::Buffered, Op::Write) => false,
-        (IoMethod::Direct | IoMethod::Buffered, op) => {
-            file_takes_nowait(target, rq)
-                && !rq.disk_has_holder()
-                && submitter.may_enter_file_system()
-                && cgroup::is_of_current(rq)
-                && match op {
-                    Op::Read => !target.file.changes_atime() && !shares_lock_class(target, rq),
-                    _ => !rq.is_fua() && target.file.write_is_task_independent(target.end_of(rq)),
-                }
+        (IoMethod::Remap | IoMethod::Extent(_), _) => {
+            (takes_nowait_bio(target, rq.len()) && submitter.may_submit()).then_some(method)
         }
+        (IoMethod::Buffered, Op::Read) => (target.cached_reads
+            && rq.len() <= MAX_CACHED
+            && target.file.is_cached()
+            && submitter.has_stack())
+        .then_some(IoMethod::Cached),
+        _ => None,
     }
 }
 
@@ -165,7 +185,7 @@ fn worker_tries_nowait(
     try_nowait: bool,
 ) -> bool {
     match (method, rq.op()) {
-        (IoMethod::Remap, _) => true,
+        (IoMethod::Remap | IoMethod::Extent(_), _) => true,
         (IoMethod::Direct | IoMethod::Buffered, Op::Read) => {
             try_nowait && file_takes_nowait(target, rq)
         }
@@ -173,17 +193,10 @@ fn worker_tries_nowait(
     }
 }
 
-/// Returns whether the submitter of a read may hold a lock of a class that reading the file takes:
-/// `invalidate_lock` of a block device.
-fn shares_lock_class(target: &Target, rq: &StartedRequest<LoopQueue>) -> bool {
-    target.block_device().is_some() && rq.fills_page_cache()
-}
-
 /// Returns whether the block device takes a request as a non-blocking bio.
-fn takes_nowait_bio(target: &Target, rq: &StartedRequest<LoopQueue>) -> bool {
-    target
-        .block_device()
-        .is_some_and(|bdev| bdev.has_nowait() && rq.len() <= bdev.max_bytes())
+fn takes_nowait_bio(target: &Target, len: u32) -> bool {
+    let lower = target.lower.as_deref();
+    lower.is_some_and(|bdev| bdev.takes_nowait(len))
 }
 
 /// Returns whether the file supports non-blocking I/O, and user space allows it.

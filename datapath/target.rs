@@ -7,6 +7,10 @@
 
 use super::{
     backoff::Backoff,
+    leasing::{
+        LeasedFile,
+        Part, //
+    },
     progress::Progress,
     tunables::Tunables, //
 };
@@ -24,13 +28,12 @@ use crate::{
     kern::{
         bdev::BlockDevice,
         file::{
-            BackingFile,
             ErrseqCursor,
-            Fallocate,
-            Kind, //
+            Fallocate, //
         },
         gate::Gate,
         workqueue::{
+            system_unbound,
             Affinity,
             OwnedQueue, //
         },
@@ -49,10 +52,7 @@ use kernel::{
         Arc,
         SetOnce, //
     },
-    workqueue::{
-        self,
-        RawWorkItem, //
-    },
+    workqueue::RawWorkItem, //
 };
 
 /// The data half of a loop device.
@@ -78,14 +78,15 @@ pub(crate) struct LoopQueue {
 }
 
 impl LoopQueue {
-    /// Makes the data half of a device that is not bound. May sleep.
-    pub(crate) fn new(index: u32) -> Result<Arc<Self>> {
+    /// Makes the data half of a device that is not bound, with the default of the tunable
+    /// `extents`. May sleep.
+    pub(crate) fn new(index: u32, extents: bool) -> Result<Arc<Self>> {
         Arc::pin_init(
             try_pin_init!(Self {
                 index,
                 length: Atomic::new(0),
                 workqueues: SetOnce::new(),
-                tunables: Tunables::new(),
+                tunables: Tunables::new(extents),
                 direct_io <- Gate::new(),
                 refused: Atomic::new(0),
             }),
@@ -116,7 +117,7 @@ impl LoopQueue {
             // must not be lost if that should ever change.
             (None, _) => {
                 pr_err_once!("a request of a device without workqueues\n");
-                drop(workqueue::system_unbound().enqueue(worker));
+                drop(system_unbound().enqueue(worker));
             }
         }
     }
@@ -169,10 +170,17 @@ pub(crate) struct Target {
     pub(crate) read_only: bool,
     /// The `fallocate()` modes that the file supports.
     pub(crate) holes: HoleSupport,
+    /// True if submitters may read from the page cache of the file.
+    pub(crate) cached_reads: bool,
     /// True if the file supports non-blocking I/O.
     pub(crate) nowait: bool,
     /// True if the log has a line about a request that failed because there was no memory.
     pub(crate) warned: Atomic<bool>,
+    /// The leases of the file, if its file system keeps blocks where they are.
+    pub(crate) leasing: Option<LeasedFile>,
+    /// The block device that bios are submitted to: that which the file is or, with leases, that of
+    /// its file system. The file keeps it open.
+    pub(crate) lower: Option<ARef<BlockDevice>>,
     /// The record of non-blocking reads.
     pub(crate) reads: Backoff,
     /// The record of non-blocking writes.
@@ -188,16 +196,25 @@ impl Target {
         rq.position().saturating_add(self.offset)
     }
 
-    /// Returns the end of a request in the file, in bytes.
-    pub(super) fn end_of(&self, rq: &Request<LoopQueue>) -> u64 {
-        self.position_of(rq).saturating_add(u64::from(rq.len()))
-    }
-
     /// Returns the block device that the file is, if it is one.
     pub(super) fn block_device(&self) -> Option<&BlockDevice> {
-        match self.file.kind() {
-            Kind::Block(bdev) => Some(bdev),
-            _ => None,
+        self.lower.as_deref().filter(|_| self.leasing.is_none())
+    }
+
+    /// Returns the place of the first part of a request on the disk, see
+    /// [`Leasing::part`](super::leasing::Leasing::part), or how many bytes have none.
+    pub(super) fn first_part(&self, rq: &StartedRequest<LoopQueue>) -> Part {
+        let Some(leasing) = &self.leasing else {
+            return Part::Unusable;
+        };
+        leasing.part(self.position_of(rq), rq.len())
+    }
+
+    /// Notes that an operation through the file is over, see
+    /// [`Leasing::note_change`](super::leasing::Leasing::note_change).
+    pub(super) fn note_change(&self, rq: &StartedRequest<LoopQueue>) {
+        if let Some(leasing) = self.leasing.as_ref().filter(|_| rq.op().is_write()) {
+            leasing.note_change(self.position_of(rq), rq.len().into());
         }
     }
 
@@ -206,6 +223,14 @@ impl Target {
     pub(super) fn is_split_block(&self, rq: &Request<LoopQueue>) -> bool {
         self.direct_block
             .is_some_and(|block| self.is_misaligned(rq, block))
+    }
+
+    /// Returns whether a request is not in whole logical blocks of the block device that bios are
+    /// submitted to.
+    pub(super) fn is_misaligned_to_lower(&self, rq: &Request<LoopQueue>) -> bool {
+        self.lower
+            .as_deref()
+            .is_some_and(|bdev| self.is_misaligned(rq, bdev.logical_block_size()))
     }
 
     /// Returns whether a request is not in whole logical blocks of the block device that the file
@@ -249,7 +274,7 @@ impl FileBacked for LoopQueue {
     }
 
     fn block_device(target: &Target) -> Option<&BlockDevice> {
-        target.block_device()
+        target.lower.as_deref()
     }
 
     fn io_granularity(rq: &StartedRequest<Self>) -> Option<u32> {

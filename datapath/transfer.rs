@@ -3,7 +3,11 @@
 //! Transfer: a request becomes an operation on the backing file.
 
 use super::{
-    progress::IoMethod,
+    leasing::Extent,
+    progress::{
+        Bypass,
+        IoMethod, //
+    },
     target::{
         alignment,
         LoopQueue,
@@ -37,51 +41,173 @@ use kernel::{
 ///
 /// [`completion`](super::completion) gets the request back, also if it would block.
 pub(super) fn submit(mut rq: StartedRequest<LoopQueue>) {
+    if let Bypass::Stale(bytes) = rq.progress().bypass {
+        return drop_stale(rq, bytes);
+    }
     let route = rq.progress().route;
-    let wait = route.wait();
-    let Some(method) = acquire(&mut rq, route.method, wait) else {
+    if rq.op() == Op::Flush {
         rq.progress_mut().nowait = true;
-        return rq.operation_done(Err(EAGAIN));
+        return request::flush(rq);
+    }
+    let wait = route.wait();
+    let way = match acquire(&mut rq, route.method, wait) {
+        Ok(way) => way,
+        Err(error) => {
+            let progress = rq.progress_mut();
+            progress.nowait = error == EAGAIN;
+            if progress.bypass == Bypass::No {
+                progress.bypass = Bypass::Unstarted;
+            }
+            return rq.operation_done(Err(error));
+        }
     };
-    let io_wait = match method {
-        IoMethod::Remap => route.bio_wait(),
+    let io_wait = match way {
+        Way::Bio { .. } => route.bio_wait(),
         _ => wait,
     };
     rq.progress_mut().nowait = io_wait == Wait::Forbidden;
     let position = rq.backend().position_of(&rq);
-    match method {
-        IoMethod::Remap => request::remap(rq, position >> SECTOR_SHIFT, io_wait),
-        IoMethod::Direct => request::submit(rq, position, Caching::Direct, io_wait),
-        IoMethod::Buffered => request::submit(rq, position, Caching::Buffered, io_wait),
-        IoMethod::BufferedAlone => submit_alone(rq, position),
+    match way {
+        Way::Bio { sector, bytes } => request::remap(rq, sector, bytes, io_wait),
+        Way::File { caching, bytes } => {
+            ask_for_extent(&rq, caching, position);
+            request::submit(rq, position, bytes, caching, io_wait);
+        }
+        Way::FileAlone => submit_alone(rq, position),
     }
 }
 
-/// Acquires what a transfer holds until [`release`], and returns its I/O method; `None` if it would
-/// block and must not.
+/// The way of a transfer, or of its first `bytes` bytes, that has acquired what it needs.
+enum Way {
+    /// As a bio, at this sector (of 512 bytes).
+    Bio { sector: u64, bytes: u32 },
+    /// Through the file.
+    File { caching: Caching, bytes: u32 },
+    /// As for [`IoMethod::BufferedAlone`].
+    FileAlone,
+}
+
+/// Acquires what a transfer holds until [`release`], and returns its way. Fails with `EAGAIN` if it
+/// must be routed anew, or if it would block and must not.
 ///
 /// A remapped write does not invalidate the page cache of the block device, and does not fail if
 /// the block device is read-only. If it has pages or is read-only now, but was not when the route
 /// was chosen, the write uses direct I/O instead, by a worker that may block.
-fn acquire(rq: &mut StartedRequest<LoopQueue>, method: IoMethod, wait: Wait) -> Option<IoMethod> {
-    if rq.op() != Op::Write {
-        return acquire_for_read(rq, method, wait).then_some(method);
+fn acquire(rq: &mut StartedRequest<LoopQueue>, method: IoMethod, wait: Wait) -> Result<Way> {
+    let acquired = match rq.op() {
+        Op::Write => acquire_for_write(rq, method, wait),
+        _ => acquire_for_read(rq, method, wait),
+    };
+    if !acquired {
+        return Err(EAGAIN);
     }
-    if !acquire_for_write(rq, method, wait) {
-        return None;
-    }
-    if method == IoMethod::Remap && !can_remap(rq) {
-        if wait == Wait::Forbidden {
-            return None;
+    let bytes = rq.len();
+    let file = |caching| Ok(Way::File { caching, bytes });
+    match method {
+        IoMethod::Remap if can_remap(rq) => Ok(Way::Bio {
+            sector: rq.backend().position_of(rq) >> SECTOR_SHIFT,
+            bytes,
+        }),
+        IoMethod::Remap if wait == Wait::Forbidden => Err(EAGAIN),
+        IoMethod::Remap => {
+            release(rq);
+            acquire(rq, IoMethod::Direct, wait)
         }
-        release(rq);
-        return acquire(rq, IoMethod::Direct, wait);
+        IoMethod::Extent(extent) => acquire_extent(rq, extent, wait),
+        IoMethod::Direct if rq.op() == Op::Write => acquire_file_write(rq),
+        IoMethod::Direct => file(Caching::Direct),
+        IoMethod::Buffered => file(Caching::Buffered),
+        IoMethod::Cached => file(Caching::Cached),
+        IoMethod::BufferedAlone => Ok(Way::FileAlone),
     }
-    Some(method)
 }
 
-/// Returns whether a write may still be remapped.
+/// Enters to bypass the file with the first part of a transfer.
+fn acquire_extent(rq: &mut StartedRequest<LoopQueue>, extent: Extent, wait: Wait) -> Result<Way> {
+    let leasing = rq.backend().leasing.as_ref().ok_or(EAGAIN)?;
+    if !rq.device().tunables.extents.is_on() {
+        // User space has turned it off while the leases were being taken.
+        leasing.renew();
+    }
+    // The file system must make the blocks valid before a write to them is durable.
+    if rq.is_fua() && !leasing.is_synced() {
+        match wait {
+            Wait::Forbidden => return Err(EAGAIN),
+            Wait::Allowed => leasing.sync_changes()?,
+        }
+    }
+    match wait {
+        Wait::Forbidden if !leasing.enter() => return Err(EAGAIN),
+        Wait::Forbidden => {}
+        Wait::Allowed => leasing.enter_blocking(),
+    }
+    let write = rq.op() == Op::Write;
+    let is_current = leasing.is_current(write, extent);
+    if write && is_current {
+        leasing.note_write();
+    }
+    rq.progress_mut().bypass = Bypass::Bio;
+    if !is_current {
+        return Err(EAGAIN);
+    }
+    Ok(Way::Bio {
+        sector: extent.sector,
+        bytes: extent.bytes,
+    })
+}
+
+/// Enters to write the first part of a request to the file by direct I/O, if the extent map has
+/// none of it. May sleep.
+fn acquire_file_write(rq: &mut StartedRequest<LoopQueue>) -> Result<Way> {
+    let mut bytes = rq.len();
+    if let Some(leasing) = &rq.backend().leasing {
+        leasing.enter_file_write();
+        let Some(part) = leasing.file_part(rq.backend().position_of(rq), bytes) else {
+            leasing.leave_file_write();
+            return Err(EAGAIN);
+        };
+        bytes = part;
+        rq.progress_mut().bypass = Bypass::File;
+    }
+    Ok(Way::File {
+        caching: Caching::Direct,
+        bytes,
+    })
+}
+
+/// Asks for the leases, or for the places of blocks, for the next direct transfer.
+fn ask_for_extent(rq: &StartedRequest<LoopQueue>, caching: Caching, position: u64) {
+    if let (Some(leasing), Caching::Direct) = (&rq.backend().leasing, caching) {
+        if rq.device().tunables.extents.is_on() {
+            leasing.poke(position, rq.len().into());
+        }
+    }
+}
+
+/// Returns whether a write that is over, past the file, may have left stale pages in the page cache
+/// of the file. Any context.
+pub(super) fn leaves_stale(rq: &StartedRequest<LoopQueue>) -> bool {
+    let leasing = rq.backend().leasing.as_ref();
+    rq.op() == Op::Write
+        && rq.progress().bypass == Bypass::Bio
+        && leasing.is_some_and(|leasing| leasing.is_cached())
+}
+
+/// Drops the pages that a write of `bytes` bytes has made stale, and ends the operation. May sleep.
+fn drop_stale(mut rq: StartedRequest<LoopQueue>, bytes: u32) {
+    let target = rq.backend();
+    if let Some(leasing) = &target.leasing {
+        leasing.drop_cached(target.position_of(&rq), bytes.into());
+    }
+    rq.progress_mut().bypass = Bypass::Done;
+    rq.operation_done(Ok(bytes));
+}
+
+/// Returns whether a transfer may still be remapped.
 fn can_remap(rq: &StartedRequest<LoopQueue>) -> bool {
+    if rq.op() != Op::Write {
+        return true;
+    }
     let target = rq.backend();
     let bdev = target.block_device();
     !target.file.is_cached() && bdev.is_some_and(|bdev| target.can_access(bdev, rq))
@@ -94,7 +220,7 @@ fn can_remap(rq: &StartedRequest<LoopQueue>) -> bool {
 /// fail instead of that request, whose data would be lost without an error.
 fn acquire_for_read(rq: &mut StartedRequest<LoopQueue>, method: IoMethod, wait: Wait) -> bool {
     let shares_cache = rq.backend().direct_block.is_some();
-    method != IoMethod::Direct || !shares_cache || enter_gate(rq, wait)
+    !matches!(method, IoMethod::Direct) || !shares_cache || enter_gate(rq, wait)
 }
 
 /// Acquires freeze protection for a write to the file, and enters the gate of direct I/O for a
@@ -104,13 +230,13 @@ fn acquire_for_read(rq: &mut StartedRequest<LoopQueue>, method: IoMethod, wait: 
 /// own file system. Buffered reads would wait for it, too. (A stacked file system may still wait
 /// for the one below it.)
 fn acquire_for_write(rq: &mut StartedRequest<LoopQueue>, method: IoMethod, wait: Wait) -> bool {
-    if method != IoMethod::Remap {
+    if !matches!(method, IoMethod::Remap) {
         if !start_write(&rq.backend().file, wait) {
             return false;
         }
         rq.progress_mut().holds_write = true;
     }
-    !method.is_direct() || enter_gate(rq, wait)
+    !matches!(method, IoMethod::Remap | IoMethod::Direct) || enter_gate(rq, wait)
 }
 
 fn start_write(file: &File, wait: Wait) -> bool {
@@ -138,6 +264,14 @@ fn enter_gate(rq: &mut StartedRequest<LoopQueue>, wait: Wait) -> bool {
 
 /// Releases what [`acquire`] acquired. Any context, including hard IRQ.
 pub(super) fn release(rq: &mut StartedRequest<LoopQueue>) {
+    if let Some(leasing) = &rq.backend().leasing {
+        match rq.progress().bypass {
+            Bypass::No | Bypass::Unstarted => {}
+            Bypass::File => leasing.leave_file_write(),
+            Bypass::Bio | Bypass::Stale(_) | Bypass::Done => leasing.leave(),
+        }
+        rq.progress_mut().bypass = Bypass::No;
+    }
     if rq.progress().in_gate {
         rq.device().direct_io.leave();
         rq.progress_mut().in_gate = false;
@@ -161,6 +295,9 @@ fn submit_alone(rq: StartedRequest<LoopQueue>, position: u64) {
     // The request may end before the gate is open again, so the queue is kept.
     let queue = rq.get_queue();
     let closed = queue.device().direct_io.close();
+    let leasing = rq.backend().leasing.as_deref().cloned();
+    let suspended = leasing.as_ref().map(|leasing| leasing.suspend());
+    let unsynced = leasing.as_ref().map(|leasing| leasing.close_syncs());
     // Bios to a block device do not invalidate its page cache.
     drop_page_cache(rq.backend());
     let errors = ErrseqCursor::from_now(&rq.backend().file);
@@ -176,6 +313,10 @@ fn submit_alone(rq: StartedRequest<LoopQueue>, position: u64) {
         result = result.and_then(|bytes| written.map(|()| bytes));
     }
     drop_page_cache(rq.backend());
+    // Before the map can have the blocks.
+    rq.backend().note_change(&rq);
+    drop(unsynced);
+    drop(suspended);
     drop(closed);
     if result.is_ok() && rq.progress().direct_refused {
         rq.device().record_refusal(alignment(position, len));
@@ -236,7 +377,12 @@ fn fallocate(rq: &StartedRequest<LoopQueue>, mode: Fallocate) -> Result {
         return Err(EOPNOTSUPP);
     }
     let position = target.position_of(rq);
-    let result = target.file.fallocate(mode, position, u64::from(rq.len()));
+    let len = u64::from(rq.len());
+    let change = || target.file.fallocate(mode, position, len);
+    let result = match &target.leasing {
+        Some(leasing) => leasing.change(position, len, change),
+        None => change(),
+    };
     if result == Err(EOPNOTSUPP) {
         target.holes.remove(mode);
         match mode {

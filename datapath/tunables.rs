@@ -3,8 +3,8 @@
 //! The optional routes of requests, which user space can forbid in
 //! `/sys/block/loopN/rnull_loop/*`: to measure or to test a route, or to avoid it.
 //!
-//! These routes only make requests faster. User space may forbid and allow them at any time. All
-//! are allowed again when the device is attached.
+//! These routes only make requests faster. User space may forbid and allow them at any time. When
+//! the device is attached, all are allowed again, unless a module parameter forbids it.
 
 use kernel::{
     prelude::*,
@@ -18,9 +18,8 @@ use kernel::{
 pub(crate) struct Tunable(Atomic<bool>);
 
 impl Tunable {
-    /// Makes a tunable that is on.
-    fn new() -> Self {
-        Self(Atomic::new(true))
+    fn new(on: bool) -> Self {
+        Self(Atomic::new(on))
     }
 
     /// Returns whether the tunable is on. Any context.
@@ -41,25 +40,32 @@ pub(crate) struct Tunables {
     pub(crate) inline: Tunable,
     /// True if requests may be remapped to the block device that the backing file is.
     pub(crate) remap: Tunable,
+    /// True if requests may be remapped to the disk of the backing file's file system.
+    pub(crate) extents: Tunable,
     /// True if non-blocking I/O to the backing file may be tried.
     pub(crate) nowait: Tunable,
+    /// The default of `extents`.
+    default_extents: bool,
 }
 
 impl Tunables {
-    /// Makes tunables that are all on.
-    pub(crate) fn new() -> Self {
+    /// Makes tunables with their defaults: on, but for `extents`.
+    pub(crate) fn new(extents: bool) -> Self {
         Self {
-            inline: Tunable::new(),
-            remap: Tunable::new(),
-            nowait: Tunable::new(),
+            inline: Tunable::new(true),
+            remap: Tunable::new(true),
+            extents: Tunable::new(extents),
+            nowait: Tunable::new(true),
+            default_extents: extents,
         }
     }
 
-    /// Turns all tunables on.
+    /// Sets all tunables to their defaults.
     pub(crate) fn reset(&self) {
         for tunable in [&self.inline, &self.remap, &self.nowait] {
             tunable.set(true);
         }
+        self.extents.set(self.default_extents);
     }
 
     /// Parses a value that user space has written: `0` or `1`. Fails with `EINVAL` for any other
@@ -79,12 +85,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reset_turns_all_tunables_on() {
-        let tunables = Tunables::new();
+    fn reset_restores_defaults() {
+        let tunables = Tunables::new(false);
         tunables.remap.set(false);
+        tunables.extents.set(true);
         assert!(tunables.inline.is_on() && !tunables.remap.is_on());
         tunables.reset();
-        assert!(tunables.remap.is_on());
+        assert!(tunables.remap.is_on() && !tunables.extents.is_on());
+        assert!(Tunables::new(true).extents.is_on());
     }
 
     #[test]

@@ -8,6 +8,8 @@
 //!   serves requests of all cgroups;
 //! - a few **blocking workers**. All requests of a cgroup use the same one of a hardware context,
 //!   so that a throttled cgroup delays few others, and sequential I/O mostly stays in order;
+//! - the **cleaner** drops stale pages of the file's page cache, and ends the writes that have
+//!   bypassed it. These still hold what other requests wait for;
 //! - the **slow worker** serves discards and writes of zeroes.
 //!
 //! The **flusher** of the device serves the flushes of all hardware contexts.
@@ -25,6 +27,7 @@ use crate::{
             self,
             ChargeScope, //
         },
+        Op,
         Request,
         RequestList,
         StartedRequest, //
@@ -157,9 +160,15 @@ fn flush(mut batch: Batch) {
     // A sync may clear the flag by which the page cache reports a failed writeback to a transfer
     // that uses the page cache, so there must be no such transfer at the same time.
     let gate = &first.device().direct_io;
-    gate.enter_blocking();
-    let result = target.file.fdatasync(&target.wb_err);
-    gate.leave();
+    let result = match &target.leasing {
+        Some(leasing) => leasing.sync(&target.wb_err),
+        None => {
+            gate.enter_blocking();
+            let result = target.file.fdatasync(&target.wb_err);
+            gate.leave();
+            result
+        }
+    };
     for rq in batch {
         rq.operation_done(result.map(|()| 0));
     }
@@ -189,6 +198,7 @@ pub(crate) struct Workers {
     nowait: Arc<Worker>,
     root: Arc<Worker>,
     cgroups: [Arc<Worker>; Self::CGROUP_WORKERS],
+    cleaner: Arc<Worker>,
     slow: Arc<Worker>,
     flusher: Arc<Worker>,
 }
@@ -212,6 +222,7 @@ impl Workers {
                 blocking()?,
                 blocking()?,
             ],
+            cleaner: Worker::new(Role::Transfer)?,
             slow: Worker::new(Role::Slow)?,
             flusher,
         })
@@ -228,6 +239,7 @@ impl Workers {
         let worker = match kind {
             WorkerKind::Nowait => &self.nowait,
             WorkerKind::Blocking => self.blocking(&rq),
+            WorkerKind::Cleaner => &self.cleaner,
             WorkerKind::Slow => &self.slow,
             WorkerKind::Flusher => &self.flusher,
         };
@@ -248,12 +260,24 @@ impl Workers {
     }
 }
 
-/// Defers a transfer to a worker that may block. Any context, including hard IRQ.
+/// Passes a write that has left stale pages to the cleaner. Any context, including hard IRQ.
+pub(super) fn clean(rq: StartedRequest<LoopQueue>) {
+    let queue = rq.get_queue();
+    queue.hw().submit(queue.device(), WorkerKind::Cleaner, rq);
+}
+
+/// Defers a transfer or a flush to a worker that may block. Any context, including hard IRQ.
 pub(super) fn defer(mut rq: StartedRequest<LoopQueue>) {
-    rq.progress_mut().route = route::reroute(&rq);
+    let kind = match rq.op() {
+        Op::Flush => WorkerKind::Flusher,
+        _ => {
+            rq.progress_mut().route = route::reroute(&rq);
+            WorkerKind::Blocking
+        }
+    };
     // The request may end before the worker is queued, so the queue is kept.
     let queue = rq.get_queue();
-    queue.hw().submit(queue.device(), WorkerKind::Blocking, rq);
+    queue.hw().submit(queue.device(), kind, rq);
 }
 
 /// Charges the I/O and the memory that a worker needs for a request to the cgroup of the request.

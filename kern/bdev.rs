@@ -26,6 +26,11 @@ use kernel::{
 #[repr(transparent)]
 pub(crate) struct BlockDevice(Opaque<bindings::block_device>);
 
+// SAFETY: A block device is bound to no task: any task may use and release a reference.
+unsafe impl Send for BlockDevice {}
+// SAFETY: C code protects what it changes in a block device, and the methods only read the rest.
+unsafe impl Sync for BlockDevice {}
+
 // SAFETY: The reference count is that of `bd_device`: only its release drops the inode that
 // contains the block device. For a whole disk that release is the release of the disk; a partition
 // holds a reference to its disk until its own release.
@@ -89,6 +94,13 @@ impl BlockDevice {
         to_result(unsafe { bindings::sync_blockdev(self.raw()) })
     }
 
+    /// Makes completed writes durable: `blkdev_issue_flush()`. May sleep.
+    pub(crate) fn flush(&self) -> Result {
+        // SAFETY: By the type invariant the block device is valid. The call requires that it is
+        // open.
+        to_result(unsafe { bindings::blkdev_issue_flush(self.raw()) })
+    }
+
     /// Drops the clean pages in the page cache of the block device. Waits for pages that are
     /// locked, because they are being read, or under writeback. Buffers that a file system holds
     /// stay. May sleep.
@@ -134,16 +146,11 @@ impl BlockDevice {
         unsafe { ffi::rnull_loop_bdev_dma_alignment(self.raw()) }
     }
 
-    /// Returns whether the block device supports non-blocking bios (`REQ_NOWAIT`): `bdev_nowait()`.
-    pub(crate) fn has_nowait(&self) -> bool {
+    /// Returns whether the block device takes a non-blocking bio (`REQ_NOWAIT`) of `len` bytes,
+    /// without splitting it for its length.
+    pub(crate) fn takes_nowait(&self, len: u32) -> bool {
         // SAFETY: By the type invariant the block device is valid.
-        unsafe { ffi::rnull_loop_bdev_nowait(self.raw()) }
-    }
-
-    /// Returns the length of the longest bio that is not split for its length, in bytes.
-    pub(crate) fn max_bytes(&self) -> u32 {
-        // SAFETY: By the type invariant the block device is valid.
-        unsafe { ffi::rnull_loop_bdev_max_bytes(self.raw()) }
+        unsafe { ffi::rnull_loop_bdev_takes_nowait(self.raw(), len) }
     }
 
     /// Returns whether the block device would carry out direct I/O of `len` bytes at `pos` bytes:

@@ -20,6 +20,14 @@ pub(crate) struct BvecSpan {
 }
 
 impl BvecSpan {
+    /// Returns the first `bytes` bytes of the memory, or all of it if it is shorter.
+    pub(crate) fn first(self, bytes: u32) -> Self {
+        Self {
+            count: self.count.min(bytes as usize),
+            ..self
+        }
+    }
+
     /// Makes a `struct iov_iter` of the memory, for `ITER_SOURCE` or `ITER_DEST`. It is valid as
     /// long as the bio_vecs are.
     pub(crate) fn iter(&self, direction: c_uint) -> Opaque<bindings::iov_iter> {

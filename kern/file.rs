@@ -10,6 +10,7 @@ use super::{
     ffi,
     task::IoWorkerScope, //
 };
+use core::ptr::NonNull;
 use kernel::{
     bindings,
     error::{
@@ -182,13 +183,9 @@ pub(crate) trait BackingFile {
     fn has_nowait(&self) -> bool;
     /// Returns whether the page cache of the file holds pages. Any context.
     fn is_cached(&self) -> bool;
-    /// Returns whether a read may change the access time of the file, for which the file system may
-    /// block. Any context.
-    fn changes_atime(&self) -> bool;
-    /// Returns whether a write that ends at `end` bytes has the same result in the current task as
-    /// in any other: no file size limit applies, the write drops no privileges (setuid,
-    /// capabilities) of the file, and the file does not grow. Any context.
-    fn write_is_task_independent(&self, end: u64) -> bool;
+    /// Returns whether a read that finds its data in the page cache of the file enters no file
+    /// system, not even to change the access time.
+    fn has_local_cache(&self) -> bool;
     /// Returns whether `IOCB_DSYNC` is certain to make a write to the file durable.
     fn honours_dsync(&self) -> bool;
     /// Returns whether memory must not change while it is written to the file, because a checksum
@@ -221,6 +218,9 @@ pub(crate) trait BackingFile {
     /// On overlayfs, writeback errors are recorded in the mapping of the underlying file, so an
     /// error that another sync has reported is missed.
     fn fdatasync(&self, wb_err: &ErrseqCursor) -> Result;
+    /// Fails on a writeback error behind `wb_err`, as [`fdatasync`](Self::fdatasync) does, without
+    /// a sync. The caller excludes other users of `wb_err`.
+    fn writeback_error(&self, wb_err: &ErrseqCursor) -> Result;
     /// Returns a cursor behind the writeback errors that this `struct file` has reported:
     /// `f_wb_err`.
     fn wb_err_cursor(&self) -> ErrseqCursor;
@@ -346,17 +346,9 @@ impl BackingFile for File {
         unsafe { core::ptr::read_volatile(&raw const (*(*self.as_ptr()).f_mapping).nrpages) != 0 }
     }
 
-    fn changes_atime(&self) -> bool {
+    fn has_local_cache(&self) -> bool {
         // SAFETY: The file is open.
-        unsafe { !ffi::rnull_loop_atime_settled(self.as_ptr()) }
-    }
-
-    fn write_is_task_independent(&self, end: u64) -> bool {
-        let Ok(end) = i64::try_from(end) else {
-            return false;
-        };
-        // SAFETY: The file is open.
-        unsafe { ffi::rnull_loop_write_is_task_independent(self.as_ptr(), end) }
+        unsafe { ffi::rnull_loop_file_has_local_cache(self.as_ptr()) }
     }
 
     fn honours_dsync(&self) -> bool {
@@ -435,11 +427,14 @@ impl BackingFile for File {
     fn fdatasync(&self, wb_err: &ErrseqCursor) -> Result {
         // SAFETY: The file is open.
         let result = to_result(unsafe { bindings::vfs_fsync(self.as_ptr(), 1) });
-        match wb_err.advance(self) {
-            Err(error) if error == ENOMEM => Err(EIO),
-            Err(error) => Err(error),
-            Ok(()) => result,
-        }
+        self.writeback_error(wb_err).and(result)
+    }
+
+    fn writeback_error(&self, wb_err: &ErrseqCursor) -> Result {
+        wb_err.advance(self).map_err(|error| match error {
+            ENOMEM => EIO,
+            error => error,
+        })
     }
 
     fn wb_err_cursor(&self) -> ErrseqCursor {
@@ -489,6 +484,46 @@ impl BackingFile for File {
         let (pos, len) = (pos.try_into()?, len.try_into()?);
         // SAFETY: The file is open.
         to_result(unsafe { bindings::vfs_fallocate(self.as_ptr(), mode as c_int, pos, len) })
+    }
+}
+
+/// A regular file that was opened again, so that no other task has this `struct file`. Reads of it
+/// do not change the access time.
+pub(crate) struct PrivateFile {
+    file: ARef<File>,
+    /// The `struct file` that it was opened from, which holds the locks of its owner.
+    original: ARef<File>,
+}
+
+impl PrivateFile {
+    /// Opens a file again for the same access and by the same credentials, and takes over the
+    /// reference to the original. Returns the original if it is not a regular file, or cannot be
+    /// opened: a security module may refuse it. May sleep.
+    pub(crate) fn open(original: ARef<File>) -> Result<Self, ARef<File>> {
+        if !matches!(original.kind(), Kind::Regular) {
+            return Err(original);
+        }
+        // SAFETY: The file is open.
+        let file = from_err_ptr(unsafe { ffi::rnull_loop_file_reopen(original.as_ptr()) });
+        let Some(file) = file.ok().and_then(NonNull::new) else {
+            return Err(original);
+        };
+        Ok(Self {
+            // SAFETY: `dentry_open()` returns an open file with a reference for the caller. No task
+            // has it in its table of descriptors.
+            file: unsafe { ARef::from_raw(file.cast()) },
+            original,
+        })
+    }
+
+    /// Returns the file that no other task has.
+    pub(crate) fn file(&self) -> &ARef<File> {
+        &self.file
+    }
+
+    /// Returns the file that it was opened from.
+    pub(crate) fn original(&self) -> &File {
+        &self.original
     }
 }
 

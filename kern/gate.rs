@@ -91,6 +91,12 @@ impl Gate {
         }
     }
 
+    /// Returns whether no user is inside, or is about to find that it is closed. Any context.
+    pub(crate) fn is_idle(&self) -> bool {
+        // ORDERING: What the caller did before is visible to users that enter from here on.
+        self.users.fetch_add(0, Full) == 0
+    }
+
     /// Closes the gate until the guard is dropped. Waits for the users inside, and for other tasks
     /// that have closed the gate. May sleep.
     pub(crate) fn close(&self) -> ClosedGate<'_> {

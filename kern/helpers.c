@@ -6,6 +6,7 @@
 #include <linux/cgroup.h>
 #include <linux/cpumask.h>
 #include <linux/fcntl.h>
+#include <linux/filelock.h>
 #include <linux/kthread.h>
 #include <linux/magic.h>
 #include <linux/memcontrol.h>
@@ -50,16 +51,6 @@ void rnull_loop_rq_zero_fill(struct request *rq)
 
 	__rq_for_each_bio(bio, rq)
 		zero_fill_bio(bio);
-}
-
-/*
- * Returns whether the read @rq fills a page cache. This is a heuristic: a page
- * cache locks the folios that it reads, but the first folio of @rq may be locked
- * for another reason.
- */
-bool rnull_loop_rq_fills_cache(struct request *rq)
-{
-	return folio_test_locked(page_folio(bio_page(rq->bio)));
 }
 
 bool rnull_loop_should_fake_timeout(struct request_queue *q)
@@ -255,16 +246,11 @@ unsigned int rnull_loop_bdev_dma_alignment(struct block_device *bdev)
 	return bdev_dma_alignment(bdev);
 }
 
-bool rnull_loop_bdev_nowait(struct block_device *bdev)
+/* Returns whether @bdev takes a non-blocking bio of @len bytes, without splitting it. */
+bool rnull_loop_bdev_takes_nowait(struct block_device *bdev, unsigned int len)
 {
-	return bdev_nowait(bdev);
-}
-
-unsigned int rnull_loop_bdev_max_bytes(struct block_device *bdev)
-{
-	u64 bytes = (u64)queue_max_sectors(bdev_get_queue(bdev)) << SECTOR_SHIFT;
-
-	return min_t(u64, bytes, UINT_MAX);
+	return bdev_nowait(bdev) &&
+	       len >> SECTOR_SHIFT <= queue_max_sectors(bdev_get_queue(bdev));
 }
 
 /*
@@ -340,41 +326,24 @@ loff_t rnull_loop_i_size_read(struct file *file)
 }
 
 /*
- * Returns whether a read of @file now leaves its access time unchanged; a change
- * may block in the file system. As !atime_needs_update(), which is not exported,
- * but may also return false if that is true.
+ * Returns whether a read that finds its data in the page cache of @file needs
+ * nothing of the file system. Others than these may ask a server whether the data
+ * is still valid, keep data outside the page cache, or stack on another file; tmpfs
+ * keeps pages of broken memory. The access time of a block device is that of its
+ * node.
  */
-bool rnull_loop_atime_settled(struct file *file)
+bool rnull_loop_file_has_local_cache(struct file *file)
 {
+	static const char *const types[] = { "ext4", "xfs",	 "btrfs",
+					     "f2fs", "squashfs", "erofs" };
 	struct inode *inode = file_inode(file);
-	int mnt_flags = READ_ONCE(file->f_path.mnt->mnt_flags);
-	struct timespec64 atime, mtime, ctime;
+	const char *type = inode->i_sb->s_type->name;
 
-	if ((file->f_flags & O_NOATIME) || (mnt_flags & MNT_NOATIME) ||
-	    (inode->i_flags & S_NOATIME) || IS_NOATIME(inode))
-		return true;
-	if (!(mnt_flags & MNT_RELATIME))
-		return false;
-	atime = inode_get_atime(inode);
-	mtime = inode_get_mtime(inode);
-	ctime = inode_get_ctime(inode);
-	return timespec64_compare(&mtime, &atime) < 0 &&
-	       timespec64_compare(&ctime, &atime) < 0 &&
-	       ktime_get_real_seconds() - atime.tv_sec < 24 * 60 * 60;
-}
-
-/*
- * Returns whether a write to @file that ends at @end has the same result in the
- * current task as in any other: the task has no limit on file sizes, the write
- * drops no privileges (setuid, capabilities) of the file, and the file does not
- * grow.
- */
-bool rnull_loop_write_is_task_independent(struct file *file, loff_t end)
-{
-	struct inode *inode = file_inode(file);
-
-	return rlimit(RLIMIT_FSIZE) == RLIM_INFINITY && IS_NOSEC(inode) &&
-	       end <= i_size_read(file->f_mapping->host);
+	if (S_ISBLK(inode->i_mode))
+		return !strcmp(type, "devtmpfs");
+	return S_ISREG(inode->i_mode) && inode == file->f_mapping->host &&
+	       (file->f_flags & O_NOATIME) && !IS_DAX(inode) &&
+	       match_string(types, ARRAY_SIZE(types), type) >= 0;
 }
 
 const struct path *rnull_loop_file_path(struct file *file)
@@ -443,6 +412,183 @@ int rnull_loop_fs_block_size(struct file *file, unsigned int *size)
 }
 
 /*
+ * Called with flc_lock held. Returns true to release the lease at once. Otherwise the
+ * breaker waits until the owner releases it, which it does soon; the kernel never
+ * takes the lease itself.
+ */
+static bool lease_break(struct file_lease *lease)
+{
+	struct rnull_loop_lease_owner *owner = lease->c.flc_owner;
+
+	lease->fl_break_time = 0;
+	return owner->broken(owner);
+}
+
+/*
+ * Workers of this module write to the file without breaking its leases. No other
+ * worker of a workqueue does: it would have opened the file for writing before.
+ */
+static bool lease_breaker_owns(struct file_lease *lease)
+{
+	return (current->flags & (PF_WQ_WORKER | PF_LOCAL_THROTTLE)) ==
+	       (PF_WQ_WORKER | PF_LOCAL_THROTTLE);
+}
+
+/* The owner looks for writers itself, when it has the lease. */
+static int lease_open_conflict(struct file *file, int arg)
+{
+	return 0;
+}
+
+static const struct lease_manager_operations lease_ops = {
+	.lm_break = lease_break,
+	.lm_breaker_owns_lease = lease_breaker_owns,
+	.lm_open_conflict = lease_open_conflict,
+	.lm_change = lease_modify,
+};
+
+/* Takes a delegation of @file, or a lease of its layout. */
+int rnull_loop_lease_take(struct file *file, bool layout,
+			  struct rnull_loop_lease_owner *owner)
+{
+	struct file_lease *lease = locks_alloc_lease();
+	int ret;
+
+	if (!lease)
+		return -ENOMEM;
+	lease->fl_lmops = &lease_ops;
+	lease->c.flc_flags = layout ? FL_LAYOUT : FL_DELEG;
+	lease->c.flc_type = F_RDLCK;
+	lease->c.flc_owner = owner;
+	lease->c.flc_pid = current->tgid;
+	lease->c.flc_file = file;
+	ret = kernel_setlease(file, F_RDLCK, &lease, NULL);
+	if (lease)
+		locks_free_lease(lease);
+	return ret;
+}
+
+/* Releases the lease of @owner, if there is one; it is not called any more then. */
+void rnull_loop_lease_release(struct file *file,
+			      struct rnull_loop_lease_owner *owner)
+{
+	void *priv = owner;
+
+	kernel_setlease(file, F_UNLCK, NULL, &priv);
+}
+
+/*
+ * Returns the error with which the file system of @file refuses all writes now. XFS
+ * returns none for a write of no bytes.
+ */
+int rnull_loop_file_check_write(struct file *file)
+{
+	struct kiocb kiocb;
+	struct iov_iter iter;
+
+	init_sync_kiocb(&kiocb, file);
+	kiocb.ki_flags |= IOCB_DIRECT;
+	iov_iter_kvec(&iter, ITER_SOURCE, NULL, 0, 0);
+	return file->f_op->write_iter(&kiocb, &iter);
+}
+
+/*
+ * From here on, tasks that are about to free or move blocks of @file wait: see
+ * inode_dio_wait(). A task that finds a lease gone after this was called finds this, too.
+ */
+void rnull_loop_file_dio_begin(struct file *file)
+{
+	inode_dio_begin(file_inode(file));
+	smp_mb__after_atomic();
+}
+
+/* Ends that. */
+void rnull_loop_file_dio_end(struct file *file)
+{
+	inode_dio_end(file_inode(file));
+}
+
+/*
+ * Opens @file again, for the same access and by the same credentials. Reads of the
+ * new struct file do not change the access time.
+ */
+struct file *rnull_loop_file_reopen(struct file *file)
+{
+	return dentry_open(&file->f_path,
+			   (file->f_flags & (O_ACCMODE | O_DIRECT | O_SYNC)) |
+				   O_NOATIME | O_LARGEFILE,
+			   file->f_cred);
+}
+
+/*
+ * Returns whether the inode of @file has more openers for writing than @own ones.
+ * An opener counts itself before it looks for leases, so one that is not counted
+ * yet will find a lease that the caller has.
+ */
+bool rnull_loop_file_has_writers(struct file *file, int own)
+{
+	/* Pairs with the one in break_lease(). */
+	smp_mb();
+	return atomic_read(&file_inode(file)->i_writecount) > own;
+}
+
+/*
+ * Returns whether @file is on a file system that keeps written blocks where they
+ * are, until a lease of the file is broken: see kern/lease.rs. Data that the file
+ * system transforms, or journals, or copies because it must not change while it is
+ * written, or that must be durable when a write returns, has to go through the
+ * file.
+ */
+bool rnull_loop_file_keeps_blocks(struct file *file)
+{
+	struct inode *inode = file_inode(file);
+	const char *type = inode->i_sb->s_type->name;
+
+	/* Online repair breaks leases only in kernels that export blocks. */
+	if (strcmp(type, "ext4") &&
+	    (strcmp(type, "xfs") || (IS_ENABLED(CONFIG_XFS_ONLINE_REPAIR) &&
+				     !IS_ENABLED(CONFIG_EXPORTFS_BLOCK_OPS))))
+		return false;
+	return S_ISREG(inode->i_mode) && inode == file->f_mapping->host &&
+	       inode->i_sb->s_bdev && inode->i_mapping->a_ops->bmap &&
+	       !IS_DAX(inode) && !IS_ENCRYPTED(inode) && !IS_VERITY(inode) &&
+	       !mapping_stable_writes(inode->i_mapping) && !IS_SYNC(inode) && !(file->f_flags & (O_DSYNC | __O_SYNC));
+}
+
+/*
+ * Returns whether the file system of @file has not become read-only, nor @file
+ * immutable or such that its writes must be durable when they return.
+ */
+bool rnull_loop_file_is_changeable(struct file *file)
+{
+	struct inode *inode = file_inode(file);
+
+	return !sb_rdonly(inode->i_sb) && !IS_SYNC(inode) &&
+	       !(READ_ONCE(inode->i_flags) &
+		 (S_IMMUTABLE | S_SWAPFILE | S_VERITY | S_ENCRYPTED | S_DAX));
+}
+
+/*
+ * Returns whether others have references to @file. If none has, and the caller
+ * gives none away, none ever will.
+ */
+bool rnull_loop_file_is_shared(struct file *file)
+{
+	return file_count(file) != 1;
+}
+
+struct block_device *rnull_loop_file_bdev(struct file *file)
+{
+	return file_inode(file)->i_sb->s_bdev;
+}
+
+/* Returns the binary logarithm of the block size of the inode of @file. */
+unsigned int rnull_loop_file_block_bits(struct file *file)
+{
+	return file_inode(file)->i_blkbits;
+}
+
+/*
  * Returns the blkcg of the first bio of @rq; NULL if that is the root, or if there
  * is none. The bio keeps the blkcg alive.
  */
@@ -457,21 +603,6 @@ struct cgroup_subsys_state *rnull_loop_rq_blkcg_css(struct request *rq)
 	return css == blkcg_root_css ? NULL : css;
 #else
 	return NULL;
-#endif
-}
-
-/* Returns whether bios of the current task are charged to the blkcg of the first bio of @rq. */
-bool rnull_loop_rq_is_of_current_blkcg(struct request *rq)
-{
-#ifdef CONFIG_BLK_CGROUP
-	bool is;
-
-	rcu_read_lock();
-	is = rq->bio && bio_blkcg_css(rq->bio) == task_css(current, io_cgrp_id);
-	rcu_read_unlock();
-	return is;
-#else
-	return true;
 #endif
 }
 
@@ -542,7 +673,7 @@ bool rnull_loop_in_task(void)
 
 void rnull_loop_cond_resched(void)
 {
-	cond_resched();
+	cond_resched_tasks_rcu_qs();
 }
 
 void rnull_loop_plug_invalidate_ts(void)

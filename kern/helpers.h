@@ -11,7 +11,6 @@ unsigned int rnull_loop_rq_nr_bvec(struct request *rq);
 unsigned int rnull_loop_rq_copy_bvecs(struct request *rq, struct bio_vec *to,
 				      unsigned int max);
 void rnull_loop_rq_zero_fill(struct request *rq);
-bool rnull_loop_rq_fills_cache(struct request *rq);
 bool rnull_loop_should_fake_timeout(struct request_queue *q);
 
 /* queue limits and freezing */
@@ -42,8 +41,7 @@ unsigned int rnull_loop_bdev_discard_granularity(struct block_device *bdev);
 bool rnull_loop_bdev_rot(struct block_device *bdev);
 unsigned int rnull_loop_bdev_logical_block_size(struct block_device *bdev);
 unsigned int rnull_loop_bdev_dma_alignment(struct block_device *bdev);
-bool rnull_loop_bdev_nowait(struct block_device *bdev);
-unsigned int rnull_loop_bdev_max_bytes(struct block_device *bdev);
+bool rnull_loop_bdev_takes_nowait(struct block_device *bdev, unsigned int len);
 bool rnull_loop_bdev_can_access(struct block_device *bdev, bool write, u64 pos,
 				unsigned int len);
 
@@ -53,19 +51,36 @@ bool rnull_loop_file_start_write_trylock(struct file *file);
 void rnull_loop_file_end_write(struct file *file);
 bool rnull_loop_file_refuses_writes(struct file *file);
 loff_t rnull_loop_i_size_read(struct file *file);
-bool rnull_loop_atime_settled(struct file *file);
-bool rnull_loop_write_is_task_independent(struct file *file, loff_t end);
+bool rnull_loop_file_has_local_cache(struct file *file);
 const struct path *rnull_loop_file_path(struct file *file);
 struct block_device *rnull_loop_get_sb_bdev(struct file *file);
 bool rnull_loop_file_honours_dsync(struct file *file);
 bool rnull_loop_file_stable_writes(struct file *file);
 int rnull_loop_fs_block_size(struct file *file, unsigned int *size);
 
+/* leases and the blocks of files */
+struct rnull_loop_lease_owner {
+	bool (*broken)(struct rnull_loop_lease_owner *owner);
+};
+int rnull_loop_lease_take(struct file *file, bool layout,
+			  struct rnull_loop_lease_owner *owner);
+void rnull_loop_lease_release(struct file *file,
+			      struct rnull_loop_lease_owner *owner);
+int rnull_loop_file_check_write(struct file *file);
+void rnull_loop_file_dio_begin(struct file *file);
+void rnull_loop_file_dio_end(struct file *file);
+struct file *rnull_loop_file_reopen(struct file *file);
+bool rnull_loop_file_has_writers(struct file *file, int own);
+bool rnull_loop_file_keeps_blocks(struct file *file);
+bool rnull_loop_file_is_changeable(struct file *file);
+bool rnull_loop_file_is_shared(struct file *file);
+unsigned int rnull_loop_file_block_bits(struct file *file);
+struct block_device *rnull_loop_file_bdev(struct file *file);
+
 /* cgroups */
 struct cgroup_subsys_state;
 struct mem_cgroup;
 struct cgroup_subsys_state *rnull_loop_rq_blkcg_css(struct request *rq);
-bool rnull_loop_rq_is_of_current_blkcg(struct request *rq);
 struct cgroup_subsys_state *
 rnull_loop_memcg_css(struct cgroup_subsys_state *blkcg_css);
 void rnull_loop_bio_clone_blkg_association(struct bio *dst, struct bio *src);

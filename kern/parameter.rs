@@ -109,9 +109,9 @@ unsafe impl Parameter for Integer {
 pub(crate) struct Bool(Atomic<bool>);
 
 impl Bool {
-    /// Makes a parameter that is off unless user space turns it on.
-    pub(crate) const fn new() -> Self {
-        Self(Atomic::new(false))
+    /// Makes a parameter with a default.
+    pub(crate) const fn new(default: bool) -> Self {
+        Self(Atomic::new(default))
     }
 
     /// Returns whether the parameter is on.

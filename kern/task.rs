@@ -72,10 +72,10 @@ pub(crate) fn with_plug<R>(submit: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Lets the scheduler run another task, in kernels that do not preempt kernel code:
-/// `cond_resched()`. May sleep.
+/// Lets the scheduler run another task, in kernels that do not preempt kernel code, and lets RCU
+/// tasks grace periods end: `cond_resched_tasks_rcu_qs()`. May sleep.
 pub(crate) fn cond_resched() {
-    // SAFETY: `cond_resched()` takes no pointers, and only switches tasks while preemption and
+    // SAFETY: The function takes no pointers, and only switches tasks while preemption and
     // interrupts are enabled. Its one precondition is that the caller is in no RCU read-side
     // critical section. That follows from "May sleep", which is all that the `kernel` crate demands
     // of the callers of such functions, too.

@@ -9,7 +9,13 @@ use core::ptr::NonNull;
 use kernel::{
     bindings,
     prelude::*,
-    workqueue::RawWorkItem, //
+    workqueue::{
+        HasDelayedWork,
+        HasWork,
+        Queue,
+        RawWorkItem,
+        Work, //
+    },
 };
 
 /// A workqueue that is destroyed when it is dropped.
@@ -79,6 +85,31 @@ impl OwnedQueue {
             })
         }
     }
+}
+
+/// Returns the kernel's workqueue for work on any CPU: `system_dfl_wq`.
+pub(crate) fn system_unbound() -> &'static Queue {
+    // SAFETY: The kernel has made the workqueue at boot, and never destroys it.
+    unsafe { Queue::from_raw(bindings::system_dfl_wq) }
+}
+
+/// Waits until a work item is neither queued nor running, unless it is queued again meanwhile:
+/// `flush_work()`. May sleep.
+pub(crate) fn flush<T: HasWork<T, ID>, const ID: u64>(item: &T) {
+    // SAFETY: `item` is valid, so this computes the address of its work item, which is valid, too.
+    let work = unsafe { Work::raw_get(T::raw_get_work(core::ptr::from_ref(item).cast_mut())) };
+    // SAFETY: `work` is valid and initialized, and `item` keeps it.
+    unsafe { bindings::flush_work(work) };
+}
+
+/// Runs a delayed work item now if its time has not come, and waits until it is over:
+/// `flush_delayed_work()`. May sleep.
+pub(crate) fn flush_delayed<T: HasDelayedWork<T, ID>, const ID: u64>(item: &T) {
+    // SAFETY: `item` is valid, so this computes the address of its work item, which is valid, too.
+    let work = unsafe { Work::raw_get(T::raw_get_work(core::ptr::from_ref(item).cast_mut())) };
+    // SAFETY: By the requirements of `HasDelayedWork` this is the field `work`, the first one, of a
+    // `struct delayed_work`, which is valid and initialized, and which `item` keeps.
+    unsafe { bindings::flush_delayed_work(work.cast()) };
 }
 
 impl Drop for OwnedQueue {

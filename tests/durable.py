@@ -162,6 +162,7 @@ def data_alone():
     """A flush calls fdatasync(): it syncs the data, and only the metadata that is needed to read
     it."""
     with bound("ext4", True, 1) as device, probe("durable_sync", "ext4_sync_file datasync=$arg4:s32"):
+        tune(device, "extents", 0)
         calls = traced(
             "kprobes/durable_sync", dd, "if=/dev/urandom", f"of={device}", "bs=4k", "count=1",
             "oflag=direct", "conv=fsync,notrunc",

@@ -38,7 +38,7 @@ VERIFIED = ["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--s
 # The RAM disks and their uses. XFS needs at least 300 MiB.
 RAM = {"ext4": "/dev/ram0", "xfs": "/dev/ram1", "block": "/dev/ram2"}
 RAM_MIB = 320
-MKFS = {"ext4": ["-b", "4096", "-E", "lazy_itable_init=0,nodiscard"], "xfs": ["-K"]}
+MKFS = {"ext4": ["-b", "4096", "-E", "lazy_itable_init=0,nodiscard"], "xfs": ["-K", "-i", "exchange=1"]}
 
 CGROUPS = "/sys/fs/cgroup"
 # The names of udev and its workers, for pgrep.

@@ -103,6 +103,12 @@ huge_numbers() {
 	equal 'LOOP_CTL_ADD 65535' "$(python3 "$tests/lib.py" LOOP_CTL_ADD 65535)" 65535
 }
 
+tunable_extents() {
+	local device
+	device=$(attach "$(backing tmpfs 1)")
+	equal extents "$(attribute "$device" rnull_loop/extents)" "$1"
+}
+
 # refused PARAMETER...: the module does not load with any of the values, and does load afterwards.
 refused() {
 	local bad
@@ -146,7 +152,11 @@ check "the defaults are shown" with -- shown max_loop=8 max_part=0 hw_queue_dept
 check "max_loop=0x10 max_part=10 hw_queue_depth=64 are shown, max_part rounded up to 15" \
 	with max_loop=0x10 max_part=10 hw_queue_depth=64 -- shown max_loop=16 max_part=15 hw_queue_depth=64
 check "nr_hw_queues=1 and standalone are shown" only_ours with nr_hw_queues=1 -- shown nr_hw_queues=1 standalone=N
+for value in 0 1; do
+	check "extents=$value is the default of a tunable" only_ours with extents=$value -- tunable_extents $value
+done
 check "invalid values are refused" refused hw_queue_depth=0 hw_queue_depth=-1 hw_queue_depth=x max_part=256 \
 	max_loop=1048577 max_loop=y
-check "invalid numbers of hardware queues are refused" only_ours refused nr_hw_queues=-1 nr_hw_queues=z
+check "invalid numbers of hardware queues and switches are refused" \
+	only_ours refused nr_hw_queues=-1 nr_hw_queues=z extents=2
 run_checks

@@ -11,7 +11,7 @@
 mib=16
 # The position of the pattern, behind fio's writes.
 pattern=$scratch/pattern pattern_mib=2 pattern_at=13
-inline=1 remap=2 nowait=4
+inline=1 remap=2 nowait=4 extents=8
 
 # image KIND: makes an image; a written one is overwritten, a sparse one allocates blocks.
 image() {
@@ -30,7 +30,7 @@ image() {
 switch() {
 	local name group=/sys/block/${1#/dev/}/rnull_loop
 	[[ -e $group/inline ]] || return 0
-	for name in inline remap nowait; do
+	for name in inline remap nowait extents; do
 		echo $((($2 & ${!name}) != 0)) >"$group/$name"
 	done
 }
@@ -99,7 +99,7 @@ toggle() {
 	exec {never}<> <(:)
 	RANDOM=1
 	while [[ ! -e $scratch/stop ]]; do
-		switch "$1" $((RANDOM % 8))
+		switch "$1" $((RANDOM % 16))
 		count=$((count + 1))
 		read -r -t 0.01 -u "$never" || :
 	done
@@ -126,7 +126,8 @@ mkdir -p "$scratch"
 noise "$pattern" $pattern_mib
 # The combinations: all tunables on, and some off.
 declare -A on=(
-	['all on']=$((inline | remap | nowait)) [inline=0]=$((remap | nowait)) [nowait=0]=$((inline | remap))
+	['all on']=$((inline | remap | nowait | extents)) [inline=0]=$((remap | nowait | extents))
+	[nowait=0]=$((inline | remap | extents)) [extents=0]=$((inline | remap | nowait))
 	[remap=0]=$((inline | nowait)) ['remap=0 inline=0']=$nowait ['all off']=0
 )
 
@@ -148,9 +149,10 @@ if [[ $driver == rnull_loop ]]; then
 		cells "$label" on "${files[@]}" block
 		cells "$label" off ext4-sparse tmpfs block
 	done
-	# Only block devices can be remapped.
+	# Only files have extents, and only block devices can be remapped.
+	cells extents=0 on ext4-written ext4-sparse xfs
 	for label in remap=0 'remap=0 inline=0'; do cells "$label" on block; done
-	for kind in ext4-written ext4-sparse block; do
+	for kind in ext4-written ext4-sparse xfs block; do
 		check "changing tunables: $kind, direct I/O on" toggling $kind on
 	done
 	check "changing tunables: ext4-written, direct I/O off" toggling ext4-written off

@@ -11,6 +11,8 @@
 disk=$ram_ext4 log=$ram_xfs replayed=$ram_block changes=$ram_spare
 sectors=$((96 << 11)) image_mib=64
 cuts=$((6 * rounds)) steps=$((rounds < 40 ? 40 + 10 * rounds : 440))
+# The steps after which the extents of the image must be in use.
+unmapped_steps=10
 
 modprobe -a dm-log-writes dm-snapshot || skip_all "there is no dm-log-writes or no dm-snapshot"
 mkdir -p "$scratch"
@@ -24,6 +26,13 @@ make_fs() {
 	esac
 }
 
+# make_image FILE: of holes, blocks without valid data, and written blocks.
+make_image() {
+	truncate -s "${image_mib}M" "$1"
+	fallocate -o 1M -l 1M "$1"
+	dd if=/dev/zero of="$1" bs=1M count=1 seek=2 conv=notrunc status=none
+}
+
 # attach_on DISK OUTER DIRECT: attaches the image in the file system on DISK, or DISK; sets
 # `device`.
 attach_on() {
@@ -31,7 +40,7 @@ attach_on() {
 	if [[ $2 != block ]]; then
 		mount "$1" "$mnt/outer"
 		file=$mnt/outer/image
-		[[ -e $file ]] || truncate -s "${image_mib}M" "$file"
+		[[ -e $file ]] || make_image "$file"
 	fi
 	device=$(attach --direct-io="$3" "$file")
 }
@@ -52,6 +61,12 @@ leave() {
 	[[ $1 == block ]] || umount "$mnt/outer"
 }
 
+# A read asks for the extents, unless a write has.
+uses_extents() {
+	dd if="$device" of=/dev/null bs=4k count=1 iflag=direct status=none
+	[[ $(<"/sys/block/${device#/dev/}/rnull_loop/extents_state") == 'in use'* ]]
+}
+
 # record OUTER DIRECT USE: logs from the empty disk on. Mark 0 is the end of the preparation.
 record() {
 	dmsetup create lower --table "0 $sectors log-writes $disk $log"
@@ -62,7 +77,10 @@ record() {
 	use_of "$3"
 	sync
 	dmsetup message lower 0 mark 0
-	"$acknowledged" write "$kind" "$place" "$seed" 1 "$steps" lower
+	"$acknowledged" write "$kind" "$place" "$seed" 1 "$unmapped_steps" lower
+	[[ $driver != rnull_loop || $1 == block || $2 == off ]] || wait_for 10 uses_extents ||
+		fail "extents: $(<"/sys/block/${device#/dev/}/rnull_loop/extents_state")"
+	"$acknowledged" write "$kind" "$place" "$seed" "$((unmapped_steps + 1))" "$steps" lower
 	[[ $3 == raw ]] || umount "$mnt/inner"
 	leave "$1"
 	[[ $(dmsetup status lower) != *disabled* ]] || fail "the log is full: $(dmsetup status lower)"

@@ -12,7 +12,7 @@ import subprocess
 import time
 from typing import NamedTuple
 from lib import *
-from tracing import probe, traced, traced_on
+from tracing import bypass, probe, traced, traced_on
 
 if DRIVER != "rnull_loop":
     skip_all("the C driver has only one route, by its workers")
@@ -38,29 +38,22 @@ class Submitters(NamedTuple):
 
 
 def written(kind):
-    """Makes a file with allocated blocks in a file system, and waits, so that the first read makes
-    the access time later than the write, and further reads change no time."""
+    """Makes a file with written blocks in a file system."""
     file = backing(kind, MIB)
     noise(file, MIB)
-    time.sleep(0.1)
     return file
-
-
-def warm(path):
-    for _ in range(2):
-        dd(f"if={path}", "of=/dev/null", "bs=4k", "count=128", "iflag=direct")
 
 
 @contextlib.contextmanager
 def bound(kind, direct=True):
-    """Attaches a RAM disk ("block"), or a file on a file system, and reads the device: the file
-    system has cached the mapping of the blocks, and requests that would have blocked were
-    retried."""
+    """Attaches a RAM disk ("block"), or a file on a file system, which requests bypass with direct
+    I/O."""
     file = backing(kind) if kind == "block" else written(kind)
     with attached(file, direct) as device:
         equal("dio", sysfs(device, "loop/dio"), "1" if direct else "0")
         settle()
-        warm(device)
+        if direct:
+            bypass(device, RAM[kind])
         yield Bound(device, file, RAM[kind])
 
 
@@ -100,24 +93,14 @@ def content(path, block, count):
     return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
 
 
-def by_task(bios):
-    equal("bios by the task and by workers", bios, (COUNT, 0))
+def by_task(bios, number=COUNT):
+    equal("bios by the task and by workers", bios, (number, 0))
 
 
 def by_workers(bios, number=COUNT):
     """Checks that workers have submitted all bios. A file system on the device, or the one below,
     may submit more."""
     assert bios.own == 0 and bios.workers >= number, f"bios: {bios}"
-
-
-def write_by_task(bios):
-    """Checks that the writer has submitted. A write that changes the time of the file, as happens
-    every few milliseconds, is deferred to a worker, and so are a few after it. The disk of a file
-    system gets other writes as well."""
-    assert sum(bios) >= WRITES, f"bios: {bios}"
-    if SLOW and bios.own < 4:
-        skip("on this kernel every write changes the file's time")
-    assert bios.own >= 4, f"bios: {bios}"
 
 
 for kind in "ext4", "xfs":
@@ -128,26 +111,42 @@ for kind in "ext4", "xfs":
             by_task(submitted(on.disk, "R", 8, reads, on.device))
 
 
-def without(tunable, kind):
-    """Reads the raw device with one tunable off."""
-    with bound(kind) as on:
-        by_task(submitted(on.disk, "R", 8, reads, on.device))
-        tune(on.device, tunable, 0)
-        by_workers(submitted(on.disk, "R", 8, reads, on.device))
-        tune(on.device, tunable, 1)
-        by_task(submitted(on.disk, "R", 8, reads, on.device))
+    @check(f"direct writes to the raw device are submitted by the writer: {kind}")
+    def raw_writes(kind=kind):
+        with bound(kind) as on:
+            noise(DATA, 1)
+            by_task(submitted(on.disk, "W", 8, writes, on.device), WRITES)
+            arrived(on.file)
 
 
-for kind in "ext4", "block":
+for tunable, kind in ("inline", "ext4"), ("inline", "block"), ("extents", "ext4"), ("extents", "xfs"):
 
-    @check(f"inline=0: reads are submitted by a worker: {kind}")
-    def without_inline(kind=kind):
-        without("inline", kind)
+    @check(f"{tunable}=0: reads and writes are submitted by workers: {kind}")
+    def without(tunable=tunable, kind=kind):
+        with bound(kind) as on:
+            by_task(submitted(on.disk, "R", 8, reads, on.device))
+            tune(on.device, tunable, 0)
+            by_workers(submitted(on.disk, "R", 8, reads, on.device))
+            noise(DATA, 1)
+            by_workers(submitted(on.disk, "W", 8, writes, on.device), WRITES)
+            arrived(on.file)
+            tune(on.device, tunable, 1)
+            bypass(on.device, on.disk)
+            by_task(submitted(on.disk, "R", 8, reads, on.device))
 
 
-@check("nowait=0: reads are submitted by a worker: ext4")
+@check("nowait=0: a file is read without IOCB_NOWAIT")
 def without_nowait():
-    without("nowait", "ext4")
+    """The flags of the kiocb, the first argument, are behind four words."""
+    with bound("ext4") as on, probe("ext4_file_read_iter", "ext4_file_read_iter flags=+32($arg1):x32"):
+        tune(on.device, "extents", 0)
+        for value in 1, 0:
+            tune(on.device, "nowait", value)
+            records = traced("kprobes/ext4_file_read_iter", reads, on.device)
+            flags = [int(record.split("flags=")[1], 16) for record in records]
+            equal("reads", len(flags), COUNT)
+            # RWF_NOWAIT
+            equal(f"non-blocking reads, nowait={value}", sum(bool(flag & 8) for flag in flags), COUNT * value)
 
 
 def batch(kib, *devices, operation="read", rounds=1):
@@ -159,16 +158,23 @@ def batch(kib, *devices, operation="read", rounds=1):
         "--output-format=terse")  # fmt: skip
 
 
+for kind in "ext4", "block":
+
+    @check(f"a batch is submitted at once: {kind}")
+    def batches(kind=kind):
+        with bound(kind) as on:
+            by_task(submitted(on.disk, "R", 32, batch, 16, on.device))
+            by_task(submitted(on.disk, "W", 32, lambda: batch(16, on.device, operation="write")))
+
+
 @check("a batch for a file is submitted by workers")
-def batches():
+def batches_for_file():
     """The flush of a plug may be for a request that is on no list yet, so it must not enter a file
     system."""
     with bound("ext4") as on:
+        tune(on.device, "extents", 0)
         by_workers(submitted(on.disk, "R", 8, batch, 4, on.device))
         by_workers(submitted(on.disk, "R", 32, batch, 16, on.device))
-        noise(DATA, 1)
-        writes(on.device)
-        writes(on.device)
         bios = submitted(on.disk, "W", 8, lambda: batch(4, on.device, operation="write", rounds=8))
         by_workers(bios, COUNT * 8)
 
@@ -181,13 +187,6 @@ def batches_for_two():
         equal("bios by the task and by workers", bios, (0, COUNT))
 
 
-@check("a batch for a block device is submitted at once")
-def batches_to_block_device():
-    with bound("block") as on:
-        by_task(submitted(on.disk, "R", 32, batch, 16, on.device))
-        by_task(submitted(on.disk, "W", 32, lambda: batch(16, on.device, operation="write")))
-
-
 def inner(device):
     """Mounts a new file system with a file on the device, and returns both paths."""
     # Keeps the blocks of the image allocated.
@@ -198,17 +197,15 @@ def inner(device):
     return place, f"{place}/file"
 
 
-@check("I/O of a file system on the device is submitted by a worker")
+@check("I/O of a file system on the device is submitted by its task, with extents=0 by workers")
 def mounted_on_file():
     with bound("ext4") as on:
         place, file = inner(on.device)
-        warm(file)
+        bypass(on.device, on.disk)
+        by_task(submitted(on.disk, "R", 8, reads, file))
+        tune(on.device, "extents", 0)
         by_workers(submitted(on.disk, "R", 8, reads, file))
-        # Reads of the device itself as well: behind the inode tables, which may be holes.
-        by_workers(submitted(on.disk, "R", 8, reads, on.device, 3000))
         run("umount", place)
-        reads(on.device, 3000)
-        by_task(submitted(on.disk, "R", 8, reads, on.device, 3000))
 
 
 @check("I/O of a file system on the device is remapped to a block device")
@@ -249,18 +246,46 @@ def cached_block_device():
         assert content(on.device, 64, 64) == bytes(64 << 12), "read something else"
 
 
+def copies(on, path, block=64):
+    """Checks who copies from the page cache of the file: the reader without a call of the file
+    system, a worker by one."""
+    with open(on.file, "rb") as file:
+        file.read()
+    with probe("ext4_file_read_iter"):
+        reads(path, block)
+        equal("calls for cached reads", calls("ext4_file_read_iter", reads, path, block), own(path, 0))
+        tune(on.device, "inline", 0)
+        equal("inline=0", calls("ext4_file_read_iter", reads, path, block), own(path, COUNT))
+
+
+def own(path, workers):
+    """Returns calls by dd and by workers; a file of a file system is read by dd, too."""
+    return (0 if path.startswith("/dev/") else COUNT, workers)
+
+
 @check("buffered reads of cached data are done by the reader")
 def buffered():
     with bound("ext4", direct=False) as on:
-        with open(on.file, "rb") as file:
-            file.read()
-        warm(on.device)
-        with probe("ext4_file_read_iter"):
-            equal("cached reads", calls("ext4_file_read_iter", reads, on.device), (COUNT, 0))
-            for tunable in "inline", "nowait":
-                tune(on.device, tunable, 0)
-                equal(f"cached reads, {tunable}=0", calls("ext4_file_read_iter", reads, on.device), (0, COUNT))
-                tune(on.device, tunable, 1)
+        copies(on, on.device)
+
+
+@check("buffered reads of cached data are done by the reader: a file system on the device")
+def buffered_below_file_system():
+    with bound("ext4", direct=False) as on:
+        place, file = inner(on.device)
+        run("sync")
+        copies(on, file)
+        run("umount", place)
+
+
+@check("reads leave the access time of the image, because its page cache is read in any context")
+def access_time():
+    file = written("ext4")
+    os.utime(file, (1, 1))
+    for direct in True, False:
+        with attached(file, direct) as device:
+            reads(device)
+        equal("access time", os.stat(file).st_atime, 1)
 
 
 @check("buffered reads of uncached data are deferred to a worker")
@@ -275,90 +300,43 @@ def buffered_from_disk():
         assert any(reader.startswith("[kworker") for reader in readers), f"bios: {bios}"
 
 
-def held(node):
-    """Opens a node exclusively."""
-    return Fd(node, os.O_RDWR | os.O_EXCL)
-
-
-@check("an exclusive opener of the device keeps submitters out of the file system")
-def held_device():
-    with bound("ext4") as on:
-        with held(on.device):
-            by_workers(submitted(on.disk, "R", 8, reads, on.device))
-        warm(on.device)
-        by_task(submitted(on.disk, "R", 8, reads, on.device))
-
-
-@check("an exclusive opener of a partition keeps submitters out of the file system")
-def held_partition():
-    """The opener of a partition holds a part of the device."""
-    file = written("ext4")
-    run("sfdisk", "-q", file, input="2048,16384\n")
-    with attached(file, True, "--partscan") as device:
-        settle()
-        warm(device)
-        by_task(submitted(RAM["ext4"], "R", 8, reads, device))
-        with held(f"{device}p1"):
-            by_workers(submitted(RAM["ext4"], "R", 8, reads, device))
-
-
-def written_by_task(on):
-    """Writes the device by its submitter: after the first write an inode is known to have no
-    privileges to drop."""
-    noise(DATA, 1)
-    writes(on.device)
-    writes(on.device)
-    write_by_task(submitted(on.disk, "W", 8, writes, on.device))
-
-
 def arrived(file):
     """Checks that the image has the written data."""
     with open(DATA, "rb") as data:
         assert content(file, WRITTEN, WRITES) == data.read(WRITES << 12), "the image has other data"
 
 
-for tunable in "inline", "nowait":
+for kind, extents in ("ext4", 1), ("xfs", 1), ("ext4", 0), ("xfs", 0):
 
-    @check(f"direct writes in place are submitted by the writer, with {tunable}=0 by workers")
-    def writing(tunable=tunable):
-        with bound("ext4") as on:
-            written_by_task(on)
-            tune(on.device, tunable, 0)
-            noise(DATA, 1)
-            by_workers(submitted(on.disk, "W", 8, writes, on.device), WRITES)
-        arrived(on.file)
-
-
-for kind in "ext4", "xfs":
-
-    @check(f"a limit on the size of files does not apply to writes to the device: {kind}")
-    def limit(kind=kind):
+    @check(f"a limit on the size of files does not apply to writes to the device: {kind}, extents={extents}")
+    def limit(kind=kind, extents=extents):
         """Beyond the limit the file system would fail the write of the submitter, and send it a
         signal."""
         with bound(kind) as on:
-            written_by_task(on)
+            tune(on.device, "extents", extents)
             noise(DATA, 1)
-            bios = submitted(on.disk, "W", 8, writes, on.device, "prlimit", "--fsize=1048576")
-            by_workers(bios, WRITES)
+            writes(on.device, "prlimit", "--fsize=1048576")
         arrived(on.file)
 
 
-@check("a set-user-ID file keeps its mode, because a worker writes it")
-def privileged():
-    """A write drops the privileges of a file (set-user-ID), unless its writer is privileged, as
-    workers are."""
-    with bound("ext4") as on:
-        written_by_task(on)
-        noise(DATA, 1)
-        os.chmod(on.file, 0o4755)
-        node = f"{SCRATCH}/node"
-        os.mknod(node, 0o600 | stat.S_IFBLK, os.stat(on.device).st_rdev)
-        shutil.chown(node, "nobody")
-        nobody = "setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"
-        bios = submitted(on.disk, "W", 8, writes, node, *nobody)
-        by_workers(bios, WRITES)
-        equal("mode of the image", oct(os.stat(on.file).st_mode & 0o7777), "0o4755")
-    arrived(on.file)
+for extents in 1, 0:
+
+    @check(f"a set-user-ID file keeps its mode: extents={extents}")
+    def privileged(extents=extents):
+        """A write drops the privileges of a file (set-user-ID), unless its writer is privileged, as
+        workers are."""
+        file = written("ext4")
+        os.chmod(file, 0o4755)
+        with attached(file, True) as device:
+            bypass(device, RAM["ext4"])
+            tune(device, "extents", extents)
+            noise(DATA, 1)
+            node = f"{SCRATCH}/node"
+            os.mknod(node, 0o600 | stat.S_IFBLK, os.stat(device).st_rdev)
+            shutil.chown(node, "nobody")
+            writes(node, "setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
+            equal("mode of the image", oct(os.stat(file).st_mode & 0o7777), "0o4755")
+        arrived(file)
 
 
 def moved_bytes(what):
@@ -394,6 +372,7 @@ for what in "read", "write":
         ("block", None, "a block device"),
         ("block", "remap", "a block device as a file"),
         ("ext4", "inline", "ext4 by workers"),
+        ("ext4", "extents", "ext4 as a file"),
     ):
 
         @check(f"transferred bytes are counted once: {what}, {how}")

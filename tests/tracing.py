@@ -2,7 +2,7 @@
 """Events of the kernel while a function runs, recorded by its tracing."""
 import contextlib
 import os
-from lib import Fd, settle, sysfs, write_text
+from lib import Fd, dd, settle, sysfs, wait_for, write_text
 
 TRACING = "/sys/kernel/tracing"
 
@@ -41,3 +41,28 @@ def traced_on(disk, event, function, *arguments):
     mark = f" {event}: {sysfs(disk, 'dev').replace(':', ',')} "
     records = traced(f"block/{event}", function, *arguments)
     return [record.split(mark)[1].split() for record in records if mark in record]
+
+
+def submitters(disk, operation, function, *arguments):
+    """Calls a function, and returns the tasks that have submitted 4 KiB bios of an operation (R, W)
+    to the disk, such as [dd]."""
+    events = traced_on(disk, "block_bio_queue", function, *arguments)
+    return [words[4] for words in events if words[0].startswith(operation) and words[3] == "8"]
+
+
+def bypassed(device, disk):
+    """Returns whether a task that reads the device submits to the disk itself. Reads of a file are
+    submitted by workers."""
+    tasks = submitters(disk, "R", dd, f"if={device}", "of=/dev/null", "bs=4k", "count=64", "skip=99",
+                       "iflag=direct")  # fmt: skip
+    return len(tasks) == 64 and not any(task.startswith("[kworker/") for task in tasks)
+
+
+def bypass(device, disk):
+    """Reads the device until requests bypass the file."""
+
+    def bypasses():
+        dd(f"if={device}", "of=/dev/null", "bs=1M", "iflag=direct")
+        return bypassed(device, disk)
+
+    wait_for(bypasses, 20)

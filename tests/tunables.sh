@@ -6,7 +6,7 @@
 . "$(dirname "$0")/lib.sh"
 
 [[ $driver == rnull_loop ]] || skip_all "the C driver has no such tunables"
-tunables=(inline remap nowait)
+tunables=(inline remap extents nowait)
 
 tunable() { echo "/sys/block/${device#/dev/}/rnull_loop/$1"; }
 
@@ -27,24 +27,26 @@ there() {
 	for name in "${tunables[@]}"; do
 		equal "mode and owner of $name" "$(stat -c '%a %U' "$(tunable "$name")")" '644 root'
 	done
-	shows 1 1 1
+	shows 1 1 1 1
 	detach "$device"
-	shows 1 1 1
+	shows 1 1 1 1
 }
 
 independent() {
 	attached
 	echo 0 >"$(tunable inline)"
-	shows 0 1 1
+	shows 0 1 1 1
 	echo 0 >"$(tunable remap)"
-	shows 0 0 1
+	shows 0 0 1 1
 	echo 1 >"$(tunable inline)"
-	shows 1 0 1
+	shows 1 0 1 1
 	echo 0 >"$(tunable nowait)"
-	shows 1 0 0
+	shows 1 0 1 0
 	# Without a newline, too.
 	printf 1 >"$(tunable remap)"
-	shows 1 1 0
+	shows 1 1 1 0
+	echo 0 >"$(tunable extents)"
+	shows 1 1 0 0
 	detach "$device"
 }
 
@@ -63,7 +65,7 @@ refuses() {
 			done
 		done
 	done
-	shows 1 1 1
+	shows 1 1 1 1
 	detach "$device"
 }
 
@@ -72,15 +74,15 @@ reset_at_attach() {
 	attached
 	before=$device
 	for name in "${tunables[@]}"; do echo 0 >"$(tunable "$name")"; done
-	shows 0 0 0
+	shows 0 0 0 0
 	# Changes of a bound device keep the values.
 	losetup --direct-io=on "$device" 2>/dev/null || :
 	losetup -c "$device"
-	shows 0 0 0
+	shows 0 0 0 0
 	detach "$device"
 	device=$(losetup -f --show "$scratch/tmpfs/image")
 	equal device "$device" "$before"
-	shows 1 1 1
+	shows 1 1 1 1
 	detach "$device"
 }
 
@@ -91,9 +93,9 @@ each_device() {
 	other=$device
 	echo 0 >"$(tunable remap)"
 	device=$(attach "$(backing tmpfs 1 other)")
-	shows 1 1 1
+	shows 1 1 1 1
 	device=$other
-	shows 1 0 1
+	shows 1 0 1 1
 }
 
 unprivileged() {
@@ -104,7 +106,7 @@ unprivileged() {
 		refuse 'Permission denied' setpriv --reuid=nobody --regid=nogroup --clear-groups \
 			tee "$(tunable "$name")"
 	done
-	shows 1 1 1
+	shows 1 1 1 1
 	detach "$device"
 }
 

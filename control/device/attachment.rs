@@ -7,7 +7,8 @@ use super::{
         backing::{
             self,
             Backing,
-            BackingCaps, //
+            BackingCaps,
+            Opened, //
         },
         flags::Flags,
         geometry::SECTOR_SIZE,
@@ -55,6 +56,15 @@ impl Prepared {
     fn new(device: &LoopDevice, file: ARef<File>, mode: Mode, config: &LoopConfig) -> Result<Self> {
         device.validate(&file)?;
         let mut settings = Settings::from_configure(&config.info)?;
+        let block_size = match config.block_size {
+            0 => SECTOR_SIZE,
+            size => size,
+        };
+        let Opened {
+            file,
+            private,
+            leasing,
+        } = Opened::new(file)?;
         let caps = BackingCaps::of(&file);
         if !mode.is_write() || !file.accepts_writes() {
             settings.flags.set(Flags::READ_ONLY, true);
@@ -62,17 +72,13 @@ impl Prepared {
         if file.is_direct() {
             settings.flags.set(Flags::DIRECT_IO, true);
         }
-        let block_size = match config.block_size {
-            0 => SECTOR_SIZE,
-            size => size,
-        };
         caps.update_dio(&file, &mut settings);
         // Made before the file is synced, so that flushes of the device report errors of that sync.
-        let target = caps.target(file.clone(), &settings, block_size);
+        let target = caps.target(file.clone(), leasing, &settings, block_size);
         sync_cache(&file, &settings);
         let capacity = backing::capacity(&file, &settings);
         Ok(Self {
-            backing: Backing::new(file, caps)?,
+            backing: Backing::new(file, private, target.leasing.as_ref(), caps)?,
             settings,
             target,
             block_size,
@@ -164,6 +170,11 @@ impl LoopDevice {
         if self.backing_file().is_none() {
             return Err(ENXIO);
         }
+        let Opened {
+            file,
+            private,
+            leasing,
+        } = Opened::new(file)?;
         let caps = BackingCaps::of(&file);
         let mut state = self.lock_killable()?;
         let binding = state.bound_mut()?;
@@ -181,9 +192,9 @@ impl LoopDevice {
         }
         let block_size = disk.logical_block_size();
         caps.update_dio(&file, &mut settings);
-        let backing = Backing::new(file, caps)?;
+        let backing = Backing::new(file, private, leasing.as_ref(), caps)?;
         let Backing { file, caps, .. } = &backing;
-        let target = caps.target(file.clone(), &settings, block_size);
+        let target = caps.target(file.clone(), leasing, &settings, block_size);
         sync_cache(file, &settings);
         // Taken after the last call to a file system of a backing file, and held until the snapshot
         // has the new file: see `validate`.

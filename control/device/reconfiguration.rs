@@ -97,7 +97,11 @@ impl LoopDevice {
     pub(crate) fn set_capacity(&self, disk: &GenDisk<Self>) -> Result {
         let state = self.lock_killable()?;
         let binding = state.bound()?;
-        let capacity = backing::capacity(&binding.backing.file, &binding.settings);
+        let Backing { file, leasing, .. } = &binding.backing;
+        let capacity = backing::capacity(file, &binding.settings);
+        if let (Some(leasing), Ok(size)) = (leasing, file.size()) {
+            leasing.set_size(size);
+        }
         if capacity > disk.capacity() {
             // The last page of the cache may extend beyond the old end, with zeroes there. With the
             // new size, its writeback would overwrite data of the file with them.
@@ -303,7 +307,12 @@ fn apply_settings(
         .backing
         .caps
         .larger_direct_block(new.flags, disk.logical_block_size());
-    target.caching = backing::caching(new.flags);
+    let caching = backing::caching(new.flags);
+    if let Some(leasing) = &binding.backing.leasing {
+        // With the page cache, the file may have newer data than the disk.
+        leasing.set_alignment(backing::bypass_alignment(&new, disk.logical_block_size()));
+    }
+    target.caching = caching;
     binding.settings = new;
     Ok(())
 }

@@ -48,14 +48,14 @@ fn use_after_end(rq: Started) {
 
 // A request is used after it was submitted to the file: bug class 2.
 fn use_after_submission(rq: Started) {
-    request::submit(rq, 0, Caching::Direct, Wait::Allowed);
+    request::submit(rq, 0, 4096, Caching::Direct, Wait::Allowed);
     #[cfg(misuse)]
     rq.op(); //~ E0382
 }
 
 // A request is used after it was submitted to the block device: bug class 2.
 fn use_after_remapping(rq: Started) {
-    request::remap(rq, 0, Wait::Allowed);
+    request::remap(rq, 0, 4096, Wait::Allowed);
     #[cfg(misuse)]
     rq.op(); //~ E0382
 }
@@ -115,10 +115,10 @@ fn change_data_in_flight(rq: InFlight<LoopQueue>) {
 // A request that is not started is submitted.
 fn submit_idle(rq: IdleRequest<LoopQueue>) {
     #[cfg(misuse)]
-    request::submit(rq, 0, Caching::Direct, Wait::Allowed); //~ E0308
+    request::submit(rq, 0, 4096, Caching::Direct, Wait::Allowed); //~ E0308
     #[cfg(not(misuse))]
     if let Ok(rq) = rq.start() {
-        request::submit(rq, 0, Caching::Direct, Wait::Allowed);
+        request::submit(rq, 0, 4096, Caching::Direct, Wait::Allowed);
     }
 }
 

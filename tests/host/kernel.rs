@@ -4,9 +4,21 @@
 
 /// `kernel::prelude`.
 pub mod prelude {
+    pub use crate::alloc::{
+        KVVec,
+        KVec,
+        GFP_KERNEL, //
+    };
+
     /// An error number.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub struct Error(i32);
+
+    impl From<core::num::TryFromIntError> for Error {
+        fn from(_: core::num::TryFromIntError) -> Self {
+            EINVAL
+        }
+    }
 
     #[allow(non_camel_case_types)]
     pub type c_ulong = u64;
@@ -27,6 +39,45 @@ pub mod prelude {
     pub const ERESTARTNOINTR: Error = Error(513);
     pub const ERESTARTNOHAND: Error = Error(514);
     pub const ERESTART_RESTARTBLOCK: Error = Error(516);
+}
+
+/// `kernel::alloc`, as far as the prelude has it.
+pub mod alloc {
+    use crate::prelude::Result;
+
+    pub struct Flags;
+    pub const GFP_KERNEL: Flags = Flags;
+
+    pub struct KVec<T>(Vec<T>);
+    pub type KVVec<T> = KVec<T>;
+
+    impl<T> KVec<T> {
+        pub fn with_capacity(capacity: usize, _: Flags) -> Result<Self> {
+            Ok(Self(Vec::with_capacity(capacity)))
+        }
+
+        pub fn push(&mut self, value: T, _: Flags) -> Result {
+            self.0.push(value);
+            Ok(())
+        }
+    }
+
+    impl<T> core::ops::Deref for KVec<T> {
+        type Target = [T];
+
+        fn deref(&self) -> &[T] {
+            &self.0
+        }
+    }
+
+    impl<'a, T> IntoIterator for &'a KVec<T> {
+        type Item = &'a T;
+        type IntoIter = core::slice::Iter<'a, T>;
+
+        fn into_iter(self) -> Self::IntoIter {
+            self.iter()
+        }
+    }
 }
 
 /// `kernel::transmute`.
@@ -57,14 +108,33 @@ macro_rules! static_assert {
 
 /// `kernel::sync`.
 pub mod sync {
+    pub struct SetOnce<T>(std::sync::OnceLock<T>);
+
+    impl<T> SetOnce<T> {
+        pub const fn new() -> Self {
+            Self(std::sync::OnceLock::new())
+        }
+
+        pub fn as_ref(&self) -> Option<&T> {
+            self.0.get()
+        }
+
+        pub fn populate(&self, value: T) -> bool {
+            self.0.set(value).is_ok()
+        }
+    }
+
     pub mod atomic {
         use core::sync::atomic::{
             AtomicBool,
             AtomicU32,
+            AtomicU64,
             Ordering, //
         };
 
         pub mod ordering {
+            pub struct Acquire;
+            pub struct Full;
             pub struct Relaxed;
         }
 
@@ -74,6 +144,7 @@ pub mod sync {
             fn new(value: Self) -> Self::Repr;
             fn load(repr: &Self::Repr) -> Self;
             fn store(repr: &Self::Repr, value: Self);
+            fn replace(repr: &Self::Repr, old: Self, new: Self) -> Result<Self, Self>;
         }
 
         macro_rules! values {
@@ -86,17 +157,21 @@ pub mod sync {
                     }
 
                     fn load(repr: &$atomic) -> Self {
-                        repr.load(Ordering::Relaxed)
+                        repr.load(Ordering::Acquire)
                     }
 
                     fn store(repr: &$atomic, value: Self) {
                         repr.store(value, Ordering::Relaxed);
                     }
+
+                    fn replace(repr: &$atomic, old: Self, new: Self) -> Result<Self, Self> {
+                        repr.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
+                    }
                 }
             )*};
         }
 
-        values!(bool: AtomicBool, u32: AtomicU32);
+        values!(bool: AtomicBool, u32: AtomicU32, u64: AtomicU64);
 
         pub struct Atomic<T: Value>(T::Repr);
 
@@ -105,12 +180,28 @@ pub mod sync {
                 Self(T::new(value))
             }
 
-            pub fn load(&self, _: ordering::Relaxed) -> T {
+            pub fn load<Order>(&self, _: Order) -> T {
                 T::load(&self.0)
             }
 
             pub fn store(&self, value: T, _: ordering::Relaxed) {
                 T::store(&self.0, value);
+            }
+
+            pub fn xchg(&self, value: T, order: ordering::Relaxed) -> T {
+                let old = self.load(order);
+                self.store(value, ordering::Relaxed);
+                old
+            }
+
+            pub fn cmpxchg(&self, old: T, new: T, _: ordering::Relaxed) -> Result<T, T> {
+                T::replace(&self.0, old, new)
+            }
+        }
+
+        impl Atomic<u32> {
+            pub fn fetch_add(&self, value: u32, _: ordering::Full) -> u32 {
+                self.0.fetch_add(value, Ordering::SeqCst)
             }
         }
     }

@@ -16,6 +16,7 @@ mod control {
 #[path = "../../datapath"]
 mod datapath {
     mod backoff;
+    mod extents;
     mod retry;
     mod tunables;
 }

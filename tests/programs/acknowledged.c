@@ -14,9 +14,10 @@
  *
  * A step on a device writes to up to eight places, concurrently with direct I/O: durable writes
  * (RWF_DSYNC, only FUA to the device), or plain ones followed by fdatasync(); or buffered ones
- * followed by fsync(). A step in a directory replaces a file by a new one (synced, or opened with
+ * followed by fsync(); or it zeroes them, followed by fdatasync(); or it writes them without making
+ * that durable, and a moment later their second halves with durable writes: only these are
+ * acknowledged. A step in a directory replaces a file by a new one (synced, or opened with
  * O_DSYNC), and syncs the directory.
- * directory.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -25,6 +26,8 @@
 #include <inttypes.h>
 #include <linux/aio_abi.h>
 #include <linux/dm-ioctl.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -43,7 +46,7 @@
 #define MOST_SECTORS 64
 #define FILES 16
 
-enum mode { DURABLE, SYNCED, BUFFERED, MODES };
+enum mode { DURABLE, SYNCED, BUFFERED, ZEROED, REWRITTEN, MODES };
 
 /* The operations of a step. A file has one place, from its beginning. */
 struct plan {
@@ -119,7 +122,7 @@ static void acknowledge(uint64_t step, const char *mapping)
 		err(1, "mark of step %" PRIu64, step);
 }
 
-static void direct(int fd, const struct plan *plan, char *const data[])
+static void direct(int fd, const struct plan *plan, char *const data[], int durable)
 {
 	static aio_context_t context;
 	struct iocb iocbs[PLACES] = { 0 }, *pointers[PLACES];
@@ -133,7 +136,7 @@ static void direct(int fd, const struct plan *plan, char *const data[])
 		iocbs[i] = (struct iocb){
 			.aio_lio_opcode = IOCB_CMD_PWRITE,
 			.aio_fildes = fd,
-			.aio_rw_flags = plan->mode == DURABLE ? RWF_DSYNC : 0,
+			.aio_rw_flags = durable ? RWF_DSYNC : 0,
 			.aio_buf = (uintptr_t)data[i],
 			.aio_nbytes = plan->place[i].length * SECTOR,
 			.aio_offset = (int64_t)plan->place[i].start * SECTOR,
@@ -156,9 +159,50 @@ static void write_all(int fd, const char *data, size_t size, off_t at)
 		err(1, "write of %zu bytes at %lld", size, (long long)at);
 }
 
+/* Between the two writes the driver finds out where the first one has got blocks. */
+static void rewrite(int fd, const struct plan *plan, char *const data[])
+{
+	struct plan half = *plan;
+	char *second[PLACES], *unused;
+	unsigned int i;
+
+	if (posix_memalign((void **)&unused, 4096, MOST_SECTORS * SECTOR))
+		errx(1, "no memory");
+	for (i = 0; i < plan->places; i++) {
+		unsigned int skipped = plan->place[i].length / 2;
+
+		if (pread(fd, unused, SECTOR, (off_t)plan->place[i].start * SECTOR) != SECTOR)
+			err(1, "read");
+		second[i] = data[i] + skipped * SECTOR;
+		half.place[i].start += skipped;
+		half.place[i].length -= skipped;
+	}
+	free(unused);
+	usleep(20000);
+	direct(fd, &half, second, 1);
+}
+
+/* Frees every second place, if the device can do that: it then reads as zeroes, too. */
+static void zero(int fd, const struct plan *plan)
+{
+	unsigned int i;
+
+	for (i = 0; i < plan->places; i++) {
+		uint64_t range[] = { plan->place[i].start * SECTOR, plan->place[i].length * SECTOR };
+
+		if ((plan->place[i].start / 8 + i) % 2 &&
+		    !fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, range[0], range[1]))
+			continue;
+		if (ioctl(fd, BLKZEROOUT, range))
+			err(1, "BLKZEROOUT");
+	}
+	if (fdatasync(fd))
+		err(1, "fdatasync");
+}
+
 static void write_device(const char *path, const struct plan *plan, uint64_t step)
 {
-	static int fd = -1, cached = -1;
+	static int fd = -1, cached = -1, unsynced = 1;
 	char *data[PLACES], *next = buffer;
 	unsigned int i, s;
 
@@ -166,13 +210,26 @@ static void write_device(const char *path, const struct plan *plan, uint64_t ste
 		fd = open(path, O_RDWR | O_DIRECT), cached = open(path, O_RDWR);
 	if (fd < 0 || cached < 0)
 		err(1, "%s", path);
+	/*
+	 * dm-log-writes would log the writes that are not durable behind later durable ones.
+	 * Another process may have made the first ones.
+	 */
+	if (unsynced && fdatasync(fd))
+		err(1, "fdatasync");
+	unsynced = plan->mode == REWRITTEN;
 	for (i = 0; i < plan->places; i++) {
 		data[i] = next;
 		for (s = 0; s < plan->place[i].length; s++, next += SECTOR)
 			fill(next, step, plan->place[i].start + s);
 	}
+	if (plan->mode == ZEROED) {
+		zero(fd, plan);
+		return;
+	}
 	if (plan->mode != BUFFERED) {
-		direct(fd, plan, data);
+		direct(fd, plan, data, plan->mode == DURABLE);
+		if (plan->mode == REWRITTEN)
+			rewrite(fd, plan, data);
 		return;
 	}
 	for (i = 0; i < plan->places; i++)
@@ -233,22 +290,28 @@ static int writes(uint64_t step, uint64_t sector)
 
 static void check_device(const char *path)
 {
-	static uint64_t acknowledged[SECTORS];
+	static uint64_t acknowledged[SECTORS], zeroed[SECTORS];
 	int fd = open(path, O_RDONLY | O_DIRECT);
 	uint64_t step, sector;
 	unsigned int i;
 
 	if (fd < 0 || read(fd, buffer, SECTORS * SECTOR) != SECTORS * SECTOR)
 		err(1, "%s", path);
-	for (step = 1; step <= last; step++) {
+	for (step = 1; step <= most; step++) {
 		struct plan p = plan(step);
 
 		for (i = 0; i < p.places; i++)
-			for (sector = 0; sector < p.place[i].length; sector++)
-				acknowledged[p.place[i].start + sector] = step;
+			for (sector = p.place[i].start; sector < p.place[i].start + p.place[i].length; sector++) {
+				if (step <= last && (p.mode != REWRITTEN || sector >= p.place[i].start + p.place[i].length / 2))
+					acknowledged[sector] = step;
+				if (p.mode == ZEROED)
+					zeroed[sector] = step;
+			}
 	}
 	for (sector = 0; sector < SECTORS; sector++) {
 		step = step_of(buffer + sector * SECTOR, sector, path);
+		if (!step)
+			step = zeroed[sector];
 		if (step < acknowledged[sector])
 			errx(1, "%s, sector %" PRIu64 ": of step %" PRIu64 ", but step %" PRIu64 " (mode %d) was acknowledged",
 			     path, sector, step, acknowledged[sector], plan(acknowledged[sector]).mode);
