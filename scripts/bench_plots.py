@@ -92,10 +92,10 @@ def of_2014(cases, names):
 def instructions(found):
     rows = {}
     for item in found:
-        rows.setdefault(item["target"], {})[f"QD{item['depth']}"] = (item["instructions"],) * 3
+        rows.setdefault(f"{item['work']} {item['target']}", {})[f"QD{item['depth']}"] = (item["instructions"],) * 3
     depths = sorted({depth for values in rows.values() for depth in values}, key=lambda depth: int(depth[2:]))
     series = {depth: (depth, color) for depth, color in zip(depths, (MANY[1], MANY[3], MANY[0], MANY[4]))}
-    return rows and bars(list(rows.items()), series, "Instructions for a 4 KiB random read, from fio to the RAM disk and back",
+    return rows and bars(list(rows.items()), series, "Instructions of a 4 KiB I/O, from fio to the RAM disk and back",
                          "instructions per I/O")
 
 

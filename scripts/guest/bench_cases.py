@@ -20,8 +20,8 @@ CONFIGURATIONS = {
     "blk-mq": Configuration("rnull_loop", "buffered", "", ("inline", "nowait")),
     "blk-mq-aio": Configuration("rnull_loop", "direct"),
     # The gain of each tunable: one after the other is switched on.
-    "blocking": Configuration("rnull_loop", off=("inline", "remap", "nowait")),
-    "nowait": Configuration("rnull_loop", off=("inline", "remap")),
+    "blocking": Configuration("rnull_loop", off=("inline", "remap", "extents", "nowait")),
+    "nowait": Configuration("rnull_loop", off=("inline", "remap", "extents")),
     "remap": Configuration("rnull_loop", off=("inline",)),
 }
 ALL = ("raw", "loop", "rnull_loop")
@@ -47,7 +47,7 @@ class Case:
     backing: str = "ext4"  # a file on ext4 or xfs, or the block device itself: bdev
     mode: str = "direct"  # of the loop device: direct, buffered
     image: str = "filled"  # filled, sparse
-    user: str = "device"  # the loop device, or ext4 or squashfs on it
+    user: str = "device"  # the loop device, or ext4, xfs or squashfs on it
     cached: bool = False
     once: bool = False
     user_cache: bool = False
@@ -92,12 +92,11 @@ def quick():
     ram = [
         Case("randread", 1, of_raw=0.60),
         Case("randwrite", 1, of_raw=0.50),
-        Case("randread", 32, of_raw=0.85, switches=0.1),
-        Case("randwrite", 32, of_raw=0.85, switches=0.1),
+        Case("randread", 32, of_raw=0.80, switches=0.1),
+        Case("randwrite", 32, of_raw=0.80, switches=0.1),
         Case("fsync", 1, jobs=1, of_raw=0.40),
         Case("read", 4, jobs=1, block="128k", of_raw=0.95),
-        Case("randread", 1, user="ext4", targets=LOOPS, of_c=2.0),
-        Case("randread", 32, user="ext4", targets=LOOPS, of_c=1.5),
+        *mounted("ext4"),
         Case("randread", 1, mode="buffered", cached=True, of_c=3.0),
         Case("randread", 32, mode="buffered", cached=True, of_c=2.0),
         Case("read", 1, jobs=4, block="128k", engine="psync", mode="buffered", user="squashfs",
@@ -111,6 +110,7 @@ def quick():
         Case("attach", jobs=1, targets=LOOPS, guard=True),
     ]
     rest = [
+        *mounted("xfs"),
         Case("randread", 32, backing="bdev", of_raw=0.90, switches=0.1),
         Case("randread", 1, disk="virtio", of_raw=0.90),
         Case("randread", 32, disk="virtio", of_raw=0.97),
@@ -120,6 +120,20 @@ def quick():
     loads = [("ram", work, 1) for work in ("randread", "randwrite", "read", "write")]
     loads += [("ram", "randread", 4), ("virtio", "randread", 1)]
     return in_order(ram + [case_of_2014(*load) for load in loads] + rest + one_cpu)
+
+
+def mounted(kind):
+    """Returns the cases of a file system on an image in another file system of that kind."""
+    load = {"backing": kind, "user": kind, "targets": LOOPS}
+    return [
+        Case("randread", 1, of_c=4.0, **load),
+        Case("randread", 32, of_c=1.6, **load),
+        Case("randwrite", 32, of_c=1.4, **load),
+        Case("fsync", 1, jobs=1, **load),
+        Case("randread", 1, mode="buffered", cached=True, **load),
+        Case("randread", 32, mode="buffered", cached=True, **load),
+        Case("randwrite", 32, mode="buffered", **load),
+    ]
 
 
 def in_order(cases):

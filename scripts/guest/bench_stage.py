@@ -12,7 +12,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
 DISK_MIB, IMAGE_MIB, SPARSE_MIB = 768, 128, 256
-# The size of the file in ext4 or squashfs on the loop device.
+# The size of the file in a file system on the loop device.
 INNER_MIB = 64
 
 LOOP_CONFIGURE, LOOP_CLR_FD, LOOP_CTL_GET_FREE = 0x4C0A, 0x4C01, 0x4C82
@@ -96,6 +96,20 @@ def attached(device, file, mode, off=()):
     finally:
         run("losetup", "-d", device)
         wait_for(lambda: not settings.exists(), f"{device} to be detached")
+
+
+def learn_extents(device):
+    """Reads a device until its driver knows the extents of the image, as it soon does in use."""
+    state = Path("/sys/block", Path(device).name, "rnull_loop/extents_state")
+
+    def in_use():
+        run("dd", f"if={device}", "of=/dev/null", "bs=1M", "iflag=direct", "status=none")
+        return state.read_text().startswith("in use")
+
+    wait_for(in_use, "the extents of the image")
+    for _ in range(3):
+        in_use()
+        time.sleep(0.1)
 
 
 @contextmanager
@@ -198,17 +212,22 @@ class Stage:
     def make(self, kind, path, drivers):
         if kind == "filled":
             fill(path, IMAGE_MIB)
-        elif kind == "ext4":
-            self.make_ext4(path, drivers)
+        elif kind in ("ext4", "xfs"):
+            self.make_fs(kind, path, drivers)
         else:
             self.make_squashfs(path)
         drop(path)
 
-    def make_ext4(self, path, drivers):
+    def make_fs(self, kind, path, drivers):
+        size = f"{INNER_MIB + 64}M"
         if self.backing != "bdev":
-            run("fallocate", "-l", f"{INNER_MIB + 64}M", path)
-        options = "lazy_itable_init=0,lazy_journal_init=0,nodiscard"
-        run("mkfs.ext4", "-q", "-F", "-b", "4096", "-E", options, path, f"{INNER_MIB + 64}M")
+            run("fallocate", "-l", size, path)
+        if kind == "ext4":
+            options = "lazy_itable_init=0,lazy_journal_init=0,nodiscard"
+            run("mkfs.ext4", "-q", "-F", "-b", "4096", "-E", options, path, size)
+        else:
+            # Otherwise it wants 300 MiB.
+            run("mkfs.xfs", "-q", "-f", "-K", "--unsupported", "-d", f"size={size}", path)
         drivers.load("loop", "")
         with attached(drivers.device("loop"), path, "direct") as device:
             with mounted(device, Path("/mnt/inner")) as inner:
