@@ -10,8 +10,10 @@
 //! - [`completion`] - the operation is over: the request ends, or a worker continues it.
 //!
 //! Two files have the state of requests: [`target`] that of the device, [`progress`] that of one
-//! request. Three are pure logic, without a kernel: [`tunables`] are what user space allows in
-//! `/sys/block/loopN/rnull_loop`, [`backoff`] and [`retry`] count failures.
+//! request. [`leasing`] bypasses the file system of the backing file. Five are pure logic, without
+//! a kernel: [`extents`] are the places of blocks, [`offload`] measures whether another CPU helps,
+//! [`tunables`] are what user space allows in `/sys/block/loopN/rnull_loop`, [`backoff`] and
+//! [`retry`] count failures.
 
 #![forbid(unsafe_code)]
 
@@ -19,6 +21,7 @@ pub(crate) mod backoff;
 mod completion;
 mod extents;
 pub(crate) mod leasing;
+mod offload;
 mod progress;
 mod queue;
 mod retry;

@@ -81,6 +81,11 @@ impl<T: Operations> RequestList<T> {
         }
     }
 
+    /// Returns whether there are no requests. Any context, including hard IRQ.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.head.load(Relaxed).is_null()
+    }
+
     /// Takes all requests, in the order in which they were added. Any context, including hard IRQ.
     pub(crate) fn take_all(&self) -> Batch<T> {
         // INVARIANT: Null is an empty chain.

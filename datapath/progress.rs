@@ -20,6 +20,9 @@ pub(super) enum Server {
 /// A worker of a hardware context, or of the device.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum WorkerKind {
+    /// The worker of a hardware context that helps a submitter on another CPU. As the nowait
+    /// worker, it does not block on the file.
+    Helper,
     /// The worker of a hardware context that does not block on the file. A remapped request may
     /// block on the lower device, see [`Route::bio_wait`].
     Nowait,
@@ -99,7 +102,9 @@ impl Route {
     /// Returns whether the server may wait for other transfers of the device, and for the file.
     pub(super) fn wait(self) -> Wait {
         match self.server {
-            Server::Submitter | Server::Worker(WorkerKind::Nowait) => Wait::Forbidden,
+            Server::Submitter | Server::Worker(WorkerKind::Helper | WorkerKind::Nowait) => {
+                Wait::Forbidden
+            }
             Server::Worker(_) => Wait::Allowed,
         }
     }

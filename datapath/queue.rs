@@ -69,7 +69,7 @@ impl Operations for LoopQueue {
         if !requeued {
             *rq.progress_mut() = Progress::new();
         }
-        let route = route::route(&rq, &submitter);
+        let route = route::route(&rq, &submitter, workers);
         rq.progress_mut().route = route;
         match route.server {
             Server::Submitter => {

@@ -43,6 +43,7 @@ use super::{
         LoopQueue,
         Target, //
     },
+    worker::Workers, //
 };
 use crate::{
     aio::Caching,
@@ -51,7 +52,7 @@ use crate::{
         StartedRequest,
         Submitter, //
     },
-    kern::file::BackingFile, //
+    kern::file::BackingFile,
 };
 
 /// The maximum length of a read from the page cache by its submitter, in bytes, which may hold
@@ -60,9 +61,13 @@ const MAX_CACHED: u32 = 256 << 10;
 
 /// Returns the route of a request that `submitter` dispatches. Called once for each dispatch,
 /// because each call counts as a chance of [`Backoff`](super::backoff::Backoff). Does not sleep.
-pub(super) fn route(rq: &StartedRequest<LoopQueue>, submitter: &Submitter) -> Route {
+pub(super) fn route(
+    rq: &StartedRequest<LoopQueue>,
+    submitter: &Submitter,
+    workers: &Workers,
+) -> Route {
     match rq.op() {
-        Op::Read | Op::Write => route_transfer(rq, submitter),
+        Op::Read | Op::Write => route_transfer(rq, submitter, workers),
         Op::Flush if flushes_disk(rq) && submitter.may_flush() => Route {
             server: Server::Submitter,
             method: IoMethod::Remap,
@@ -102,7 +107,11 @@ pub(super) fn reroute(rq: &StartedRequest<LoopQueue>) -> Route {
     Route::blocking(method(rq.backend(), rq))
 }
 
-fn route_transfer(rq: &StartedRequest<LoopQueue>, submitter: &Submitter) -> Route {
+fn route_transfer(
+    rq: &StartedRequest<LoopQueue>,
+    submitter: &Submitter,
+    workers: &Workers,
+) -> Route {
     let target = rq.backend();
     let method = method(target, rq);
     if rq.progress().must_block || matches!(method, IoMethod::BufferedAlone) {
@@ -111,10 +120,13 @@ fn route_transfer(rq: &StartedRequest<LoopQueue>, submitter: &Submitter) -> Rout
     let try_nowait = target.backoff(rq.op()).should_try();
     if try_nowait && rq.device().tunables.inline.is_on() {
         if let Some(method) = submitter_method(target, method, rq, submitter) {
-            return Route {
-                server: Server::Submitter,
-                method,
+            let is_bio = !matches!(method, IoMethod::Cached);
+            let server = if is_bio && !rq.is_swap() && workers.should_offload() {
+                Server::Worker(WorkerKind::Helper)
+            } else {
+                Server::Submitter
             };
+            return Route { server, method };
         }
     }
     let kind = if worker_tries_nowait(target, method, rq, try_nowait) {

@@ -4,6 +4,9 @@
 //!
 //! Each hardware context has several workers, so that a request that blocks delays few others:
 //!
+//! - the **helper** serves requests that their submitter could serve, on another CPU, while that is
+//!   faster ([`offload`](super::offload)). It polls for the next request, so that it need not be
+//!   woken;
 //! - the **nowait worker** blocks only on the tags and the controllers of the lower device. It
 //!   serves requests of all cgroups;
 //! - a few **blocking workers**. All requests of a cgroup use the same one of a hardware context,
@@ -15,6 +18,10 @@
 //! The **flusher** of the device serves the flushes of all hardware contexts.
 
 use super::{
+    offload::{
+        Load,
+        Offload, //
+    },
     progress::WorkerKind,
     route,
     target::LoopQueue,
@@ -35,15 +42,20 @@ use crate::{
     kern::{
         file::BackingFile,
         task,
+        time,
         workqueue::Affinity, //
     },
 };
 use core::iter::Peekable;
 use kernel::{
     prelude::*,
+    processor::cpu_relax,
     sync::{
         atomic::{
-            ordering::Relaxed,
+            ordering::{
+                Full,
+                Relaxed, //
+            },
             Atomic, //
         },
         Arc, //
@@ -75,6 +87,12 @@ type Batch = Peekable<blk_mq::Batch<LoopQueue>>;
 pub(crate) struct Worker {
     role: Role,
     requests: RequestList<LoopQueue>,
+    /// That of the requests, if the worker is the helper, which polls before it sleeps.
+    offload: Option<Arc<Offload>>,
+    /// True while the worker will look for requests again, so that it need not be queued.
+    polling: Atomic<bool>,
+    /// How often the helper had slept or lost its CPU at its last look.
+    switches: Atomic<u64>,
     /// The [`task::sleep_count`] of the submitter that queued the worker last.
     last_sleep_count: Atomic<usize>,
     #[pin]
@@ -86,12 +104,18 @@ impl_has_work! {
 }
 
 impl Worker {
+    /// The longest time that a worker polls, in nanoseconds.
+    const POLL: u64 = 40_000;
+
     /// Makes a worker without requests. May sleep.
-    fn new(role: Role) -> Result<Arc<Self>> {
+    fn new(role: Role, offload: Option<Arc<Offload>>) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
                 role,
                 requests: RequestList::new(),
+                offload,
+                polling: Atomic::new(false),
+                switches: Atomic::new(0),
                 last_sleep_count: Atomic::new(0),
                 work <- new_work!("Worker::work"),
             }),
@@ -101,14 +125,15 @@ impl Worker {
 
     /// Makes the flusher of a device. May sleep.
     pub(crate) fn flusher() -> Result<Arc<Self>> {
-        Self::new(Role::Flush)
+        Self::new(Role::Flush, None)
     }
 
     /// Passes a request to the worker, and queues the worker unless it has requests already. The
     /// request may end before this returns, so the caller keeps `queue` in another way. Any
     /// context, including hard IRQ.
     fn submit(self: &Arc<Self>, queue: &LoopQueue, rq: StartedRequest<LoopQueue>) {
-        if self.requests.push(rq) {
+        // ORDERING: The full barrier of `push` pairs with that of `poll`.
+        if self.requests.push(rq) && !self.polling.load(Relaxed) {
             queue.enqueue(self.clone(), self.affinity());
         }
     }
@@ -123,6 +148,9 @@ impl Worker {
     fn affinity(&self) -> Affinity {
         if self.role == Role::Flush {
             return Affinity::PerCpu;
+        }
+        if self.offload.is_some() {
+            return Affinity::Unbound;
         }
         if !task::is_current() || task::is_realtime() || task::is_on_isolated_cpu() {
             return Affinity::Unbound;
@@ -174,14 +202,48 @@ fn flush(mut batch: Batch) {
     }
 }
 
+impl Worker {
+    /// Notes for [`Offload`] if the helper has lost its CPU or slept since the last call.
+    fn note_switches(&self) {
+        let Some(offload) = &self.offload else { return };
+        let switches = task::sleeps().saturating_add(task::preemptions());
+        if self.switches.load(Relaxed) != switches {
+            self.switches.store(switches, Relaxed);
+            offload.note_preemption();
+        }
+    }
+
+    /// Polls for requests; returns false if there are none, so that the worker has to be queued for
+    /// the next one.
+    fn poll(&self) -> bool {
+        if self.offload.is_none() {
+            return false;
+        }
+        let end = time::now_ns().saturating_add(Self::POLL);
+        while self.requests.is_empty() && time::now_ns() < end && !task::need_resched() {
+            cpu_relax();
+        }
+        // ORDERING: A request that is pushed without queueing the worker is found here.
+        self.polling.xchg(false, Full);
+        let found = !self.requests.is_empty();
+        self.polling.store(found, Relaxed);
+        found
+    }
+}
+
 impl WorkItem for Worker {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
         let _scope = task::IoWorkerScope::enter();
+        this.polling.store(this.offload.is_some(), Relaxed);
         loop {
+            this.note_switches();
             let mut batch = this.requests.take_all().peekable();
             if batch.peek().is_none() {
+                if this.poll() {
+                    continue;
+                }
                 break;
             }
             match this.role {
@@ -193,8 +255,35 @@ impl WorkItem for Worker {
     }
 }
 
+/// The load of the machine, and the current task.
+struct CurrentLoad;
+
+impl Load for CurrentLoad {
+    fn now(&self) -> u64 {
+        time::now_ns()
+    }
+
+    fn idle(&self) -> u64 {
+        task::idle_time_ns()
+    }
+
+    fn task(&self) -> usize {
+        task::id()
+    }
+
+    fn sleeps(&self) -> u64 {
+        task::sleeps()
+    }
+
+    fn preemptions(&self) -> u64 {
+        task::preemptions()
+    }
+}
+
 /// The workers of a hardware context.
 pub(crate) struct Workers {
+    offload: Arc<Offload>,
+    helper: Arc<Worker>,
     nowait: Arc<Worker>,
     root: Arc<Worker>,
     cgroups: [Arc<Worker>; Self::CGROUP_WORKERS],
@@ -209,9 +298,12 @@ impl Workers {
 
     /// Makes the workers of a hardware context of a device with that flusher. May sleep.
     pub(crate) fn new(flusher: Arc<Worker>) -> Result<Self> {
-        let blocking = || Worker::new(Role::Transfer);
+        let blocking = || Worker::new(Role::Transfer, None);
+        let offload = Arc::new(Offload::new(), GFP_KERNEL)?;
         Ok(Self {
-            nowait: Worker::new(Role::Transfer)?,
+            helper: Worker::new(Role::Transfer, Some(offload.clone()))?,
+            offload,
+            nowait: blocking()?,
             root: blocking()?,
             cgroups: [
                 blocking()?,
@@ -222,8 +314,8 @@ impl Workers {
                 blocking()?,
                 blocking()?,
             ],
-            cleaner: Worker::new(Role::Transfer)?,
-            slow: Worker::new(Role::Slow)?,
+            cleaner: blocking()?,
+            slow: Worker::new(Role::Slow, None)?,
             flusher,
         })
     }
@@ -237,6 +329,7 @@ impl Workers {
         rq: StartedRequest<LoopQueue>,
     ) {
         let worker = match kind {
+            WorkerKind::Helper => &self.helper,
             WorkerKind::Nowait => &self.nowait,
             WorkerKind::Blocking => self.blocking(&rq),
             WorkerKind::Cleaner => &self.cleaner,
@@ -244,6 +337,12 @@ impl Workers {
             WorkerKind::Flusher => &self.flusher,
         };
         worker.submit(queue, rq);
+    }
+
+    /// Returns whether the helper serves the next request that the current task could serve. Does
+    /// not sleep.
+    pub(super) fn should_offload(&self) -> bool {
+        self.offload.is_on(&CurrentLoad)
     }
 
     /// Returns the blocking worker of a request's cgroup.

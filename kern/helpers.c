@@ -7,6 +7,7 @@
 #include <linux/cpumask.h>
 #include <linux/fcntl.h>
 #include <linux/filelock.h>
+#include <linux/kernel_stat.h>
 #include <linux/kthread.h>
 #include <linux/magic.h>
 #include <linux/memcontrol.h>
@@ -671,6 +672,11 @@ bool rnull_loop_in_task(void)
 	return in_task();
 }
 
+bool rnull_loop_need_resched(void)
+{
+	return need_resched();
+}
+
 void rnull_loop_cond_resched(void)
 {
 	cond_resched_tasks_rcu_qs();
@@ -684,6 +690,18 @@ void rnull_loop_plug_invalidate_ts(void)
 unsigned int rnull_loop_num_online_cpus(void)
 {
 	return num_online_cpus();
+}
+
+/* How long the online CPUs have been idle, the sum of all. */
+u64 rnull_loop_idle_time_ns(void)
+{
+	u64 us = 0;
+	int cpu;
+
+	for_each_online_cpu(cpu)
+		us += get_cpu_idle_time_us(cpu, NULL) +
+		      get_cpu_iowait_time_us(cpu, NULL);
+	return us * NSEC_PER_USEC;
 }
 
 /* Returns whether the current CPU is isolated by isolcpus= or by a cpuset. */

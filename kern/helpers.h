@@ -95,9 +95,11 @@ void rnull_loop_wait_for_count(atomic_t *count, int value);
 void rnull_loop_wake_up_count(atomic_t *count);
 int rnull_loop_mutex_lock_killable(struct mutex *lock);
 bool rnull_loop_in_task(void);
+bool rnull_loop_need_resched(void);
 void rnull_loop_cond_resched(void);
 void rnull_loop_plug_invalidate_ts(void);
 unsigned int rnull_loop_num_online_cpus(void);
+u64 rnull_loop_idle_time_ns(void);
 bool rnull_loop_on_isolated_cpu(void);
 int rnull_loop_housekeeping_cpu(void);
 

@@ -82,6 +82,12 @@ pub(crate) fn cond_resched() {
     unsafe { ffi::rnull_loop_cond_resched() };
 }
 
+/// Returns whether another task should run on this CPU: `need_resched()`. Any context.
+pub(crate) fn need_resched() -> bool {
+    // SAFETY: The helper has no preconditions: it reads a flag of the current task.
+    unsafe { ffi::rnull_loop_need_resched() }
+}
+
 /// Returns whether the code runs for the current task, and not in an interrupt: `in_task()`. Any
 /// context.
 pub(crate) fn is_current() -> bool {
@@ -96,6 +102,29 @@ pub(crate) fn sleep_count() -> usize {
     // SAFETY: The current task is valid, and only its own calls of `__schedule()` change `nvcsw`.
     let slept = unsafe { (*task).nvcsw };
     task.addr() ^ slept.rotate_right(16)
+}
+
+/// Returns how often other tasks have taken the CPU from the current one. Any context.
+pub(crate) fn preemptions() -> u64 {
+    // SAFETY: The current task is valid, and only its own calls of `__schedule()` change `nivcsw`.
+    (unsafe { (*Task::current_raw()).nivcsw }) as u64
+}
+
+/// Returns how often the current task has slept. Any context.
+pub(crate) fn sleeps() -> u64 {
+    // SAFETY: The current task is valid, and only its own calls of `__schedule()` change `nvcsw`.
+    (unsafe { (*Task::current_raw()).nvcsw }) as u64
+}
+
+/// Returns a number that is that of the current task alone, while it exists. Any context.
+pub(crate) fn id() -> usize {
+    Task::current_raw().addr()
+}
+
+/// Returns how long the online CPUs have been idle, the sum of all, in nanoseconds. Any context.
+pub(crate) fn idle_time_ns() -> u64 {
+    // SAFETY: The helper has no preconditions: it reads statistics of the scheduler.
+    unsafe { ffi::rnull_loop_idle_time_ns() }
 }
 
 /// Returns whether the current task has a real-time or deadline priority, so that it may keep other

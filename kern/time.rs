@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The time since the boot as a small number, which costs next to nothing to read.
+//! The time since the boot: as a number of milliseconds, which costs next to nothing to read, and
+//! of nanoseconds.
 //!
-//! C header: [`include/linux/jiffies.h`](srctree/include/linux/jiffies.h)
+//! C headers: [`include/linux/jiffies.h`](srctree/include/linux/jiffies.h),
+//! [`include/linux/timekeeping.h`](srctree/include/linux/timekeeping.h)
 
 use kernel::bindings;
 
@@ -19,4 +21,12 @@ pub(crate) fn uptime_ms() -> u64 {
 pub(crate) fn now_ms() -> u32 {
     // CAST: The cast truncates, so that the number wraps.
     uptime_ms() as u32
+}
+
+/// Returns the time of the monotonic clock in nanoseconds. Any context but NMI.
+pub(crate) fn now_ns() -> u64 {
+    // SAFETY: `ktime_get()` only requires a context other than NMI, where this driver has no code.
+    let nanoseconds = unsafe { bindings::ktime_get() };
+    // CAST: The clock began with the boot.
+    nanoseconds as u64
 }

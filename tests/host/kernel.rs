@@ -129,6 +129,7 @@ pub mod sync {
             AtomicBool,
             AtomicU32,
             AtomicU64,
+            AtomicUsize,
             Ordering, //
         };
 
@@ -171,7 +172,7 @@ pub mod sync {
             )*};
         }
 
-        values!(bool: AtomicBool, u32: AtomicU32, u64: AtomicU64);
+        values!(bool: AtomicBool, u32: AtomicU32, u64: AtomicU64, usize: AtomicUsize);
 
         pub struct Atomic<T: Value>(T::Repr);
 

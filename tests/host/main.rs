@@ -17,6 +17,7 @@ mod control {
 mod datapath {
     mod backoff;
     mod extents;
+    mod offload;
     mod retry;
     mod tunables;
 }
