@@ -3,9 +3,9 @@
 //! The extent map of an image: the blocks of a file, and their places on the disk below.
 //!
 //! The map is filled a chunk at a time, when requests need it. It may always know less than the
-//! file system: what is unknown takes another route. It must never know more, so whoever changes
-//! the places of blocks removes them from the map first, and waits for the requests that may have
-//! looked them up.
+//! file system: what is unknown takes another route. It must never know more, so a task that
+//! changes the places of blocks removes them from the map first, and waits for the requests that
+//! may have looked them up.
 //!
 //! Lookups take no lock. The caller excludes that two tasks [`learn`](Extents::learn),
 //! [`remove`](Extents::remove) or [`clear`](Extents::clear) at the same time.

@@ -15,7 +15,7 @@
 //! - **A breaker of the delegation does not wait**, because it may only be about to open the file,
 //!   and not allow to wait (`O_NONBLOCK`). Instead requests that have entered count as direct I/O
 //!   in flight, for which a file system waits before it frees or moves blocks.
-//! - **Nobody else writes to the file.** A lease excludes later writers only; so one is not used
+//! - **No other task writes to the file.** A lease excludes later writers only; so one is not used
 //!   while there are other ones. Hence the page cache of the file has no dirty pages but those of
 //!   this device, which [suspends](Leasing::suspend) the map for them, and reads may ignore it. A
 //!   write drops the pages that it makes stale.

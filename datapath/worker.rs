@@ -91,7 +91,7 @@ pub(crate) struct Worker {
     offload: Option<Arc<Offload>>,
     /// True while the worker will look for requests again, so that it need not be queued.
     polling: Atomic<bool>,
-    /// How often the helper had slept or lost its CPU at its last look.
+    /// The number of times that the helper had slept or lost its CPU when it last looked.
     switches: Atomic<u64>,
     /// The [`task::sleep_count`] of the submitter that queued the worker last.
     last_sleep_count: Atomic<usize>,

@@ -98,10 +98,8 @@ pub(crate) fn is_current() -> bool {
 /// Returns a number that changes whenever the current task sleeps, and that hardly ever equals the
 /// number of another task. Any context.
 pub(crate) fn sleep_count() -> usize {
-    let task = Task::current_raw();
-    // SAFETY: The current task is valid, and only its own calls of `__schedule()` change `nvcsw`.
-    let slept = unsafe { (*task).nvcsw };
-    task.addr() ^ slept.rotate_right(16)
+    // CAST: `nvcsw` is a word.
+    id() ^ (sleeps() as usize).rotate_right(16)
 }
 
 /// Returns how often other tasks have taken the CPU from the current one. Any context.
