@@ -301,8 +301,19 @@ impl Extents {
     /// Returns a block of unknown place, which can be learned, among `count` blocks from `block`.
     /// Any context.
     pub(crate) fn unknown(&self, block: u64, count: u64) -> Option<u64> {
+        self.first(Place::Unknown, block, count)
+    }
+
+    /// Returns whether a block among `count` blocks from `block` is known to be unmapped. Any
+    /// context.
+    pub(crate) fn has_unmapped(&self, block: u64, count: u64) -> bool {
+        self.first(Place::Unmapped, block, count).is_some()
+    }
+
+    /// Returns the first block with this place among `count` blocks from `block`.
+    fn first(&self, place: Place, block: u64, count: u64) -> Option<u64> {
         let end = block.saturating_add(count).min(self.blocks.load(Relaxed));
-        (block..end).find(|&block| self.place(block) == Place::Unknown)
+        (block..end).find(|&block| self.place(block) == place)
     }
 
     /// Asks for the places of the unknown blocks around `block`: `find` returns that of a block, or
@@ -433,7 +444,12 @@ mod tests {
         assert_eq!(extents.unknown(0, 512), None);
         assert_eq!(extents.unknown(511, 2), Some(512));
         assert_eq!(extents.find(511, 1), Some(1511));
-        assert_eq!(learned()?.unknown(595, 20), None);
+        let extents = learned()?;
+        assert_eq!(extents.unknown(595, 20), None);
+        assert!(extents.has_unmapped(609, 20));
+        assert!(!extents.has_unmapped(610, 590));
+        // Beyond the end.
+        assert!(!extents.has_unmapped(1200, 10));
         Ok(())
     }
 

@@ -8,10 +8,10 @@
 //! that the [extent map](super::extents) has. Other tasks that want to change the file break a
 //! lease, and wait until it is released. The rules:
 //!
-//! - **The map is right while it is used.** A request [enters](Leasing::enter) before it looks up
-//!   blocks, and [leaves](Leasing::leave) when its bio is over. Before a lease is released, and
-//!   before blocks are [freed](Leasing::change), the map stops having them, and requests that have
-//!   entered are waited for. These wait for the disk alone.
+//! - **The map is right while it is used.** A request enters [a gate](Leasing::users) before it
+//!   looks up blocks, and leaves it when its bio is over. Before a lease is released, and before
+//!   blocks are [freed](Leasing::change), the map stops having them, and requests that have entered
+//!   are waited for. These wait for the disk alone.
 //! - **A breaker of the delegation does not wait**, because it may only be about to open the file,
 //!   and not allow to wait (`O_NONBLOCK`). Instead requests that have entered count as direct I/O
 //!   in flight, for which a file system waits before it frees or moves blocks.
@@ -352,7 +352,7 @@ impl Leasing {
     }
 
     /// Returns the first part of `len` bytes from `pos`. A place is used by a request that has
-    /// [entered](Self::enter), if it [is](Self::is_current) current. Any context.
+    /// entered [`users`](Self::users), if it [is](Self::is_current) current. Any context.
     pub(super) fn part(&self, pos: u64, len: u32) -> Part {
         let Some(version) = self.version() else {
             return Part::Unusable;
@@ -377,30 +377,22 @@ impl Leasing {
         }
     }
 
-    /// Returns whether an extent is still right, for a request that has [entered](Self::enter).
-    /// Releases the leases if the file system does not allow to bypass it any more. Any context.
+    /// Returns whether an extent is still right, for a request that has entered
+    /// [`users`](Self::users). Releases the leases if the file system does not allow to bypass it
+    /// any more. Any context.
     pub(super) fn is_current(self: &Arc<Self>, write: bool, extent: Extent) -> bool {
         if !self.file.allows(write) {
             self.renew();
         }
-        // ORDERING: This load follows the full barrier of `enter`, see `file_part`.
+        // ORDERING: This load follows the full barrier of `Gate::enter`, see `file_part`.
         self.version() == Some(extent.version)
     }
 
-    /// Enters for a request that is about to use the map; returns false while others are waited
-    /// for. Any context.
-    pub(super) fn enter(&self) -> bool {
-        self.users.enter()
-    }
-
-    /// Enters as [`enter`](Self::enter) does; waits if necessary. May sleep.
-    pub(super) fn enter_blocking(&self) {
-        self.users.enter_blocking();
-    }
-
-    /// Leaves when a request that has entered is over. Any context, including hard IRQ.
-    pub(super) fn leave(&self) {
-        self.users.leave();
+    /// Returns the gate of the requests that use the map. A request enters it before it looks up
+    /// blocks, and leaves it when its bio is over. It is closed while others wait for these
+    /// requests. Any context.
+    pub(super) fn users(&self) -> &Gate {
+        &self.users
     }
 
     /// Enters for a direct write through the file: the map learns none of its blocks until it
@@ -417,8 +409,8 @@ impl Leasing {
             Part::Mapped(_) => None,
             Part::Other(bytes) => Some(bytes),
             Part::Unusable => {
-                // ORDERING: The full barrier of `is_idle` pairs with that of `enter`: a request
-                // that has found the map usable after it has entered is seen here.
+                // ORDERING: The full barrier of `is_idle` pairs with that of `Gate::enter`: a
+                // request that has found the map usable after it has entered is seen here.
                 if !self.users.is_idle() {
                     self.drain();
                 }
@@ -625,7 +617,10 @@ impl Leasing {
         if self.is_held() {
             let (first, count) = self.blocks(pos, len);
             let Some(block) = self.extents.unknown(first, count) else {
-                self.unmapped.store(time::uptime_ms().max(1), Relaxed);
+                // If not, the map has learned the blocks since the request was routed.
+                if self.extents.has_unmapped(first, count) {
+                    self.unmapped.store(time::uptime_ms().max(1), Relaxed);
+                }
                 return;
             };
             if self.wanted.xchg(block.saturating_add(1), Relaxed) != 0 {

@@ -63,8 +63,9 @@ impl IoMethod {
     }
 }
 
-/// The use of the extent map by a request, which has [entered](super::leasing::Leasing::enter) to
-/// bypass the file, or [to write](super::leasing::Leasing::enter_file_write) to the file.
+/// The use of the extent map by a request, which has entered to
+/// [use](super::leasing::Leasing::users) it, or to
+/// [write](super::leasing::Leasing::enter_file_write) to the file.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Bypass {
     /// None. The request has not entered.

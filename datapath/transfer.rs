@@ -24,10 +24,13 @@ use crate::{
         Op,
         StartedRequest, //
     },
-    kern::file::{
-        BackingFile,
-        ErrseqCursor,
-        Fallocate, //
+    kern::{
+        file::{
+            BackingFile,
+            ErrseqCursor,
+            Fallocate, //
+        },
+        gate::Gate, //
     },
 };
 use kernel::{
@@ -136,10 +139,8 @@ fn acquire_extent(rq: &mut StartedRequest<LoopQueue>, extent: Extent, wait: Wait
             Wait::Allowed => leasing.sync_changes()?,
         }
     }
-    match wait {
-        Wait::Forbidden if !leasing.enter() => return Err(EAGAIN),
-        Wait::Forbidden => {}
-        Wait::Allowed => leasing.enter_blocking(),
+    if !enter(leasing.users(), wait) {
+        return Err(EAGAIN);
     }
     let write = rq.op() == Op::Write;
     let is_current = leasing.is_current(write, extent);
@@ -220,7 +221,7 @@ fn can_remap(rq: &StartedRequest<LoopQueue>) -> bool {
 /// fail instead of that request, whose data would be lost without an error.
 fn acquire_for_read(rq: &mut StartedRequest<LoopQueue>, method: IoMethod, wait: Wait) -> bool {
     let shares_cache = rq.backend().direct_block.is_some();
-    !matches!(method, IoMethod::Direct) || !shares_cache || enter_gate(rq, wait)
+    !matches!(method, IoMethod::Direct) || !shares_cache || enter_direct_io(rq, wait)
 }
 
 /// Acquires freeze protection for a write to the file, and enters the gate of direct I/O for a
@@ -236,7 +237,7 @@ fn acquire_for_write(rq: &mut StartedRequest<LoopQueue>, method: IoMethod, wait:
         }
         rq.progress_mut().holds_write = true;
     }
-    !matches!(method, IoMethod::Remap | IoMethod::Direct) || enter_gate(rq, wait)
+    !matches!(method, IoMethod::Remap | IoMethod::Direct) || enter_direct_io(rq, wait)
 }
 
 fn start_write(file: &File, wait: Wait) -> bool {
@@ -249,17 +250,21 @@ fn start_write(file: &File, wait: Wait) -> bool {
     }
 }
 
-fn enter_gate(rq: &mut StartedRequest<LoopQueue>, wait: Wait) -> bool {
-    let gate = &rq.device().direct_io;
-    let entered = match wait {
+fn enter_direct_io(rq: &mut StartedRequest<LoopQueue>, wait: Wait) -> bool {
+    let entered = enter(&rq.device().direct_io, wait);
+    rq.progress_mut().in_gate = entered;
+    entered
+}
+
+/// Enters a gate; returns false if that would block and must not.
+fn enter(gate: &Gate, wait: Wait) -> bool {
+    match wait {
         Wait::Forbidden => gate.enter(),
         Wait::Allowed => {
             gate.enter_blocking();
             true
         }
-    };
-    rq.progress_mut().in_gate = entered;
-    entered
+    }
 }
 
 /// Releases what [`acquire`] acquired. Any context, including hard IRQ.
@@ -268,7 +273,7 @@ pub(super) fn release(rq: &mut StartedRequest<LoopQueue>) {
         match rq.progress().bypass {
             Bypass::No | Bypass::Unstarted => {}
             Bypass::File => leasing.leave_file_write(),
-            Bypass::Bio | Bypass::Stale(_) | Bypass::Done => leasing.leave(),
+            Bypass::Bio | Bypass::Stale(_) | Bypass::Done => leasing.users().leave(),
         }
         rq.progress_mut().bypass = Bypass::No;
     }

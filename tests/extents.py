@@ -141,6 +141,16 @@ for kind in KINDS:
             has(file, contents)
         has(file, contents)
 
+    @check(f"no block of a written image is reported as unwritten while the map learns it: {kind}")
+    def learned_meanwhile(kind=kind):
+        file = allocated(kind)
+        for _ in range(10):
+            with attached(file, True) as device:
+                read = f"if={device}", "of=/dev/null", "bs=4k", "iflag=direct"
+                for pid in [forked(dd, *read) for _ in range(8)]:
+                    equal("status of a reader", os.waitpid(pid, 0)[1], 0)
+                equal("state", state(device), "in use")
+
     @check(f"a sparse image is filled, and its blocks are learned: {kind}")
     def sparse(kind=kind):
         file = backing(kind, MIB)
