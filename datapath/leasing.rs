@@ -547,7 +547,8 @@ impl Leasing {
         }
         file.writeback_error(wb_err)?;
         // ext4 with fast commits may not have flushed the disk.
-        let is_leased = self.state.load(Relaxed) & Self::UNLEASED == 0;
+        // ORDERING: See `release`.
+        let is_leased = self.state.load(Acquire) & Self::UNLEASED == 0;
         if !self.unflushed.xchg(false, Relaxed) && !is_leased {
             return Ok(());
         }
@@ -670,11 +671,13 @@ impl Leasing {
 
     /// Releases the leases.
     fn release(&self, leases: &mut MutexGuard<'_, Leases>) {
-        self.set_reason(Self::UNLEASED, true);
+        self.set_reason(Self::BROKEN, true);
         self.drain();
         self.unflushed.store(true, Relaxed);
         // Others may write to the file, so that a flush has to reach its file system.
         self.changes.fetch_add(1, Full);
+        // ORDERING: A flush that finds the leases released finds `unflushed`, too.
+        self.set_reason(Self::UNLEASED, true);
         **leases = None;
     }
 
@@ -692,7 +695,7 @@ impl Leasing {
             return Err(EOPNOTSUPP);
         }
         // A sync would take the report of an error from later openers of the file.
-        file.wb_err_cursor().check(file)?;
+        file.skip_seen_errors()?;
         // Breakers do not wait for this one.
         self.sync_unasked()?;
         // The delegation comes last: it is refused while the inode is locked, as by a task that

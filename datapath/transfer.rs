@@ -323,6 +323,8 @@ fn submit_alone(rq: StartedRequest<LoopQueue>, position: u64) {
     drop(unsynced);
     drop(suspended);
     drop(closed);
+    // When the device is detached, the file is released.
+    drop(leasing);
     if result.is_ok() && rq.progress().direct_refused {
         rq.device().record_refusal(alignment(position, len));
         rq.queue_revalidation();

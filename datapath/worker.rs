@@ -368,7 +368,11 @@ pub(super) fn clean(rq: StartedRequest<LoopQueue>) {
 /// Defers a transfer or a flush to a worker that may block. Any context, including hard IRQ.
 pub(super) fn defer(mut rq: StartedRequest<LoopQueue>) {
     let kind = match rq.op() {
-        Op::Flush => WorkerKind::Flusher,
+        Op::Flush => {
+            // It waits, so that no error means that it would block.
+            rq.progress_mut().nowait = false;
+            WorkerKind::Flusher
+        }
         _ => {
             rq.progress_mut().route = route::reroute(&rq);
             WorkerKind::Blocking

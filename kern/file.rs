@@ -224,6 +224,9 @@ pub(crate) trait BackingFile {
     /// Returns a cursor behind the writeback errors that this `struct file` has reported:
     /// `f_wb_err`.
     fn wb_err_cursor(&self) -> ErrseqCursor;
+    /// Fails if no opener of the file has seen its last writeback error. Otherwise syncs through
+    /// this `struct file` do not report that error: the device does, by a cursor of its own.
+    fn skip_seen_errors(&self) -> Result;
     /// Drops the page cache of the file, also pages that are mapped: `invalidate_inode_pages2()`.
     /// Waits for pages that are locked or under writeback. May sleep.
     ///
@@ -442,6 +445,17 @@ impl BackingFile for File {
         // same time: then the cursor is before or behind the error which that sync reports.
         let wb_err = unsafe { (&raw const (*self.as_ptr()).f_wb_err).read_volatile() };
         ErrseqCursor(Atomic::new(wb_err))
+    }
+
+    fn skip_seen_errors(&self) -> Result {
+        // SAFETY: An open file has a mapping; this only computes an address inside it.
+        let wb_err = unsafe { &raw mut (*mapping(self)).wb_err };
+        // A sample is 0 if the error is unseen.
+        // SAFETY: `wb_err` is valid; the calls access it atomically.
+        to_result(unsafe { bindings::errseq_check(wb_err, bindings::errseq_sample(wb_err)) })?;
+        // SAFETY: The file is open.
+        let _ = unsafe { bindings::file_check_and_advance_wb_err(self.as_ptr()) };
+        Ok(())
     }
 
     fn drop_page_cache(&self) {

@@ -493,24 +493,28 @@ def own_fs(kind, *options, disk=RAM["block"]):
     subprocess.run(["umount", "-l", place], check=True)
 
 
+SLOW_DISK, FAILING_DISK = f"delay {RAM['block']} 0 0 {RAM['block']} 0 3000", "error"
+
+
 @contextlib.contextmanager
-def slow_disk():
-    """Yields a disk, and a function that sets how long its writes take, in milliseconds."""
+def changing_disk():
+    """Yields a disk, and a function that sets its target; without one the disk works."""
     subprocess.run(["modprobe", "-a", "dm-mod", "dm-delay"], check=False)
     backing("block")
     sectors = run("blockdev", "--getsz", RAM["block"])
 
-    def table(delay):
-        return f"0 {sectors} delay {RAM['block']} 0 0 {RAM['block']} 0 {delay}"
+    def table(target):
+        return f"0 {sectors} {target or 'linear ' + RAM['block'] + ' 0'}"
 
-    def delay(milliseconds):
-        run("dmsetup", "suspend", "slow")
-        run("dmsetup", "reload", "slow", "--table", table(milliseconds))
-        run("dmsetup", "resume", "slow")
+    def change(target=""):
+        # The file system is not frozen.
+        run("dmsetup", "suspend", "--nolockfs", "changing")
+        run("dmsetup", "reload", "changing", "--table", table(target))
+        run("dmsetup", "resume", "changing")
 
-    run("dmsetup", "create", "slow", "--table", table(0))
-    yield f"/dev/dm-{os.minor(os.stat('/dev/mapper/slow').st_rdev)}", delay
-    wait_for(lambda: not subprocess.run(["dmsetup", "remove", "slow"], check=False).returncode, 10)
+    run("dmsetup", "create", "changing", "--table", table(""))
+    yield f"/dev/dm-{os.minor(os.stat('/dev/mapper/changing').st_rdev)}", change
+    wait_for(lambda: not subprocess.run(["dmsetup", "remove", "changing"], check=False).returncode, 10)
 
 
 for kind in KINDS:
@@ -518,11 +522,11 @@ for kind in KINDS:
     @check(f"a task that frees blocks waits for the requests in flight: {kind}")
     def waits(kind=kind):
         """A task that only opens the image does not."""
-        with slow_disk() as (disk, delay), own_fs(kind, disk=disk) as file, attached(file, True) as device:
+        with changing_disk() as (disk, change), own_fs(kind, disk=disk) as file, attached(file, True) as device:
             wait_for(lambda: read_all(device) or state(device) == "in use", 20)
             read_all(device)
             seconds = 3
-            delay(seconds * 1000)
+            change(SLOW_DISK)
             began = time.monotonic()
             pid = forked(dd, "if=/dev/zero", f"of={device}", "bs=4k", "count=1", f"seek={BLOCKS - 1}", "oflag=direct")
             time.sleep(1)
@@ -530,10 +534,28 @@ for kind in KINDS:
                 opened = time.monotonic() - began
                 os.ftruncate(fd.fd, BLOCK)
                 freed = time.monotonic() - began
-            delay(0)
+            change()
             equal("status of the writer", os.waitpid(pid, 0)[1], 0)
             assert opened < seconds, f"the image was opened after {opened} s"
             assert freed >= seconds, f"blocks were freed after {freed} s"
+
+
+    @check(f"leases are taken again after another task's write has failed: {kind}")
+    def failed_write(kind=kind):
+        """No flush of a read-only device sees the error."""
+        with changing_disk() as (disk, change), own_fs(kind, disk=disk) as file, attached(file, True, "-r") as device:
+            wait_for(lambda: read_all(device) or state(device) == "in use", 20)
+            with Fd(file, os.O_RDWR) as fd:
+                change(FAILING_DISK)
+                try:
+                    os.pwrite(fd.fd, bytes(BLOCK), 0)
+                    os.fdatasync(fd.fd)
+                    raise AssertionError("the write did not fail")
+                except OSError:
+                    pass
+                finally:
+                    change()
+            wait_for(lambda: read_all(device) or state(device) == "in use", 20)
 
 
 @check("an error in the metadata of ext4 stops the writes")
