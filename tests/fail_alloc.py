@@ -12,6 +12,7 @@ import fcntl
 import glob
 import mmap
 import random
+import stat
 import struct
 from lib import *
 
@@ -341,7 +342,7 @@ def attributes():
         directory = f"/sys/block/{os.path.basename(fd.path)}"
         for path in glob.glob(f"{directory}/loop/*") + glob.glob(f"{directory}/rnull_loop/*"):
             each_fault(lambda path=path: text_of(path), done_or_no_memory)
-            if "/rnull_loop/" in path:
+            if os.stat(path).st_mode & stat.S_IWUSR:
                 each_fault(lambda path=path: switch_on(path), done_or_no_memory)
         clear(fd)
 
