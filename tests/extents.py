@@ -26,14 +26,6 @@ def allocated(kind):
     return file
 
 
-def read_all(device):
-    dd(f"if={device}", "of=/dev/null", "bs=1M", "iflag=direct")
-
-
-def state(device):
-    return sysfs(device, "rnull_loop/extents_state")
-
-
 def disk_of(file):
     """Returns the disk of a file system."""
     return run("findmnt", "-no", "SOURCE", "-T", file)
@@ -132,7 +124,7 @@ for kind in KINDS:
     @check(f"requests bypass the image when its blocks are written: {kind}")
     def bypasses(kind=kind):
         with bound(kind) as (device, file):
-            equal("state", state(device), "in use")
+            equal("state", extents_state(device), "in use")
             with Load(device) as load:
                 time.sleep(0.5)
                 contents = load.finish()
@@ -149,7 +141,7 @@ for kind in KINDS:
                 read = f"if={device}", "of=/dev/null", "bs=4k", "iflag=direct"
                 for pid in [forked(dd, *read) for _ in range(8)]:
                     equal("status of a reader", os.waitpid(pid, 0)[1], 0)
-                equal("state", state(device), "in use")
+                equal("state", extents_state(device), "in use")
 
     @check(f"a sparse image is filled, and its blocks are learned: {kind}")
     def sparse(kind=kind):
@@ -187,7 +179,7 @@ def opened(file, device):
     with Fd(file, os.O_RDWR):
         assert not bypassed(device, disk_of(file))
         time.sleep(0.2)
-        equal("state", state(device), "foreign writer")
+        equal("state", extents_state(device), "foreign writer")
 
 
 def opened_at_once(file, device):
@@ -212,13 +204,13 @@ def mapped(file, device):
             fd.close()
             assert not bypassed(device, disk_of(file))
             time.sleep(0.2)
-            equal("state", state(device), "foreign writer")
+            equal("state", extents_state(device), "foreign writer")
 
 
 def second_device(file, device):
     with attached(file, True) as other:
         read_all(other)
-        equal("state", state(device), "foreign writer")
+        equal("state", extents_state(device), "foreign writer")
 
 
 def frozen(file, device):
@@ -354,21 +346,21 @@ def reasons():
     file = backing("ext4", MIB)
     with attached(file, False) as device:
         read_all(device)
-        equal("buffered", state(device), "no direct I/O")
+        equal("buffered", extents_state(device), "no direct I/O")
     with attached(file, True) as device:
-        equal("unused", state(device), "idle")
-        wait_for(lambda: read_all(device) or state(device).startswith("in use"), 20)
-        wait_for(lambda: read_all(device) or state(device) == "in use, but unwritten blocks", 20)
+        equal("unused", extents_state(device), "idle")
+        wait_for(lambda: read_all(device) or extents_state(device).startswith("in use"), 20)
+        read_until(device, "in use, but unwritten blocks")
         tune(device, "extents", 0)
-        equal("off", state(device), "off")
+        equal("off", extents_state(device), "off")
         tune(device, "extents", 1)
         with Fd(file, os.O_RDWR):
-            wait_for(lambda: read_all(device) or state(device) == "foreign writer", 20)
+            read_until(device, "foreign writer")
         noise(device, MIB)
-        wait_for(lambda: read_all(device) or state(device) == "in use", 30)
+        read_until(device, "in use", 30)
     with attached(backing("block"), True) as device:
         read_all(device)
-        equal("a block device", state(device), "file system")
+        equal("a block device", extents_state(device), "file system")
 
 
 @check("an image that becomes immutable is not written: ext4")
@@ -452,7 +444,7 @@ for kind in KINDS:
                 time.sleep(2)
                 contents = load.finish()
             has(device, contents)
-            equal("state", state(device), "refused")
+            equal("state", extents_state(device), "refused")
 
     @check(f"the last block of an image that was made shorter: {kind}")
     def shortened(kind=kind):
@@ -523,7 +515,7 @@ for kind in KINDS:
     def waits(kind=kind):
         """A task that only opens the image does not."""
         with changing_disk() as (disk, change), own_fs(kind, disk=disk) as file, attached(file, True) as device:
-            wait_for(lambda: read_all(device) or state(device) == "in use", 20)
+            read_until(device, "in use")
             read_all(device)
             seconds = 3
             change(SLOW_DISK)
@@ -544,7 +536,7 @@ for kind in KINDS:
     def failed_write(kind=kind):
         """No flush of a read-only device sees the error."""
         with changing_disk() as (disk, change), own_fs(kind, disk=disk) as file, attached(file, True, "-r") as device:
-            wait_for(lambda: read_all(device) or state(device) == "in use", 20)
+            read_until(device, "in use")
             with Fd(file, os.O_RDWR) as fd:
                 change(FAILING_DISK)
                 try:
@@ -555,7 +547,7 @@ for kind in KINDS:
                     pass
                 finally:
                     change()
-            wait_for(lambda: read_all(device) or state(device) == "in use", 20)
+            read_until(device, "in use")
 
 
 @check("an error in the metadata of ext4 stops the writes")
@@ -574,7 +566,7 @@ def fs_error():
             return False
 
         wait_for(fails, 10)
-        wait_for(lambda: read_all(device) or state(device) == "refused", 10)
+        read_until(device, "refused", 10)
 
 
 for kind, options, grow in (

@@ -216,6 +216,19 @@ def wait_for(condition, seconds=10):
         time.sleep(0.05)
 
 
+def read_all(device):
+    dd(f"if={device}", "of=/dev/null", "bs=1M", "iflag=direct")
+
+
+def extents_state(device):
+    return sysfs(device, "rnull_loop/extents_state")
+
+
+def read_until(device, wanted, seconds=20):
+    """Reads the device, which makes the driver learn the extents, until these are in a state."""
+    wait_for(lambda: read_all(device) or extents_state(device) == wanted, seconds)
+
+
 def equal(what, got, wanted):
     assert got == wanted, f"{what}: got {got!r}, wanted {wanted!r}"
 

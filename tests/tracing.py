@@ -2,7 +2,7 @@
 """Events of the kernel while a function runs, recorded by its tracing."""
 import contextlib
 import os
-from lib import Fd, dd, settle, sysfs, wait_for, write_text
+from lib import Fd, dd, read_all, settle, sysfs, wait_for, write_text
 
 TRACING = "/sys/kernel/tracing"
 
@@ -62,7 +62,7 @@ def bypass(device, disk):
     """Reads the device until requests bypass the file."""
 
     def bypasses():
-        dd(f"if={device}", "of=/dev/null", "bs=1M", "iflag=direct")
+        read_all(device)
         return bypassed(device, disk)
 
     wait_for(bypasses, 20)
