@@ -304,6 +304,19 @@ impl Extents {
         self.first(Place::Unknown, block, count)
     }
 
+    /// Returns whether a block of unknown place can be learned together with `block`. Any context.
+    pub(crate) fn has_unknown(&self, block: u64) -> bool {
+        let start = block - block % Chunk::BLOCKS;
+        self.unknown(start, Chunk::BLOCKS).is_some()
+    }
+
+    /// Returns whether the places of the blocks around `block` were learned before, and have not
+    /// been one extent. Any context.
+    pub(crate) fn has_entries(&self, block: u64) -> bool {
+        self.chunk(block)
+            .is_some_and(|chunk| chunk.places.as_ref().is_some())
+    }
+
     /// Returns whether a block among `count` blocks from `block` is known to be unmapped. Any
     /// context.
     pub(crate) fn has_unmapped(&self, block: u64, count: u64) -> bool {

@@ -180,6 +180,8 @@ pub(crate) struct Leasing {
     written: Atomic<bool>,
     /// A block whose place was unknown to a request, plus 1; 0 for none.
     wanted: Atomic<u64>,
+    /// The time before which the map does not learn, in milliseconds, see [`time::uptime_ms`].
+    next_learning: Atomic<u64>,
     /// The alignment of requests in the file, in bytes; `u32::MAX` if they may not bypass it.
     alignment: Atomic<u32>,
     /// The time before which the leases are not tried again, and that at which they were taken, in
@@ -237,6 +239,10 @@ impl Leasing {
     /// The number of chunks of the map that are learned at once.
     const AHEAD: u64 = 16;
 
+    /// The pause after learning that writes have waited for: how many times as long as that, but no
+    /// longer than [`LONGEST_PAUSE`](Self::LONGEST_PAUSE).
+    const LEARNING_PAUSE: u64 = 100;
+
     /// The pauses after which the leases are tried again, in milliseconds.
     const FIRST_PAUSE: u64 = 100;
     const LONGEST_PAUSE: u64 = 4_000;
@@ -264,6 +270,7 @@ impl Leasing {
                 checked: Atomic::new(0),
                 written: Atomic::new(false),
                 wanted: Atomic::new(0),
+                next_learning: Atomic::new(0),
                 alignment: Atomic::new(u32::MAX),
                 retry: Atomic::new(0),
                 taken: Atomic::new(0),
@@ -624,7 +631,9 @@ impl Leasing {
                 }
                 return;
             };
-            if self.wanted.xchg(block.saturating_add(1), Relaxed) != 0 {
+            if time::uptime_ms() < self.next_learning.load(Relaxed)
+                || self.wanted.xchg(block.saturating_add(1), Relaxed) != 0
+            {
                 return;
             }
         } else if self.is_due() {
@@ -711,6 +720,7 @@ impl Leasing {
         file.drop_page_cache();
         let _guard = self.changes_blocks.try_lock().ok_or(EAGAIN)?;
         self.extents.clear(task::cond_resched);
+        self.next_learning.store(0, Relaxed);
         // Others may have made the file shorter.
         self.set_size(file.size()?);
         Ok(leases)
@@ -734,14 +744,32 @@ impl Leasing {
     }
 
     /// Learns the places of blocks that requests have asked for, and of those behind them.
+    ///
+    /// Writes through the file wait meanwhile. Writes to holes make their blocks unknown again, so
+    /// that it pays to learn these only now and then.
     fn learn(&self) {
         while let Some(first) = self.wanted.xchg(0, Relaxed).checked_sub(1) {
+            let begin = time::now_ns();
+            let mut delays_writes = false;
             for ahead in 0..Self::AHEAD {
                 let block = first.saturating_add(ahead * Extents::CHUNK);
+                if !self.extents.has_unknown(block) {
+                    continue;
+                }
+                delays_writes |= !self.file_writes.is_idle() || self.extents.has_entries(block);
                 if !self.learn_chunk(block) || self.wanted.load(Relaxed) != 0 {
                     break;
                 }
                 task::cond_resched();
+            }
+            if delays_writes {
+                let took = time::now_ns().saturating_sub(begin);
+                let pause = took.saturating_mul(Self::LEARNING_PAUSE) / 1_000_000;
+                let pause = pause.min(Self::LONGEST_PAUSE);
+                self.next_learning
+                    .store(time::uptime_ms().saturating_add(pause), Relaxed);
+                // Requests ask again.
+                self.wanted.store(0, Relaxed);
             }
         }
     }

@@ -98,20 +98,6 @@ def attached(device, file, mode, off=()):
         wait_for(lambda: not settings.exists(), f"{device} to be detached")
 
 
-def learn_extents(device):
-    """Reads a device until its driver knows the extents of the image, as it soon does in use."""
-    state = Path("/sys/block", Path(device).name, "rnull_loop/extents_state")
-
-    def in_use():
-        run("dd", f"if={device}", "of=/dev/null", "bs=1M", "iflag=direct", "status=none")
-        return state.read_text().startswith("in use")
-
-    wait_for(in_use, "the extents of the image")
-    for _ in range(3):
-        in_use()
-        time.sleep(0.1)
-
-
 @contextmanager
 def mounted(device, where, *options):
     where.mkdir(parents=True, exist_ok=True)
