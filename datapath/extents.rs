@@ -76,6 +76,17 @@ pub(crate) enum Run {
     },
 }
 
+/// The places that the map knows of blocks that are learned together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Knowledge {
+    /// It knows none.
+    None,
+    /// Some were forgotten since they were learned.
+    Part,
+    /// It knows all, or there are no such blocks.
+    All,
+}
+
 /// A part of the file, of [`Chunk::BLOCKS`] blocks.
 struct Chunk {
     /// The place of the first block, encoded, if the blocks are one extent; else 0.
@@ -304,17 +315,21 @@ impl Extents {
         self.first(Place::Unknown, block, count)
     }
 
-    /// Returns whether a block of unknown place can be learned together with `block`. Any context.
-    pub(crate) fn has_unknown(&self, block: u64) -> bool {
+    /// Returns how much is known about the blocks that are learned together with `block`. Any
+    /// context.
+    pub(crate) fn knowledge(&self, block: u64) -> Knowledge {
         let start = block - block % Chunk::BLOCKS;
-        self.unknown(start, Chunk::BLOCKS).is_some()
-    }
-
-    /// Returns whether the places of the blocks around `block` were learned before, and have not
-    /// been one extent. Any context.
-    pub(crate) fn has_entries(&self, block: u64) -> bool {
-        self.chunk(block)
-            .is_some_and(|chunk| chunk.places.as_ref().is_some())
+        let end = start
+            .saturating_add(Chunk::BLOCKS)
+            .min(self.blocks.load(Relaxed));
+        let unknown = (start..end)
+            .filter(|&block| self.place(block) == Place::Unknown)
+            .count() as u64;
+        match unknown {
+            0 => Knowledge::All,
+            _ if unknown < end - start => Knowledge::Part,
+            _ => Knowledge::None,
+        }
     }
 
     /// Returns whether a block among `count` blocks from `block` is known to be unmapped. Any
@@ -453,6 +468,8 @@ mod tests {
         let extents = Extents::new(1200)?;
         assert_eq!(extents.find(0, 1), None);
         assert_eq!(extents.unknown(3, 1), Some(3));
+        assert_eq!(extents.knowledge(1199), Knowledge::None);
+        assert_eq!(extents.knowledge(2000), Knowledge::All);
         extents.learn(3, find)?;
         assert_eq!(extents.unknown(0, 512), None);
         assert_eq!(extents.unknown(511, 2), Some(512));
@@ -471,12 +488,14 @@ mod tests {
         let extents = learned()?;
         extents.forget(605, 1);
         assert_eq!(extents.unknown(595, 20), Some(605));
+        assert_eq!(extents.knowledge(512), Knowledge::Part);
         assert_eq!(extents.find(610, 1), Some(5610));
         extents.learn(605, |_| Some(77))?;
         assert_eq!(extents.find(605, 1), Some(77));
         assert_eq!(extents.find(604, 1), None);
         // Known blocks are not forgotten.
         extents.forget(0, 1200);
+        assert_eq!(extents.knowledge(3), Knowledge::All);
         assert_eq!(extents.find(0, 512), Some(1000));
         assert_eq!(extents.find(605, 1), Some(77));
         Ok(())

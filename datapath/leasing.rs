@@ -36,6 +36,7 @@
 
 use super::extents::{
     Extents,
+    Knowledge,
     Run, //
 };
 use crate::kern::{
@@ -239,9 +240,10 @@ impl Leasing {
     /// The number of chunks of the map that are learned at once.
     const AHEAD: u64 = 16;
 
-    /// The pause after learning that writes have waited for: how many times as long as that, but no
-    /// longer than [`LONGEST_PAUSE`](Self::LONGEST_PAUSE).
+    /// The pause after writes have waited until blocks were learned again: how many times as long
+    /// as that, and the longest one, in milliseconds.
     const LEARNING_PAUSE: u64 = 100;
+    const LONGEST_LEARNING_PAUSE: u64 = 30_000;
 
     /// The pauses after which the leases are tried again, in milliseconds.
     const FIRST_PAUSE: u64 = 100;
@@ -745,19 +747,21 @@ impl Leasing {
 
     /// Learns the places of blocks that requests have asked for, and of those behind them.
     ///
-    /// Writes through the file wait meanwhile. Writes to holes make their blocks unknown again, so
-    /// that it pays to learn these only now and then.
+    /// Direct writes through the file wait meanwhile. Those to holes make their blocks unknown
+    /// again, so while they go on it pays to learn such blocks only now and then.
     fn learn(&self) {
         while let Some(first) = self.wanted.xchg(0, Relaxed).checked_sub(1) {
             let begin = time::now_ns();
             let mut delays_writes = false;
             for ahead in 0..Self::AHEAD {
                 let block = first.saturating_add(ahead * Extents::CHUNK);
-                if !self.extents.has_unknown(block) {
-                    continue;
-                }
-                delays_writes |= !self.file_writes.is_idle() || self.extents.has_entries(block);
-                if !self.learn_chunk(block) || self.wanted.load(Relaxed) != 0 {
+                delays_writes = match self.extents.knowledge(block) {
+                    Knowledge::All => continue,
+                    Knowledge::Part => !self.file_writes.is_idle(),
+                    Knowledge::None => false,
+                };
+                let learned = self.learn_chunk(block);
+                if !learned || delays_writes || self.wanted.load(Relaxed) != 0 {
                     break;
                 }
                 task::cond_resched();
@@ -765,7 +769,7 @@ impl Leasing {
             if delays_writes {
                 let took = time::now_ns().saturating_sub(begin);
                 let pause = took.saturating_mul(Self::LEARNING_PAUSE) / 1_000_000;
-                let pause = pause.min(Self::LONGEST_PAUSE);
+                let pause = pause.min(Self::LONGEST_LEARNING_PAUSE);
                 self.next_learning
                     .store(time::uptime_ms().saturating_add(pause), Relaxed);
                 // Requests ask again.
