@@ -349,20 +349,6 @@ def udev_runs():
     return subprocess.run(["pgrep", "-x", UDEV], check=False, stdout=subprocess.DEVNULL).returncode == 0
 
 
-@contextlib.contextmanager
-def udev_paused():
-    """Keeps udev, if it runs, from opening devices until the end."""
-    settle()
-    pauses = udev_runs()
-    if pauses:
-        run("udevadm", "control", "--stop-exec-queue")
-    try:
-        yield
-    finally:
-        if pauses:
-            run("udevadm", "control", "--start-exec-queue")
-
-
 def stop_udev():
     """Stops udev, because it would open each of many devices. It is started again after the
     test."""

@@ -16,6 +16,9 @@ from tracing import bypass, probe, traced, traced_on
 
 if DRIVER != "rnull_loop":
     skip_all("the C driver has only one route, by its workers")
+# A direct write waits for a page that udev reads at the moment, and a task that sleeps leaves the
+# requests in its plug to a worker of the block layer.
+stop_udev()
 COUNT, WRITES, MIB = 16, 128, 16
 # The source of writes, and their first block.
 DATA = f"{SCRATCH}/data"

@@ -2,7 +2,7 @@
 """Events of the kernel while a function runs, recorded by its tracing."""
 import contextlib
 import os
-from lib import Fd, dd, read_all, sysfs, udev_paused, wait_for, write_text
+from lib import Fd, dd, read_all, settle, sysfs, wait_for, write_text
 
 TRACING = "/sys/kernel/tracing"
 
@@ -21,18 +21,15 @@ def probe(name, definition=None):
 
 
 def traced(event, function, *arguments):
-    """Calls a function, and returns the records of an event during the call, a line each.
-
-    udev is paused. A direct write waits for a page that udev reads at the moment, and a task that
-    sleeps leaves the requests in its plug to a worker of the block layer."""
+    """Calls a function, and returns the records of an event during the call, a line each."""
     enable = f"{TRACING}/events/{event}/enable"
-    with udev_paused():
-        write_text(f"{TRACING}/trace", "")
-        write_text(enable, 1)
-        try:
-            function(*arguments)
-        finally:
-            write_text(enable, 0)
+    settle()
+    write_text(f"{TRACING}/trace", "")
+    write_text(enable, 1)
+    try:
+        function(*arguments)
+    finally:
+        write_text(enable, 0)
     mark = f" {os.path.basename(event)}: "
     with open(f"{TRACING}/trace", encoding="utf-8", errors="replace") as file:
         return [line.strip() for line in file if mark in line]
