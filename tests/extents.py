@@ -110,6 +110,12 @@ class Load:
         return {int(block): self.content(int(block), turn) for block, turn in json.loads(text).items()}
 
 
+def free_space(file):
+    """Returns the free space of a file's file system in bytes."""
+    free = os.statvfs(os.path.dirname(file))
+    return free.f_bavail * free.f_frsize
+
+
 def has(path, contents):
     """Checks blocks of a file or device, past its page cache."""
     buffer = mmap.mmap(-1, BLOCK)
@@ -324,11 +330,12 @@ for kind in KINDS:
     def freed(kind=kind):
         with bound(kind) as (device, file):
             canary = f"{file}-canary"
+            # All but the freed blocks and a few others are taken.
+            run("fallocate", "-l", str(free_space(file) - (16 << 20)), f"{file}-filler")
             with Load(device, range(BLOCKS // 2)) as load:
                 half = MIB << 19
                 run("fallocate", "-p", "-o", str(half), "-l", str(half), file)
-                free = os.statvfs(os.path.dirname(file))
-                size = free.f_bavail * free.f_frsize - (4 << 20)
+                size = free_space(file) - (4 << 20)
                 run("bash", "-c", f"yes canary | head -c {size} >{canary}")
                 os.sync()
                 before = run("md5sum", canary)
