@@ -538,6 +538,21 @@ for kind in KINDS:
             assert opened < seconds, f"the image was opened after {opened} s"
             assert freed >= seconds, f"blocks were freed after {freed} s"
 
+    @check(f"a discard of the device waits for the requests in flight: {kind}")
+    def discard_waits(kind=kind):
+        with changing_disk() as (disk, change), own_fs(kind, disk=disk) as file, attached(file, True) as device:
+            read_until(device, "in use")
+            read_all(device)
+            seconds = 3
+            change(SLOW_DISK)
+            began = time.monotonic()
+            pid = forked(dd, "if=/dev/zero", f"of={device}", "bs=4k", "count=1", f"seek={BLOCKS - 1}", "oflag=direct")
+            time.sleep(1)
+            run("blkdiscard", "-o", str((BLOCKS - 1) * BLOCK), "-l", str(BLOCK), device)
+            freed = time.monotonic() - began
+            change()
+            equal("status of the writer", os.waitpid(pid, 0)[1], 0)
+            assert freed >= seconds, f"blocks were freed after {freed} s"
 
     @check(f"leases are taken again after another task's write has failed: {kind}")
     def failed_write(kind=kind):
