@@ -7,6 +7,7 @@
 
 pub(crate) mod bdev;
 pub(crate) mod bvec;
+pub(crate) mod compat;
 pub(crate) mod ffi;
 pub(crate) mod file;
 pub(crate) mod gate;

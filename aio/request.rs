@@ -48,6 +48,7 @@ use crate::{
     kern::{
         bdev::BlockDevice,
         bvec::BvecSpan,
+        compat,
         ffi, //
     },
 };
@@ -354,7 +355,7 @@ fn map_bvecs<T: FileBacked>(rq: &mut StartedRequest<T>) -> Result<BvecSpan> {
         // A bio that was split off another one may begin at any byte of any bio_vec.
         // SAFETY: A read or a write has data, so `bi_idx` is an index into the bio's array.
         let bvecs = unsafe { bio.bi_io_vec.add(bio.bi_iter.bi_idx as usize) };
-        let offset = bio.bi_iter.bi_offset as usize;
+        let offset = compat::bvec_offset(&bio.bi_iter) as usize;
         // SAFETY: As above, so `bvecs` points at a bio_vec.
         let first = unsafe { (*bvecs).bv_len } as usize;
         return Ok(BvecSpan {

@@ -7,6 +7,7 @@
 
 use crate::kern::{
     bvec::BvecSpan,
+    compat,
     ffi, //
 };
 use kernel::{
@@ -110,12 +111,7 @@ impl Bio {
         fields.bi_write_hint = inherited.bi_write_hint;
         fields.bi_write_stream = inherited.bi_write_stream;
         fields.bi_io_vec = span.bvecs.cast_mut();
-        fields.bi_iter = bindings::bvec_iter {
-            bi_sector: sector,
-            bi_size: span.count as c_uint,
-            bi_idx: 0,
-            bi_offset: span.offset as c_uint,
-        };
+        fields.bi_iter = compat::bvec_iter(sector, span.count as c_uint, span.offset as c_uint);
         fields.bi_end_io = Some(Self::end_io::<C>);
         // SAFETY: Both bios are valid. `bio` has a block device, whose queue the blkg is for, and
         // no blkg yet.

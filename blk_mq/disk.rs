@@ -19,6 +19,7 @@ use crate::kern::{
         BlockDevice,
         Claim, //
     },
+    compat,
     ffi, //
 };
 use core::{
@@ -831,7 +832,7 @@ impl<T: DiskOperations> Fops<T> {
     }
 
     const FOPS: bindings::block_device_operations = bindings::block_device_operations {
-        owner: <crate::LocalModule as kernel::ModuleMetadata>::THIS_MODULE.as_ptr(),
+        owner: compat::THIS_MODULE,
         open: Some(Self::open),
         release: Some(Self::release),
         ioctl: Some(Self::ioctl),

@@ -19,7 +19,10 @@ use super::{
     queue::QueueContext,
     submitter::Submitter, //
 };
-use crate::kern::ffi;
+use crate::kern::{
+    compat,
+    ffi, //
+};
 use core::{
     cell::UnsafeCell,
     marker::PhantomData,
@@ -599,7 +602,7 @@ impl<T: Operations> StartedRequest<T> {
         unsafe { (*rq.raw()).rq_flags |= ffi::RQF_DONTPREP };
         // SAFETY: By the type invariant the request is started, and its only owner was consumed.
         unsafe { bindings::blk_mq_requeue_request(rq.raw(), false) };
-        let milliseconds = delay.as_millis_ceil().max(0) as c_ulong;
+        let milliseconds = compat::as_millis_ceil(delay).max(0) as c_ulong;
         // SAFETY: `queue` keeps the queue, even if the request has ended. Before the queue goes, it
         // is frozen, for which its requeue list must be empty.
         unsafe { bindings::blk_mq_delay_kick_requeue_list(queue.queue, milliseconds) };

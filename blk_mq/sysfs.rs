@@ -9,6 +9,7 @@ use super::disk::{
     GenDisk, //
 };
 use crate::kern::{
+    compat::ENAMETOOLONG,
     ffi,
     file, //
 };

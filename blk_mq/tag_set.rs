@@ -15,7 +15,10 @@ use super::{
     },
     submitter::Submitter, //
 };
-use crate::kern::ffi;
+use crate::kern::{
+    compat,
+    ffi, //
+};
 use core::{
     marker::PhantomData,
     pin::pin,
@@ -173,7 +176,7 @@ impl<T: Operations> Vtable<T> {
         const { assert!(align_of::<Pdu<T>>() <= align_of::<bindings::request>()) };
         // SAFETY: `cmd_size` is that of a `Pdu<T>`, and the assertion shows that the end of a
         // request is aligned for it. Nothing else uses that memory, and it never moves.
-        match unsafe { pin_init::raw_try_init(pdu, Pdu::<T>::new()) } {
+        match unsafe { compat::raw_try_init(pdu, Pdu::<T>::new()) } {
             Ok(()) => 0,
             Err(never) => match never {},
         }

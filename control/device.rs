@@ -43,6 +43,7 @@ use crate::{
         target::LoopQueue, //
     },
     kern::{
+        compat::smp_wmb,
         module::ModuleRef,
         mutex::LockKillable, //
     },
@@ -53,10 +54,6 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
-        barrier::{
-            smp_mb,
-            Write, //
-        },
         Arc,
         Mutex,
         MutexGuard,
@@ -232,7 +229,7 @@ impl LoopDevice {
         self.queue.set_length(geometry::bytes(capacity));
         // Pairs with the barrier of the tag set's SRCU lock: a request that the block layer has
         // checked against the new size is compared with the new length.
-        smp_mb(Write);
+        smp_wmb();
         disk.set_capacity(capacity);
     }
 

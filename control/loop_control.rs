@@ -3,7 +3,10 @@
 //! `/dev/loop-control`: adds, removes and finds devices.
 
 use super::registry;
-use crate::kern::uapi;
+use crate::kern::{
+    compat::ENOSYS,
+    uapi, //
+};
 use kernel::{
     fs::File,
     miscdevice::{

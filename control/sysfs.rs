@@ -28,6 +28,7 @@ use crate::{
         },
         tunables::Tunables, //
     },
+    kern::compat::ENAMETOOLONG,
 };
 use core::fmt::Write;
 use kernel::prelude::*;

@@ -27,7 +27,13 @@ use crate::{
         StartedRequest,
         Status, //
     },
-    kern::time,
+    kern::{
+        compat::{
+            EDQUOT,
+            EOPNOTSUPP, //
+        },
+        time, //
+    },
 };
 use kernel::{
     prelude::*,

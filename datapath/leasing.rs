@@ -41,6 +41,7 @@ use super::extents::{
 };
 use crate::kern::{
     bdev::BlockDevice,
+    compat::EOPNOTSUPP,
     file::{
         BackingFile,
         ErrseqCursor, //

@@ -100,7 +100,7 @@ mod tests {
         assert_eq!(Transient::of(EAGAIN), Some(Transient::Busy));
         assert_eq!(Transient::of(EINTR), Some(Transient::Busy));
         assert_eq!(Transient::of(ERESTARTSYS), Some(Transient::Busy));
-        for error in [EIO, ENOSPC, EINVAL, EOPNOTSUPP, EBUSY] {
+        for error in [EIO, ENOSPC, EINVAL, EBUSY] {
             assert_eq!(Transient::of(error), None);
         }
     }

@@ -25,6 +25,7 @@ use crate::{
         StartedRequest, //
     },
     kern::{
+        compat::EOPNOTSUPP,
         file::{
             BackingFile,
             ErrseqCursor,

@@ -4,10 +4,10 @@
 //!
 //! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
 
+use super::compat;
 use kernel::{
     bindings,
-    prelude::*,
-    ModuleMetadata, //
+    prelude::*, //
 };
 
 /// A reference to this module, which keeps the module from being unloaded.
@@ -22,7 +22,7 @@ impl ModuleRef {
     /// Any context.
     pub(crate) fn get() -> Result<Self> {
         // SAFETY: The pointer is that of this module, whose memory is valid while its code runs.
-        if unsafe { bindings::try_module_get(crate::LocalModule::THIS_MODULE.as_ptr()) } {
+        if unsafe { bindings::try_module_get(compat::THIS_MODULE) } {
             // INVARIANT: The call has taken the reference that the value owns.
             Ok(Self(()))
         } else {
@@ -34,6 +34,6 @@ impl ModuleRef {
 impl Drop for ModuleRef {
     fn drop(&mut self) {
         // SAFETY: By the type invariant the value owns a reference, which this releases.
-        unsafe { bindings::module_put(crate::LocalModule::THIS_MODULE.as_ptr()) };
+        unsafe { bindings::module_put(compat::THIS_MODULE) };
     }
 }

@@ -149,7 +149,7 @@ impl Entry {
         assert!(matches!(name.last(), Some(0)));
         Self(bindings::kernel_param {
             name: name.as_ptr(),
-            mod_: <crate::LocalModule as kernel::ModuleMetadata>::THIS_MODULE.as_ptr(),
+            mod_: super::compat::THIS_MODULE,
             ops: P::OPS,
             perm: 0o444,
             level: -1,
