@@ -38,7 +38,7 @@ bench: ## measure raw backing, C driver and rnull_loop in turn (BENCH=full: the 
 check: ## format, comments, clippy, documentation, shell scripts
 	@scripts/check
 
-matrix: ## build the module for other configurations, architectures and compilers
+matrix: ## build the module for all supported kernels, and test it on those that boot here
 	@scripts/matrix
 
 doc: ## HTML documentation of the module in doc/

@@ -7,8 +7,29 @@ repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/rnull_loop
 # A user's PATH may lack modinfo, depmod and dkms.
 PATH=$PATH:/usr/sbin:/sbin
-# The kernel series this module is written for.
-series=7.3
+# The kernel series that the module supports, the newest first: the two newest ones that Debian has.
+supported=(7.3 7.2)
+# The series of the stock kernel, which the lab runs unless it is told otherwise.
+series=${supported[0]}
+
+# The Debian kernels that the lab can run. For each: the suite that has the kernel, the suite whose
+# compilers have built it, its series, or "newest", and its architecture.
+declare -A debian_kernels=(
+	[stock]="trixie-backports trixie $series amd64"
+	[trixie-7.2]='trixie-backports trixie 7.2 amd64'
+	[forky]='forky forky newest amd64'
+	[sid]='sid sid newest amd64'
+	[experimental]='experimental sid newest amd64'
+	[arm64]="trixie-backports trixie $series arm64"
+)
+
+# series_of RELEASE: prints the series of a kernel.
+series_of() { say "$1" | grep -Eo '^[0-9]+\.[0-9]+' || :; }
+
+# is_supported RELEASE: tells whether a kernel is of a supported series.
+is_supported() {
+	[[ " ${supported[*]} " == *" $(series_of "$1") "* ]]
+}
 
 say() { printf '%s\n' "$*"; }
 warn() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }

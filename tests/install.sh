@@ -385,7 +385,7 @@ below_destdir() {
 
 refusals() {
 	refuse 'is built for kernel' "$repo/scripts/install" --release 7.3.99-amd64
-	refuse 'not of the 7.3 series' "$repo/scripts/install" --release 6.12.0-amd64
+	refuse 'a series that this module does not support' "$repo/scripts/install" --release 6.12.0-amd64
 	refuse 'needs root' setpriv --reuid 65534 --clear-groups "$repo/scripts/install"
 	refuse 'needs root' setpriv --reuid 65534 --clear-groups "$repo/scripts/install" --remove
 	refuse 'unknown argument' "$repo/scripts/install" --now
