@@ -40,6 +40,7 @@ use crate::{
     },
     kern::{
         ffi, miscdevice,
+        module::module_version,
         parameter::{
             module_parameters,
             Bool,
@@ -57,6 +58,8 @@ module! {
     license: "GPL",
     alias: ["block-major-7-*", "char-major-10-237", "devname:loop-control"],
 }
+
+module_version!("0.2");
 
 module_parameters! {
     max_loop: Integer = Integer::new(kern::ffi::DEFAULT_DEVICES, i32::MIN),

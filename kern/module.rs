@@ -37,3 +37,20 @@ impl Drop for ModuleRef {
         unsafe { bindings::module_put(compat::THIS_MODULE) };
     }
 }
+
+/// Gives the module a version, which `modinfo` and `/sys/module/NAME/version` show:
+/// `MODULE_VERSION()`.
+macro_rules! module_version {
+    ($version:literal) => {
+        const _: () = {
+            use $crate::kern::parameter;
+
+            const PARTS: &[&str] = &["version=", $version];
+            #[link_section = ".modinfo"]
+            #[used(compiler)]
+            static VERSION_INFO: [u8; parameter::length(PARTS)] = parameter::join(PARTS);
+        };
+    };
+}
+
+pub(crate) use module_version;

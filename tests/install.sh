@@ -493,10 +493,10 @@ dkms_build_fails() {
 
 # apt runs this hook for a new kernel.
 dkms_fails_under_apt() {
-	local tree=/usr/src/rnull_loop-0.1 built=/var/lib/dkms/rnull_loop/0.1/build
+	local tree=/usr/src/rnull_loop-0.2 built=/var/lib/dkms/rnull_loop/0.2/build
 	copy_repo "$tree"
 	rm "$tree/rnull-loop.ko"
-	dkms add rnull_loop/0.1
+	dkms add rnull_loop/0.2
 	printf 'modules:\n\t@echo "cannot find the end of it"; exit 2\n' >"$modules/build/Makefile"
 	kernel_hook 'cannot find the end of it'
 	rm "$modules/build/rust/libkernel.rmeta"
