@@ -169,11 +169,15 @@ stop_udev() {
 
 end_udev() {
 	udevadm control --exit
-	wait_for 30 no_udev || fail 'udev does not end'
+	wait_for 15 no_udev && return
+	# A task that waits in the kernel survives this, too.
+	pkill -KILL -x "$udev" || :
+	wait_for 15 no_udev || fail 'udev does not end'
 }
 
 # The workers of udev may live on for a moment.
-no_udev() { ! pgrep -x 'systemd-udevd|\(udev-worker\)' >/dev/null; }
+udev='systemd-udevd|\(udev-worker\)'
+no_udev() { ! pgrep -x "$udev" >/dev/null; }
 
 # unmount_below DIR: unmounts the file systems below DIR, the last mounted first.
 unmount_below() {
