@@ -492,7 +492,8 @@ def own_fs(kind, *options, disk=RAM["block"]):
     subprocess.run(["umount", "-l", place], check=True)
 
 
-SLOW_DISK, FAILING_DISK = f"delay {RAM['block']} 0 0 {RAM['block']} 0 3000", "error"
+SLOW_SECONDS = 3
+SLOW_DISK, FAILING_DISK = f"delay {RAM['block']} 0 0 {RAM['block']} 0 {SLOW_SECONDS * 1000}", "error"
 
 
 @contextlib.contextmanager
@@ -516,43 +517,40 @@ def changing_disk():
     wait_for(lambda: not subprocess.run(["dmsetup", "remove", "changing"], check=False).returncode, 10)
 
 
+@contextlib.contextmanager
+def slow_write(kind):
+    """Yields a device, its image, and a function that returns the time in seconds since a write to
+    the last block of the device has begun, which takes SLOW_SECONDS."""
+    with changing_disk() as (disk, change), own_fs(kind, disk=disk) as file, attached(file, True) as device:
+        read_until(device, "in use")
+        read_all(device)
+        change(SLOW_DISK)
+        began = time.monotonic()
+        pid = forked(dd, "if=/dev/zero", f"of={device}", "bs=4k", "count=1", f"seek={BLOCKS - 1}", "oflag=direct")
+        time.sleep(1)
+        yield device, file, lambda: time.monotonic() - began
+        change()
+        equal("status of the writer", os.waitpid(pid, 0)[1], 0)
+
+
 for kind in KINDS:
 
     @check(f"a task that frees blocks waits for the requests in flight: {kind}")
     def waits(kind=kind):
         """A task that only opens the image does not."""
-        with changing_disk() as (disk, change), own_fs(kind, disk=disk) as file, attached(file, True) as device:
-            read_until(device, "in use")
-            read_all(device)
-            seconds = 3
-            change(SLOW_DISK)
-            began = time.monotonic()
-            pid = forked(dd, "if=/dev/zero", f"of={device}", "bs=4k", "count=1", f"seek={BLOCKS - 1}", "oflag=direct")
-            time.sleep(1)
-            with Fd(file, os.O_RDWR | os.O_NONBLOCK) as fd:
-                opened = time.monotonic() - began
-                os.ftruncate(fd.fd, BLOCK)
-                freed = time.monotonic() - began
-            change()
-            equal("status of the writer", os.waitpid(pid, 0)[1], 0)
-            assert opened < seconds, f"the image was opened after {opened} s"
-            assert freed >= seconds, f"blocks were freed after {freed} s"
+        with slow_write(kind) as (_, file, elapsed), Fd(file, os.O_RDWR | os.O_NONBLOCK) as fd:
+            opened = elapsed()
+            os.ftruncate(fd.fd, BLOCK)
+            freed = elapsed()
+        assert opened < SLOW_SECONDS, f"the image was opened after {opened} s"
+        assert freed >= SLOW_SECONDS, f"blocks were freed after {freed} s"
 
     @check(f"a discard of the device waits for the requests in flight: {kind}")
     def discard_waits(kind=kind):
-        with changing_disk() as (disk, change), own_fs(kind, disk=disk) as file, attached(file, True) as device:
-            read_until(device, "in use")
-            read_all(device)
-            seconds = 3
-            change(SLOW_DISK)
-            began = time.monotonic()
-            pid = forked(dd, "if=/dev/zero", f"of={device}", "bs=4k", "count=1", f"seek={BLOCKS - 1}", "oflag=direct")
-            time.sleep(1)
+        with slow_write(kind) as (device, _, elapsed):
             run("blkdiscard", "-o", str((BLOCKS - 1) * BLOCK), "-l", str(BLOCK), device)
-            freed = time.monotonic() - began
-            change()
-            equal("status of the writer", os.waitpid(pid, 0)[1], 0)
-            assert freed >= seconds, f"blocks were freed after {freed} s"
+            freed = elapsed()
+        assert freed >= SLOW_SECONDS, f"blocks were freed after {freed} s"
 
     @check(f"leases are taken again after another task's write has failed: {kind}")
     def failed_write(kind=kind):
