@@ -9,12 +9,16 @@ variables = $(filter-out KDIR=%,$(MAKEOVERRIDES))
 modules: ## build rnull-loop.ko (default)
 	$(kbuild) modules $(variables)
 
-install: ## make the module this machine's loop driver (as root; DKMS=1, RELEASE=, DESTDIR=)
-	@scripts/install $(if $(DKMS),--dkms) $(if $(RELEASE),--release '$(RELEASE)') \
+install: ## make the module this machine's loop driver (as root; RELEASE=, DESTDIR=)
+	$(if $(DKMS),$(error DKMS=1 is no more: install the package that `make deb` builds))
+	@scripts/install $(if $(RELEASE),--release '$(RELEASE)') \
 		$(if $(DESTDIR)$(INSTALL_MOD_PATH),--destdir '$(or $(DESTDIR),$(INSTALL_MOD_PATH))')
 
 uninstall: ## undo `make install`
 	@scripts/install --remove
+
+deb: ## the Debian package, which lets DKMS build the module for each kernel
+	@scripts/deb
 
 clean: ## remove the files that a build has made
 	@scripts/kbuild clean
@@ -57,4 +61,4 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.* ## /\1\t/p' Makefile | expand -t 16
 	@echo 'A command in the VM: scripts/vm -- COMMAND (scripts/vm --help)'
 
-.PHONY: modules install uninstall clean demo test test-debug soak bench check matrix doc rust-analyzer rustfmt lab help
+.PHONY: modules install uninstall deb clean demo test test-debug soak bench check matrix doc rust-analyzer rustfmt lab help

@@ -44,30 +44,17 @@ show_help() { sed -n '3,/^[^#]/{/^#/{s/^# \{0,1\}//;p}}' "$0"; }
 # need_argument OPTION COUNT: COUNT arguments are left, the option itself included.
 need_argument() { (($2 > 1)) || die "$1 needs an argument; see ${0##*/} --help"; }
 
-# need_packages WHY PACKAGE...: installs the packages that are missing on this machine. A caller
-# that apt may have started exports `no_install`: apt cannot run twice, and may not have configured
-# yet what it has unpacked.
+# need_packages WHY PACKAGE...: fails unless these packages are on this machine. If apt runs the
+# caller, it may not have configured yet what it has unpacked.
 need_packages() {
 	local why=$1 package missing=() status
 	shift
 	for package; do
 		status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) || :
-		[[ $status == installed || -n ${no_install-} && $status =~ ^(unpacked|half-configured|triggers-.*)$ ]] ||
-			missing+=("$package")
+		[[ $status =~ ^(installed|unpacked|half-configured|triggers-.*)$ ]] || missing+=("$package")
 	done
-	if ((!${#missing[@]})); then
-		skip "packages on this machine"
-		return
-	fi
-	[[ $EUID == 0 && -z ${no_install-} ]] || die "$why needs packages that are missing here; as root run:" \
+	((!${#missing[@]})) || die "$why needs packages that are missing here; as root run:" \
 		"apt-get install --no-install-recommends ${missing[*]}"
-	step "install ${missing[*]} on this machine ($why)" install_packages "${missing[@]}"
-}
-
-install_packages() {
-	local install=(apt-get install -y -q --no-install-recommends "$@")
-	export DEBIAN_FRONTEND=noninteractive
-	"${install[@]}" || { apt-get update -q && "${install[@]}"; }
 }
 
 # need_space MIB DIRECTORY: fails unless DIRECTORY's file system has MIB free.

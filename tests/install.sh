@@ -73,7 +73,6 @@ back() {
 	losetup -D || :
 	[[ -z $was_unloaded ]] || wait_for 10 nothing_loaded || :
 	umount -q /proc/cmdline || :
-	umount -lq /usr/src /var/lib/dkms || :
 	# udev keeps the lists of modules open.
 	umount -l "$modules" /etc/modprobe.d /run/modprobe.d
 	rm -rf "/lib/modules/$other"
@@ -384,6 +383,10 @@ below_destdir() {
 }
 
 refusals() {
+	mount -t tmpfs dkms /var/lib/dkms
+	mkdir /var/lib/dkms/rnull_loop
+	refuse 'remove the package rnull-loop-dkms first' "$repo/scripts/install"
+	umount /var/lib/dkms
 	refuse 'is built for kernel' "$repo/scripts/install" --release 7.3.99-amd64
 	refuse 'a series that this module does not support' "$repo/scripts/install" --release 6.12.0-amd64
 	refuse 'needs root' setpriv --reuid 65534 --clear-groups "$repo/scripts/install"
@@ -391,7 +394,6 @@ refusals() {
 	refuse 'unknown argument' "$repo/scripts/install" --now
 	mkdir -p "$scratch/unbuilt/scripts"
 	cp "$repo"/scripts/{lib.sh,install} "$scratch/unbuilt/scripts"
-	cp "$repo/dkms.conf" "$scratch/unbuilt"
 	refuse 'run make' "$scratch/unbuilt/scripts/install"
 	[[ ! -e $modules/updates && ! -e $conf ]] || fail "something was installed"
 }
@@ -399,7 +401,7 @@ refusals() {
 # copy_repo DIR: copies the files that scripts/install needs.
 copy_repo() {
 	mkdir "$1"
-	cp -r "$repo"/{scripts,dist,dkms.conf,rnull-loop.ko} "$1"
+	cp -r "$repo"/{scripts,dist,rnull-loop.ko} "$1"
 }
 
 # A package is built by a user, whose PATH lacks modinfo.
@@ -443,77 +445,6 @@ built_in() {
 	! grep -q 'From the next boot' "$scratch/says"
 }
 
-# --- DKMS, with a build directory that only copies the module
-
-# with_dkms COMMAND...: runs COMMAND with empty directories of DKMS and a build directory of the
-# running kernel.
-with_dkms() {
-	local headers=$modules/build
-	mount -t tmpfs src /usr/src
-	mount -t tmpfs dkms /var/lib/dkms
-	rm -f "$headers"
-	mkdir -p "$headers"/{rust,include/config}
-	touch "$headers/rust/libkernel.rmeta"
-	printf 'CONFIG_RUST=y\nCONFIG_RUSTC_VERSION_TEXT="%s"\n' "$(rustc --version)" >"$headers/.config"
-	echo "$release" >"$headers/include/config/kernel.release"
-	# shellcheck disable=SC2016 # expanded by make
-	printf 'modules:\n\tcp %s $(M)\n' "$repo/rnull-loop.ko" >"$headers/Makefile"
-	"$@"
-}
-
-nothing_installed() {
-	equal 'dkms status' "$(dkms status)" ''
-	equal 'sources' "$(ls -A /usr/src)" ''
-	[[ ! -e $conf ]] || fail "$conf exists"
-	[[ -z $(find "$modules" -name 'rnull*.ko*') ]] || fail "a module exists"
-}
-
-dkms_builds() {
-	make -C "$repo" install DKMS=1
-	[[ $(dkms status) == *installed* ]] || fail "dkms status: $(dkms status)"
-	modprobe loop
-	loaded rnull_loop
-	unload
-	refuse 'run make uninstall first' make -C "$repo" install
-	make -C "$repo" uninstall
-	nothing_installed
-}
-
-dkms_lacks_packages() {
-	rm "$modules/build/rust/libkernel.rmeta"
-	refuse 'needs packages that are missing here' make -C "$repo" install DKMS=1
-	nothing_installed
-}
-
-dkms_build_fails() {
-	printf 'modules:\n\t@echo "cannot find the end of it"; exit 2\n' >"$modules/build/Makefile"
-	refuse 'cannot find the end of it' make -C "$repo" install DKMS=1
-	nothing_installed
-}
-
-# apt runs this hook for a new kernel.
-dkms_fails_under_apt() {
-	local tree=/usr/src/rnull_loop-0.2 built=/var/lib/dkms/rnull_loop/0.2/build
-	copy_repo "$tree"
-	rm "$tree/rnull-loop.ko"
-	dkms add rnull_loop/0.2
-	printf 'modules:\n\t@echo "cannot find the end of it"; exit 2\n' >"$modules/build/Makefile"
-	kernel_hook 'cannot find the end of it'
-	rm "$modules/build/rust/libkernel.rmeta"
-	kernel_hook 'needs packages that are missing here'
-	make -C "$repo" uninstall
-	nothing_installed
-}
-
-# kernel_hook REASON: apt's hook succeeds, and the log of the failed build has REASON.
-kernel_hook() {
-	/etc/kernel/postinst.d/dkms "$release"
-	grep -q "$1" "$built/make.log"
-	[[ ! -e $built/cache ]] || fail "the build left $(du -sh "$built/cache")"
-}
-
-# --- building
-
 names_kdir() {
 	rm -rf "$modules/build"
 	refuse 'scripts/kdir makes one' make -C "$repo"
@@ -553,10 +484,6 @@ check "make install DESTDIR=..." scripts_only in_tree below_destdir
 check "make install DESTDIR=... as a user" scripts_only in_tree below_destdir_as_user
 check "make install refuses an unsigned module under lockdown" scripts_only in_tree locked_down
 check "make install reports a built-in C driver" scripts_only in_tree built_in
-check "DKMS builds, installs and removes the module" scripts_only fresh with_dkms dkms_builds
-check "make install DKMS=1 names missing packages and changes nothing" scripts_only in_tree with_dkms dkms_lacks_packages
-check "make install DKMS=1 undoes a failed build" scripts_only in_tree with_dkms dkms_build_fails
-check "a failed DKMS build does not fail apt" scripts_only in_tree with_dkms dkms_fails_under_apt
 check "make without a build directory names scripts/kdir" scripts_only in_tree names_kdir
 check "make clean works without a lab" scripts_only in_tree cleans
 check "make install refuses a wrong kernel, user, option and tree" scripts_only in_tree refusals
