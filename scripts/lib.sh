@@ -38,6 +38,9 @@ die() {
 	exit "${die_status:-1}"
 }
 
+[[ $repo$cache != *[[:space:]:]* ]] || die "the kernel's build system takes no path with a space or a colon:" \
+	"use another directory than '$repo', or another XDG_CACHE_HOME than '${cache%/*}'"
+
 # Prints the comment at the head of a script, which is its help.
 show_help() { sed -n '3,/^[^#]/{/^#/{s/^# \{0,1\}//;p}}' "$0"; }
 

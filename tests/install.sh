@@ -450,6 +450,13 @@ names_kdir() {
 	refuse 'scripts/kdir makes one' make -C "$repo"
 }
 
+names_space() {
+	mkdir "$scratch/with space"
+	cp -r "$repo"/{Makefile,scripts} "$scratch/with space"
+	refuse 'no path with a space' make -C "$scratch/with space"
+	refuse 'no path with a space' env XDG_CACHE_HOME="$scratch/with space" make -C "$repo"
+}
+
 cleans() {
 	local tree=$scratch/built
 	mkdir -p "$tree/kern"
@@ -485,6 +492,7 @@ check "make install DESTDIR=... as a user" scripts_only in_tree below_destdir_as
 check "make install refuses an unsigned module under lockdown" scripts_only in_tree locked_down
 check "make install reports a built-in C driver" scripts_only in_tree built_in
 check "make without a build directory names scripts/kdir" scripts_only in_tree names_kdir
+check "make refuses a path with a space" scripts_only in_tree names_space
 check "make clean works without a lab" scripts_only in_tree cleans
 check "make install refuses a wrong kernel, user, option and tree" scripts_only in_tree refusals
 run_checks
