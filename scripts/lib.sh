@@ -53,19 +53,21 @@ need_packages() {
 	local why=$1 package missing=() status
 	shift
 	for package; do
-		status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) || :
-		[[ $status =~ ^(installed|unpacked|half-configured|triggers-.*)$ ]] || missing+=("$package")
+		# A line for each architecture that the package is installed for.
+		status=$(dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null) || :
+		grep -qxE 'installed|unpacked|half-configured|triggers-.*' <<<"$status" || missing+=("$package")
 	done
 	((!${#missing[@]})) || die "$why needs packages that are missing here; as root run:" \
 		"apt-get install --no-install-recommends ${missing[*]}"
 }
 
-# need_space MIB DIRECTORY: fails unless DIRECTORY's file system has MIB free.
+# need_space MIB DIRECTORY: fails unless DIRECTORY's file system has MIB free. A caller that the
+# user cannot give another cache exports `fixed_cache`.
 need_space() {
-	local free
+	local free advice='make room, or set XDG_CACHE_HOME to a directory on a larger disk'
 	free=$(df --output=avail -BM "$2" | tail -n 1 | tr -dc 0-9)
-	((free >= $1)) || die "$2 has $free MiB free, but $1 MiB are needed:" \
-		"make room, or set XDG_CACHE_HOME to a directory on a larger disk"
+	[[ -z ${fixed_cache-} ]] || advice='make room there'
+	((free >= $1)) || die "$2 has $free MiB free, but $1 MiB are needed: $advice"
 }
 
 # only_one: waits until no other run of this script uses the cache.

@@ -73,6 +73,7 @@ back() {
 	losetup -D || :
 	[[ -z $was_unloaded ]] || wait_for 10 nothing_loaded || :
 	umount -q /proc/cmdline || :
+	umount -lq /var/lib/dkms || :
 	# udev keeps the lists of modules open.
 	umount -l "$modules" /etc/modprobe.d /run/modprobe.d
 	rm -rf "/lib/modules/$other"
@@ -386,7 +387,6 @@ refusals() {
 	mount -t tmpfs dkms /var/lib/dkms
 	mkdir /var/lib/dkms/rnull_loop
 	refuse 'remove the package rnull-loop-dkms first' "$repo/scripts/install"
-	umount /var/lib/dkms
 	refuse 'is built for kernel' "$repo/scripts/install" --release 7.3.99-amd64
 	refuse 'a series that this module does not support' "$repo/scripts/install" --release 6.12.0-amd64
 	refuse 'needs root' setpriv --reuid 65534 --clear-groups "$repo/scripts/install"
