@@ -412,6 +412,7 @@ int rnull_loop_fs_block_size(struct file *file, unsigned int *size)
 	return ret;
 }
 
+#ifdef CONFIG_FILE_LOCKING
 /*
  * Called with flc_lock held. Returns true to release the lease at once. Otherwise the
  * breaker waits until the owner releases it, which it does soon; the kernel never
@@ -468,6 +469,13 @@ int rnull_loop_lease_take(struct file *file, bool layout,
 		locks_free_lease(lease);
 	return ret;
 }
+#else
+int rnull_loop_lease_take(struct file *file, bool layout,
+			  struct rnull_loop_lease_owner *owner)
+{
+	return -EOPNOTSUPP;
+}
+#endif
 
 /* Releases the lease of @owner, if there is one; it is not called any more then. */
 void rnull_loop_lease_release(struct file *file,
