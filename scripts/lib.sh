@@ -5,7 +5,7 @@
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/rnull_loop
-# A user's PATH may lack modinfo, depmod and dkms.
+# A user's PATH may lack modinfo and depmod.
 PATH=$PATH:/usr/sbin:/sbin
 # The kernel series that the module supports, the newest first: the two newest ones that Debian has.
 supported=(7.3 7.2)
