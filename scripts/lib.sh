@@ -47,6 +47,10 @@ show_help() { sed -n '3,/^[^#]/{/^#/{s/^# \{0,1\}//;p}}' "$0"; }
 # need_argument OPTION COUNT: COUNT arguments are left, the option itself included.
 need_argument() { (($2 > 1)) || die "$1 needs an argument; see ${0##*/} --help"; }
 
+# The packages that build a kernel's Rust parts and a module, besides the C compiler.
+build_packages=(rustc rust-src rust-clippy rustfmt bindgen make flex bison bc libelf-dev libssl-dev pahole kmod cpio
+	xz-utils python3 rsync perl)
+
 # need_packages WHY PACKAGE...: fails unless these packages are on this machine. If apt runs the
 # caller, it may not have configured yet what it has unpacked.
 need_packages() {
@@ -86,9 +90,16 @@ copy_of() { say "$cache/$1-$(sha256sum <<<"$repo" | cut -c 1-12)"; }
 # copy_sources NAME TOOLROOT: brings that copy up to date.
 copy_sources() {
 	mkdir -p "$(copy_of "$1")"
-	in_root "$2" rsync -a --delete --filter=':- .gitignore' --exclude=/{.git,docs,scripts,tests} \
-		"$repo/" "$(copy_of "$1")"
+	copy_repository "$2" "$(copy_of "$1")" --delete --exclude=/{docs,scripts,tests}
 }
+
+# copy_repository TOOLROOT DIR [OPTION-OF-RSYNC...]: copies all but the results of builds.
+copy_repository() {
+	in_root "$1" rsync -a --filter=':- .gitignore' --exclude=/.git "${@:3}" "$repo/" "$2/"
+}
+
+# driver_version: prints the version, which `make check` compares with those in other files.
+driver_version() { sed -n 's/^PACKAGE_VERSION="\(.*\)"/\1/p' "$repo/dkms.conf"; }
 
 step_number=0 step_count='' step_job=''
 
