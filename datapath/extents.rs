@@ -10,6 +10,7 @@
 //! Lookups take no lock. The caller excludes that two tasks [`learn`](Extents::learn),
 //! [`remove`](Extents::remove) or [`clear`](Extents::clear) at the same time.
 
+use core::ops::Range;
 use kernel::{
     prelude::*,
     sync::{
@@ -318,18 +319,28 @@ impl Extents {
     /// Returns how much is known about the blocks that are learned together with `block`. Any
     /// context.
     pub(crate) fn knowledge(&self, block: u64) -> Knowledge {
-        let start = block - block % Chunk::BLOCKS;
-        let end = start
-            .saturating_add(Chunk::BLOCKS)
-            .min(self.blocks.load(Relaxed));
-        let unknown = (start..end)
+        let blocks = self.learned_with(block);
+        let count = blocks.clone().count();
+        let unknown = blocks
             .filter(|&block| self.place(block) == Place::Unknown)
-            .count() as u64;
+            .count();
         match unknown {
             0 => Knowledge::All,
-            _ if unknown < end - start => Knowledge::Part,
+            _ if unknown < count => Knowledge::Part,
             _ => Knowledge::None,
         }
+    }
+
+    /// Returns a few of the blocks that are learned together with `block`. Any context.
+    pub(crate) fn sample(&self, block: u64) -> impl Iterator<Item = u64> {
+        self.learned_with(block).step_by(Chunk::BLOCKS as usize / 8)
+    }
+
+    /// Returns the blocks that are learned together with `block`.
+    fn learned_with(&self, block: u64) -> Range<u64> {
+        let start = block - block % Chunk::BLOCKS;
+        let end = start.saturating_add(Chunk::BLOCKS);
+        start..end.min(self.blocks.load(Relaxed))
     }
 
     /// Returns whether a block among `count` blocks from `block` is known to be unmapped. Any
@@ -498,6 +509,15 @@ mod tests {
         assert_eq!(extents.knowledge(3), Knowledge::All);
         assert_eq!(extents.find(0, 512), Some(1000));
         assert_eq!(extents.find(605, 1), Some(77));
+        Ok(())
+    }
+
+    #[test]
+    fn samples_stay_in_the_file() -> Result {
+        let extents = learned()?;
+        assert_eq!(extents.sample(600).count(), 8);
+        assert!(extents.sample(1100).eq([1024, 1088, 1152]));
+        assert_eq!(extents.sample(5000).count(), 0);
         Ok(())
     }
 

@@ -182,6 +182,8 @@ pub(crate) struct Leasing {
     written: Atomic<bool>,
     /// A block whose place was unknown to a request, plus 1; 0 for none.
     wanted: Atomic<u64>,
+    /// The number of changes when the map has last learned.
+    seen: Atomic<u64>,
     /// The time before which the map does not learn, in milliseconds, see [`time::uptime_ms`].
     next_learning: Atomic<u64>,
     /// The alignment of requests in the file, in bytes; `u32::MAX` if they may not bypass it.
@@ -241,8 +243,8 @@ impl Leasing {
     /// The number of chunks of the map that are learned at once.
     const AHEAD: u64 = 16;
 
-    /// The pause after writes have waited until blocks were learned again: how many times as long
-    /// as that, and the longest one, in milliseconds.
+    /// The pause after writes have waited for what they will make unknown again: how many times as
+    /// long as that took, and the longest one, in milliseconds.
     const LEARNING_PAUSE: u64 = 100;
     const LONGEST_LEARNING_PAUSE: u64 = 30_000;
 
@@ -273,6 +275,7 @@ impl Leasing {
                 checked: Atomic::new(0),
                 written: Atomic::new(false),
                 wanted: Atomic::new(0),
+                seen: Atomic::new(0),
                 next_learning: Atomic::new(0),
                 alignment: Atomic::new(u32::MAX),
                 retry: Atomic::new(0),
@@ -724,6 +727,7 @@ impl Leasing {
         let _guard = self.changes_blocks.try_lock().ok_or(EAGAIN)?;
         self.extents.clear(task::cond_resched);
         self.next_learning.store(0, Relaxed);
+        self.seen.store(self.changes.load(Relaxed), Relaxed);
         // Others may have made the file shorter.
         self.set_size(file.size()?);
         Ok(leases)
@@ -748,26 +752,29 @@ impl Leasing {
 
     /// Learns the places of blocks that requests have asked for, and of those behind them.
     ///
-    /// Direct writes through the file wait meanwhile. Those to holes make their blocks unknown
-    /// again, so while they go on it pays to learn such blocks only now and then.
+    /// Direct writes through the file wait meanwhile, and those to holes make their blocks unknown
+    /// again. So while there are such writes, blocks that are not all written yet are learned only
+    /// now and then, and so are those that were known before.
     fn learn(&self) {
         while let Some(first) = self.wanted.xchg(0, Relaxed).checked_sub(1) {
             let begin = time::now_ns();
-            let mut delays_writes = false;
+            let changes = self.changes.load(Relaxed);
+            let has_writes = self.seen.xchg(changes, Relaxed) != changes;
+            let mut pauses = false;
             for ahead in 0..Self::AHEAD {
                 let block = first.saturating_add(ahead * Extents::CHUNK);
-                delays_writes = match self.extents.knowledge(block) {
+                pauses = match self.extents.knowledge(block) {
                     Knowledge::All => continue,
-                    Knowledge::Part => !self.file_writes.is_idle(),
-                    Knowledge::None => false,
+                    Knowledge::Part => has_writes,
+                    Knowledge::None => has_writes && !self.seems_written(block),
                 };
                 let learned = self.learn_chunk(block);
-                if !learned || delays_writes || self.wanted.load(Relaxed) != 0 {
+                if !learned || pauses || self.wanted.load(Relaxed) != 0 {
                     break;
                 }
                 task::cond_resched();
             }
-            if delays_writes {
+            if pauses {
                 let took = time::now_ns().saturating_sub(begin);
                 let pause = took.saturating_mul(Self::LEARNING_PAUSE) / 1_000_000;
                 let pause = pause.min(Self::LONGEST_LEARNING_PAUSE);
@@ -777,6 +784,20 @@ impl Leasing {
                 self.wanted.store(0, Relaxed);
             }
         }
+    }
+
+    /// Returns whether some blocks around `block` all have places. May sleep.
+    fn seems_written(&self, block: u64) -> bool {
+        // The file system writes back the page cache before it returns a place.
+        if !self.syncs.enter() {
+            return false;
+        }
+        let written = self
+            .extents
+            .sample(block)
+            .all(|block| self.file.place(block).is_some());
+        self.syncs.leave();
+        written
     }
 
     /// Learns the places of the blocks around `block`. Returns false if it must stop.
