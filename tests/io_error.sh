@@ -133,7 +133,7 @@ all_writes_fail() {
 		reads = next(job for job in result["jobs"] if job["jobname"] == "reads")
 		print(writes["io_bytes"], "bytes of", writes["total_ios"], "writes were acknowledged")
 		print(reads["total_err"], "of", reads["read"]["total_ios"], "reads failed")
-		sys.exit(writes["io_bytes"] != 0 or writes["total_ios"] < 100 or reads["total_err"] != 0)
+		sys.exit(writes["io_bytes"] != 0 or writes["total_ios"] < 20 or reads["total_err"] != 0)
 	EOT
 }
 
