@@ -97,6 +97,8 @@ struct Chunk {
     places: SetOnce<KVec<Atomic<u64>>>,
     /// Changes whenever blocks are [forgotten](Extents::forget).
     forgotten: Atomic<u32>,
+    /// True if all blocks are unmapped, and have no entries.
+    is_hole: Atomic<bool>,
     /// True if the map has no room for the places: all blocks count as unmapped.
     is_refused: Atomic<bool>,
 }
@@ -109,6 +111,7 @@ impl Chunk {
             start: Atomic::new(Place::UNKNOWN),
             places: SetOnce::new(),
             forgotten: Atomic::new(0),
+            is_hole: Atomic::new(false),
             is_refused: Atomic::new(false),
         }
     }
@@ -119,7 +122,9 @@ impl Chunk {
         match self.start.load(Acquire) {
             Place::UNKNOWN => match self.entry(index) {
                 Some(entry) => Place::decode(entry.load(Acquire)),
-                None if self.is_refused.load(Relaxed) => Place::Unmapped,
+                None if self.is_hole.load(Relaxed) || self.is_refused.load(Relaxed) => {
+                    Place::Unmapped
+                }
                 None => Place::Unknown,
             },
             start => Place::decode(start.saturating_add(index)),
@@ -145,6 +150,7 @@ impl Chunk {
     fn forget(&self, first: u64, end: u64) {
         // ORDERING: `learn` sees the change, or this sees what `learn` has entered.
         self.forgotten.fetch_add(1, Full);
+        self.is_hole.store(false, Relaxed);
         for entry in self.entries(first, end) {
             let _ = entry.cmpxchg(Place::UNMAPPED, Place::UNKNOWN, Relaxed);
         }
@@ -157,6 +163,7 @@ impl Chunk {
             entry.store(Place::UNKNOWN, Relaxed);
         }
         self.start.store(Place::UNKNOWN, Relaxed);
+        self.is_hole.store(false, Relaxed);
         self.is_refused.store(false, Relaxed);
     }
 
@@ -185,7 +192,9 @@ impl Chunk {
                 for index in 0..Self::BLOCKS {
                     places.push(Atomic::new(find(index)), GFP_KERNEL)?;
                 }
+                let is_unmapped = |place: &Atomic<u64>| place.load(Relaxed) == Place::UNMAPPED;
                 match (extent_start(&places), room.load(Relaxed).checked_sub(1)) {
+                    _ if places.iter().all(is_unmapped) => self.is_hole.store(true, Relaxed),
                     (Place::UNKNOWN, Some(rest)) => {
                         room.store(rest, Relaxed);
                         self.places.populate(places);
@@ -518,6 +527,27 @@ mod tests {
         assert_eq!(extents.sample(600).count(), 8);
         assert!(extents.sample(1100).eq([1024, 1088, 1152]));
         assert_eq!(extents.sample(5000).count(), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn holes_take_no_room() -> Result {
+        let extents = Extents::new(1200)?;
+        extents.room.store(1, Relaxed);
+        extents.learn(0, |_| None)?;
+        assert!(!extents.is_full());
+        assert!(extents.has_unmapped(0, 512));
+        assert_eq!(extents.knowledge(0), Knowledge::All);
+        extents.forget(7, 1);
+        assert_eq!(extents.unknown(7, 1), Some(7));
+        extents.learn(7, |block| (block == 7).then_some(70))?;
+        assert_eq!(extents.find(7, 1), Some(70));
+        assert!(extents.has_unmapped(8, 1));
+        // No room is left for another chunk of several extents.
+        assert!(extents.is_full());
+        extents.learn(512, find)?;
+        assert_eq!(extents.find(700, 1), None);
+        assert_eq!(extents.knowledge(512), Knowledge::All);
         Ok(())
     }
 

@@ -184,8 +184,10 @@ pub(crate) struct Leasing {
     wanted: Atomic<u64>,
     /// The number of changes when the map has last learned.
     seen: Atomic<u64>,
-    /// The time before which the map does not learn, in milliseconds, see [`time::uptime_ms`].
+    /// The time before which the map learns nothing that writes make unknown again, and that before
+    /// which requests do not ask, in milliseconds, see [`time::uptime_ms`].
     next_learning: Atomic<u64>,
+    next_look: Atomic<u64>,
     /// The alignment of requests in the file, in bytes; `u32::MAX` if they may not bypass it.
     alignment: Atomic<u32>,
     /// The time before which the leases are not tried again, and that at which they were taken, in
@@ -248,6 +250,10 @@ impl Leasing {
     const LEARNING_PAUSE: u64 = 100;
     const LONGEST_LEARNING_PAUSE: u64 = 30_000;
 
+    /// The time from one look at blocks that are not learned in that pause to the next, in
+    /// milliseconds.
+    const LOOK: u64 = 20;
+
     /// The pauses after which the leases are tried again, in milliseconds.
     const FIRST_PAUSE: u64 = 100;
     const LONGEST_PAUSE: u64 = 4_000;
@@ -277,6 +283,7 @@ impl Leasing {
                 wanted: Atomic::new(0),
                 seen: Atomic::new(0),
                 next_learning: Atomic::new(0),
+                next_look: Atomic::new(0),
                 alignment: Atomic::new(u32::MAX),
                 retry: Atomic::new(0),
                 taken: Atomic::new(0),
@@ -365,7 +372,7 @@ impl Leasing {
     }
 
     /// Returns the first part of `len` bytes from `pos`. A place is used by a request that has
-    /// entered [`users`](Self::users), if it [is](Self::is_current) current. Any context.
+    /// entered [`users`](Self::users), if it is [admitted](Self::admits). Any context.
     pub(super) fn part(&self, pos: u64, len: u32) -> Part {
         let Some(version) = self.version() else {
             return Part::Unusable;
@@ -390,12 +397,14 @@ impl Leasing {
         }
     }
 
-    /// Returns whether an extent is still right, for a request that has entered
-    /// [`users`](Self::users). Releases the leases if the file system does not allow to bypass it
-    /// any more. Any context.
-    pub(super) fn is_current(self: &Arc<Self>, write: bool, extent: Extent) -> bool {
+    /// Returns whether a request that has entered [`users`](Self::users) may use an extent: whether
+    /// it is still right. Releases the leases if the file system does not allow to bypass it any
+    /// more. Any context.
+    pub(super) fn admits(self: &Arc<Self>, write: bool, extent: Extent) -> bool {
         if !self.file.allows(write) {
             self.renew();
+        } else if write {
+            self.note_write();
         }
         // ORDERING: This load follows the full barrier of `Gate::enter`, see `file_part`.
         self.version() == Some(extent.version)
@@ -446,9 +455,10 @@ impl Leasing {
         drop(self.users.close());
     }
 
-    /// Notes that a request bypasses the file with a write. Any context.
-    pub(super) fn note_write(self: &Arc<Self>) {
-        if !self.written.load(Relaxed) && !self.written.xchg(true, Relaxed) {
+    /// Notes that a request is about to bypass the file with a write.
+    fn note_write(self: &Arc<Self>) {
+        // ORDERING: `release` finds the note, or the writer finds the lease broken.
+        if !self.written.load(Relaxed) && !self.written.xchg(true, Full) {
             self.update_later();
         }
     }
@@ -637,7 +647,7 @@ impl Leasing {
                 }
                 return;
             };
-            if time::uptime_ms() < self.next_learning.load(Relaxed)
+            if time::uptime_ms() < self.next_look.load(Relaxed)
                 || self.wanted.xchg(block.saturating_add(1), Relaxed) != 0
             {
                 return;
@@ -685,8 +695,11 @@ impl Leasing {
     }
 
     /// Releases the leases.
-    fn release(&self, leases: &mut MutexGuard<'_, Leases>) {
+    fn release(self: &Arc<Self>, leases: &mut MutexGuard<'_, Leases>) {
         self.set_reason(Self::BROKEN, true);
+        // Soon, and before requests in flight are over: XFS exchanges the blocks of files without
+        // waiting for direct I/O (XFS_IOC_SWAPEXT), but not if their times have changed.
+        self.update_time();
         self.drain();
         self.unflushed.store(true, Relaxed);
         // Others may write to the file, so that a flush has to reach its file system.
@@ -705,6 +718,8 @@ impl Leasing {
         if self.file.has_other_writers() {
             return Err(EBUSY);
         }
+        // A task that frees blocks would make all that follows be in vain.
+        drop(self.changes_blocks.try_lock().ok_or(EAGAIN)?);
         let file = self.file.file();
         if !self.file.allows(file.is_writable()) {
             return Err(EOPNOTSUPP);
@@ -727,6 +742,7 @@ impl Leasing {
         let _guard = self.changes_blocks.try_lock().ok_or(EAGAIN)?;
         self.extents.clear(task::cond_resched);
         self.next_learning.store(0, Relaxed);
+        self.next_look.store(0, Relaxed);
         self.seen.store(self.changes.load(Relaxed), Relaxed);
         // Others may have made the file shorter.
         self.set_size(file.size()?);
@@ -751,39 +767,53 @@ impl Leasing {
     }
 
     /// Learns the places of blocks that requests have asked for, and of those behind them.
+    fn learn(&self) {
+        while let Some(first) = self.wanted.xchg(0, Relaxed).checked_sub(1) {
+            if !self.learn_from(first) {
+                let next = time::uptime_ms().saturating_add(Self::LOOK);
+                self.next_look.store(next, Relaxed);
+                // Requests ask again.
+                self.wanted.store(0, Relaxed);
+            }
+        }
+    }
+
+    /// Learns the places of blocks from `first`. Returns false if it has to wait.
     ///
     /// Direct writes through the file wait meanwhile, and those to holes make their blocks unknown
     /// again. So while there are such writes, blocks that are not all written yet are learned only
     /// now and then, and so are those that were known before.
-    fn learn(&self) {
-        while let Some(first) = self.wanted.xchg(0, Relaxed).checked_sub(1) {
+    fn learn_from(&self, first: u64) -> bool {
+        let changes = self.changes.load(Relaxed);
+        let has_writes = self.seen.xchg(changes, Relaxed) != changes;
+        for ahead in 0..Self::AHEAD {
+            let block = first.saturating_add(ahead * Extents::CHUNK);
+            let must_repeat = match self.extents.knowledge(block) {
+                Knowledge::All => continue,
+                Knowledge::Part => has_writes,
+                Knowledge::None => has_writes && !self.seems_written(block),
+            };
             let begin = time::now_ns();
-            let changes = self.changes.load(Relaxed);
-            let has_writes = self.seen.xchg(changes, Relaxed) != changes;
-            let mut pauses = false;
-            for ahead in 0..Self::AHEAD {
-                let block = first.saturating_add(ahead * Extents::CHUNK);
-                pauses = match self.extents.knowledge(block) {
-                    Knowledge::All => continue,
-                    Knowledge::Part => has_writes,
-                    Knowledge::None => has_writes && !self.seems_written(block),
-                };
-                let learned = self.learn_chunk(block);
-                if !learned || pauses || self.wanted.load(Relaxed) != 0 {
-                    break;
-                }
-                task::cond_resched();
+            if must_repeat && time::uptime_ms() < self.next_learning.load(Relaxed) {
+                return ahead != 0;
             }
-            if pauses {
+            if !self.learn_chunk(block) {
+                break;
+            }
+            if must_repeat {
                 let took = time::now_ns().saturating_sub(begin);
                 let pause = took.saturating_mul(Self::LEARNING_PAUSE) / 1_000_000;
                 let pause = pause.min(Self::LONGEST_LEARNING_PAUSE);
                 self.next_learning
                     .store(time::uptime_ms().saturating_add(pause), Relaxed);
-                // Requests ask again.
-                self.wanted.store(0, Relaxed);
+                break;
             }
+            if self.wanted.load(Relaxed) != 0 {
+                break;
+            }
+            task::cond_resched();
         }
+        true
     }
 
     /// Returns whether some blocks around `block` all have places. May sleep.
@@ -843,7 +873,6 @@ impl Leasing {
     fn stop(self: &Arc<Self>) {
         self.stopped.store(true, Relaxed);
         self.release(&mut self.leases.lock());
-        self.update_time();
         // Nothing queues the works any more, but for a run of the delayed one that began before
         // `stopped` was set.
         let leasing: &Self = self;

@@ -143,13 +143,9 @@ fn acquire_extent(rq: &mut StartedRequest<LoopQueue>, extent: Extent, wait: Wait
     if !enter(leasing.users(), wait) {
         return Err(EAGAIN);
     }
-    let write = rq.op() == Op::Write;
-    let is_current = leasing.is_current(write, extent);
-    if write && is_current {
-        leasing.note_write();
-    }
+    let admitted = leasing.admits(rq.op() == Op::Write, extent);
     rq.progress_mut().bypass = Bypass::Bio;
-    if !is_current {
+    if !admitted {
         return Err(EAGAIN);
     }
     Ok(Way::Bio {
