@@ -32,7 +32,8 @@
 //! - **No request waits for a lease.** They are taken and released by a work item. Until then
 //!   requests go through the file.
 //!
-//! Lock order: `leases`, `changes_blocks`.
+//! Lock order: `leases`, `changes_blocks`, [`LoopQueue::direct_io`](super::target::LoopQueue), the
+//! gates.
 
 use super::extents::{
     Extents,
@@ -68,6 +69,7 @@ use kernel::{
     block::SECTOR_SHIFT,
     new_mutex,
     prelude::*,
+    static_lock_class,
     sync::{
         atomic::{
             ordering::{
@@ -265,9 +267,9 @@ impl Leasing {
                 file,
                 extents,
                 state: Atomic::new(Self::UNLEASED),
-                users <- Gate::new(),
-                file_writes <- Gate::new(),
-                syncs <- Gate::new(),
+                users <- Gate::new(c"Leasing::users", static_lock_class!()),
+                file_writes <- Gate::new(c"Leasing::file_writes", static_lock_class!()),
+                syncs <- Gate::new(c"Leasing::syncs", static_lock_class!()),
                 asked: Atomic::new(false),
                 reason: Atomic::new(Status::Idle as u32),
                 unmapped: Atomic::new(0),

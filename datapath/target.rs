@@ -43,6 +43,7 @@ use kernel::{
     fs::File,
     pr_err_once,
     prelude::*,
+    static_lock_class,
     sync::{
         aref::ARef,
         atomic::{
@@ -87,7 +88,7 @@ impl LoopQueue {
                 length: Atomic::new(0),
                 workqueues: SetOnce::new(),
                 tunables: Tunables::new(extents),
-                direct_io <- Gate::new(),
+                direct_io <- Gate::new(c"LoopQueue::direct_io", static_lock_class!()),
                 refused: Atomic::new(0),
             }),
             GFP_KERNEL,

@@ -6,13 +6,13 @@
 
 use super::ffi;
 use kernel::{
-    new_mutex,
     prelude::*,
     sync::{
         atomic::{
             ordering::Full,
             Atomic, //
         },
+        LockClassKey,
         Mutex,
         MutexGuard, //
     },
@@ -51,11 +51,12 @@ impl Gate {
     /// users.
     const CLOSED: i32 = 1 << 30;
 
-    /// Makes an open gate.
-    pub(crate) fn new() -> impl PinInit<Self> {
+    /// Makes an open gate. `name` and `key` are those of its lock class: a task may close gates of
+    /// different classes one inside the other.
+    pub(crate) fn new(name: &'static CStr, key: Pin<&'static LockClassKey>) -> impl PinInit<Self> {
         pin_init!(Self {
             users: Atomic::new(0),
-            closer <- new_mutex!((), "Gate::closer"),
+            closer <- Mutex::new((), name, key),
         })
     }
 
