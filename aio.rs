@@ -40,12 +40,28 @@ pub(crate) enum Direction {
 pub(crate) enum Caching {
     /// Through the page cache, before the call returns.
     Buffered,
+    /// As [`Buffered`](Self::Buffered), but pages that the transfer has added to the page cache are
+    /// dropped when they are clean: `IOCB_DONTCACHE`. The file must
+    /// [support](crate::kern::file::BackingFile::has_dontcache) it.
+    DontCache,
     /// Past the page cache, and asynchronously if the file can: `IOCB_DIRECT`.
     Direct,
     /// From the page cache alone, for reads: the operation is non-blocking, and does not call the
     /// file system if its page cache [is local](crate::kern::file::BackingFile::has_local_cache)
     /// and a read does not change the access time.
     Cached,
+}
+
+impl Caching {
+    /// Returns the word for it in tracepoints.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Buffered => "buffered",
+            Self::DontCache => "dontcache",
+            Self::Direct => "direct",
+            Self::Cached => "cached",
+        }
+    }
 }
 
 /// The blocking mode of a submission.
@@ -81,6 +97,9 @@ impl Transfer {
         let mut flags = 0;
         if self.caching == Caching::Direct {
             flags |= bindings::IOCB_DIRECT as c_int;
+        }
+        if self.caching == Caching::DontCache {
+            flags |= ffi::IOCB_DONTCACHE;
         }
         if self.durable {
             flags |= ffi::IOCB_DSYNC;

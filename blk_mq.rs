@@ -21,7 +21,9 @@
 //! of its operations, which `module!` defines in the crate root.)
 //!
 //! ```text
-//! bio  submitter  major  backend      a bio, the submitting task, a major number, the cell
+//! trace                               the tracepoints
+//! bio  bio_list                       a bio, bios that were taken from requests
+//! submitter  major  backend           the submitting task, a major number, the cell
 //! queue                               the `queuedata` of a queue
 //! request                             requests, their states, and the trait of their driver
 //! list  cgroup  tag_set               lists of requests, their cgroup, their tags
@@ -32,17 +34,12 @@
 //! # Examples
 //!
 //! ```ignore
-//! // The requests are for `queue`, an `Arc` of a type with `Operations`, whose `HwData` is `()`.
+//! // The requests are for `queue`, an `Arc` of a type with `Operations`.
 //! // The disk stands for `device`, an `Arc` of a type with `DiskOperations`.
 //! let tags = KBox::pin_init(TagSet::new(1, 128), GFP_KERNEL)?;
 //! // Visible to user space until `disk` is dropped.
-//! let disk = Disk::add(
-//!     tags,
-//!     device,
-//!     queue,
-//!     || Ok(()),
-//!     DiskOptions { name: fmt!("example0"), ..options },
-//! )?;
+//! let options = DiskOptions { name: fmt!("example0"), ..options };
+//! let disk = Disk::add(tags, device, queue, options)?;
 //! // Requests that are dispatched from here on find the backend.
 //! disk.publish(backend).map_err(|_| EBUSY)?;
 //! ```
@@ -52,6 +49,7 @@
 
 mod backend;
 mod bio;
+mod bio_list;
 pub(crate) mod cgroup;
 mod disk;
 mod limits;
@@ -62,12 +60,14 @@ mod request;
 mod submitter;
 pub(crate) mod sysfs;
 mod tag_set;
+mod trace;
 
 pub(crate) use self::{
     bio::{
         Bio,
         BioCompletion, //
     },
+    bio_list::BioList,
     disk::{
         Disk,
         DiskOperations,

@@ -13,7 +13,7 @@
 //! request. [`leasing`] bypasses the file system of the backing file. Five are pure logic, without
 //! a kernel: [`extents`] are the places of blocks, [`offload`] measures whether another CPU helps,
 //! [`tunables`] are what user space allows in `/sys/block/loopN/rnull_loop`, [`backoff`] and
-//! [`retry`] count failures.
+//! [`retry`] count failures. [`space`] has the writes that wait for space.
 
 #![forbid(unsafe_code)]
 
@@ -26,6 +26,8 @@ mod progress;
 mod queue;
 mod retry;
 mod route;
+mod space;
+mod stats;
 pub(crate) mod target;
 mod transfer;
 pub(crate) mod tunables;

@@ -5,6 +5,7 @@
 //!
 //! Nothing here has logic of loop devices. [`uapi`] and constants of [`ffi`] are their uAPI.
 
+pub(crate) mod atomic;
 pub(crate) mod bdev;
 pub(crate) mod bvec;
 pub(crate) mod compat;
@@ -18,5 +19,6 @@ pub(crate) mod mutex;
 pub(crate) mod parameter;
 pub(crate) mod task;
 pub(crate) mod time;
+pub(crate) mod trace;
 pub(crate) mod uapi;
 pub(crate) mod workqueue;

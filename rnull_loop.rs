@@ -38,12 +38,17 @@ use crate::{
             Parameters, //
         },
     },
+    datapath::tunables::{
+        Defaults,
+        Tunables, //
+    },
     kern::{
         ffi, miscdevice,
         module::module_version,
         parameter::{
             module_parameters,
             Bool,
+            Choice,
             Integer, //
         },
     },
@@ -67,11 +72,23 @@ module_parameters! {
     max_part: Integer = Integer::new(0, i32::MIN),
         "Maximum number of partitions per loop device. If positive, all devices are scanned for partitions. Default: 0";
     hw_queue_depth: Integer = Integer::new(128, 1),
-        "Queue depth for each hardware queue. Default: 128";
+        "Queue depth: number of requests per device. Default: 128";
     nr_hw_queues: Integer = Integer::new(0, 0),
-        "Number of hardware queues per device. Default: 0, one per CPU, at most 8";
+        "Number of hardware queues per device, which share its requests. Default: 0, which is one";
+    dio: Choice = Choice::new(&["off", "auto"]),
+        "Whether a file that is attached without a word about direct I/O uses it if it can: off or auto. Default: off";
+    inline: Bool = Bool::new(true),
+        "Whether the submitters of requests may serve them; the default of rnull_loop/inline of each device. Default: Y";
+    remap: Bool = Bool::new(true),
+        "Whether requests to a block device may be passed on to it; the default of rnull_loop/remap of each device. Default: Y";
+    nowait: Bool = Bool::new(true),
+        "Whether I/O to a file may be tried without blocking first; the default of rnull_loop/nowait of each device. Default: Y";
+    dontcache: Bool = Bool::new(false),
+        "Whether I/O through the page cache of a file leaves nothing behind there; the default of rnull_loop/dontcache of each device. Default: N";
     extents: Bool = Bool::new(true),
         "Whether requests to image files on ext4 and XFS may bypass the file system; the default of rnull_loop/extents of each device. Default: Y";
+    enospc: Choice = Choice::new(&Tunables::ENOSPC),
+        "What a write does while the file system of the image is full: error or wait; the default of rnull_loop/enospc of each device. Default: error";
     standalone: Bool = Bool::new(false),
         "Work beside another loop driver: devices are /dev/loopr*, the control device is /dev/loopr-control";
 }
@@ -131,7 +148,15 @@ fn parameters(names: &Names) -> Result<(Parameters, u32)> {
         max_loop: Some(count).filter(|&max| max_loop.is_given() && max != 0),
         hw_queue_depth: u32::try_from(hw_queue_depth.value())?,
         nr_hw_queues: u32::try_from(nr_hw_queues.value())?,
-        extents: extents.is_on(),
+        prefers_direct: dio.index() != 0,
+        tunables: Defaults {
+            inline: inline.is_on(),
+            remap: remap.is_on(),
+            extents: extents.is_on(),
+            nowait: nowait.is_on(),
+            dontcache: dontcache.is_on(),
+            enospc: enospc.index() != 0,
+        },
     };
     Ok((parameters, count))
 }

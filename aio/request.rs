@@ -42,7 +42,6 @@ use crate::{
         InFlight,
         Op,
         Operations,
-        Request,
         StartedRequest, //
     },
     kern::{
@@ -61,10 +60,6 @@ use kernel::{
     types::Opaque, //
 };
 
-/// The number of bio_vecs of a merged request that a PDU has room for. A larger array is allocated
-/// or, if there is no memory for it, the request is served in parts.
-const INLINE: usize = 8;
-
 /// The operation of a request: a `struct kiocb` or a `struct bio`, each at the beginning.
 #[repr(C)]
 union Operation {
@@ -78,18 +73,15 @@ union Operation {
 pub(crate) struct FileIoPdu<D> {
     // The first field, so that a pointer to it is one to the PDU.
     operation: Opaque<Operation>,
-    inline: Opaque<[bindings::bio_vec; INLINE]>,
-    overflow: KVec<bindings::bio_vec>,
-    /// The length of the bio, in bytes.
-    bio_bytes: u32,
+    /// The bio_vecs of a request that was merged from several bios.
+    bvecs: KVec<bindings::bio_vec>,
     driver: D,
 }
 
 // SAFETY: `driver` is `Send`. The operation and the bio_vecs are bound to no CPU and no task: the
 // owner of the request uses them, or the operation that it submitted, which may end in any context.
 unsafe impl<D: Send> Send for FileIoPdu<D> {}
-// SAFETY: A shared reference gives access to `driver`, which is `Sync`, and to `bio_bytes`, which
-// is only read.
+// SAFETY: A shared reference gives access to `driver` alone, which is `Sync`.
 unsafe impl<D: Sync> Sync for FileIoPdu<D> {}
 
 impl<D> FileIoPdu<D> {
@@ -97,9 +89,7 @@ impl<D> FileIoPdu<D> {
     pub(crate) fn new(driver: D) -> impl PinInit<Self> {
         pin_init::init!(Self {
             operation: Opaque::uninit(),
-            inline: Opaque::uninit(),
-            overflow: KVec::new(),
-            bio_bytes: 0,
+            bvecs: KVec::new(),
             driver,
         })
     }
@@ -115,8 +105,8 @@ impl<D> FileIoPdu<D> {
     }
 
     fn fields(self: Pin<&mut Self>) -> &mut Self {
-        // SAFETY: `driver_mut` gives access to `driver` alone, and the functions of this file move
-        // neither `operation` nor `inline`, the fields that must stay in place.
+        // SAFETY: `driver_mut` gives access to `driver` alone, and the functions of this file do
+        // not move `operation`, the field that must stay in place.
         unsafe { self.get_unchecked_mut() }
     }
 }
@@ -169,8 +159,10 @@ unsafe impl<T: FileBacked> BioCompletion for InFlight<T> {
     }
 
     fn complete(self, result: Result) {
-        let bytes = self.data().bio_bytes;
-        self.finish(result.map(|()| bytes));
+        // `remap` and `flush` have passed the result of a success to `into_in_flight`.
+        if let Err(error) = result {
+            self.finish(Err(error));
+        }
     }
 }
 
@@ -185,7 +177,7 @@ fn bytes_or_error(result: isize) -> Result<u32> {
 /// Reads or writes the first `bytes` bytes of the data of `rq` at `position` bytes in the file.
 ///
 /// [`Operations::operation_done`] is called once, before or after this returns. The file may do
-/// less than all of the request, and so may this function, if there is no memory for the array of
+/// less than all of the request, and so may this function, if there is no memory for an array of
 /// its bio_vecs. May sleep; with [`Wait::Forbidden`], the operation itself is non-blocking.
 pub(crate) fn submit<T: FileBacked>(
     rq: StartedRequest<T>,
@@ -255,7 +247,7 @@ fn start<T: FileBacked>(
     };
     // This function and the operation each have an owner: the file may use the bio_vecs until it
     // returns, even if the operation is over before that.
-    let (starter, completer) = rq.into_in_flight();
+    let (starter, completer) = rq.into_in_flight(Err(EIO));
     let file = T::file(starter.backend());
     // SAFETY: The request stays in flight until both owners are gone: `starter` after `submit` has
     // returned, and `completer` when `complete` is called. As long as it is in flight,
@@ -290,13 +282,13 @@ pub(crate) fn remap<T: FileBacked>(mut rq: StartedRequest<T>, sector: u64, bytes
         Err(error) => return rq.operation_done(Err(error)),
     };
     // CAST: A part of a request is no longer than the request.
-    rq.data_mut().fields().bio_bytes = span.count as u32;
+    let bytes = span.count as u32;
     let nowait = wait == Wait::Forbidden;
     let raw = rq.as_ptr();
     // This function and the bio each have an owner: the block layer uses the block device until
     // `Bio::submit` returns. If the bio were the only owner and ended before that, the backend
     // could be replaced and its file closed: use after free.
-    let (starter, completer) = rq.into_in_flight();
+    let (starter, completer) = rq.into_in_flight(Ok(bytes));
     // SAFETY: The request stays in flight until both owners are gone: `starter` below, and
     // `completer` when `complete` is called.
     // - The request is a read or a write, and `span` describes memory of it. `rq` was the only
@@ -312,15 +304,14 @@ pub(crate) fn remap<T: FileBacked>(mut rq: StartedRequest<T>, sector: u64, bytes
 ///
 /// [`Operations::operation_done`] is called once, before or after this returns. Waits neither for
 /// tags nor until a frozen queue thaws.
-pub(crate) fn flush<T: FileBacked>(mut rq: StartedRequest<T>) {
+pub(crate) fn flush<T: FileBacked>(rq: StartedRequest<T>) {
     let bdev = T::block_device(rq.backend()).map(BlockDevice::raw);
     let (Some(bdev), Op::Flush) = (bdev, rq.op()) else {
         return rq.operation_done(Err(EINVAL));
     };
-    rq.data_mut().fields().bio_bytes = 0;
     // Both own the request until the block layer does not use the block device any more, see
     // `remap`.
-    let (starter, completer) = rq.into_in_flight();
+    let (starter, completer) = rq.into_in_flight(Ok(0));
     // SAFETY: The request stays in flight until both owners are gone: `starter` below, and
     // `completer` when `complete` is called. `rq` was the only owner, so the `Bio` is not in use.
     // The file of the backend keeps `bdev` open, and the backend stays while the request is in
@@ -332,99 +323,85 @@ pub(crate) fn flush<T: FileBacked>(mut rq: StartedRequest<T>) {
 
 /// Frees the array of bio_vecs that the operation of `rq` needed. Any context.
 pub(crate) fn free_bvecs<T: FileBacked>(rq: &mut StartedRequest<T>) {
-    let overflow = &mut rq.data_mut().fields().overflow;
-    if overflow.capacity() != 0 {
-        *overflow = KVec::new();
+    let bvecs = &mut rq.data_mut().fields().bvecs;
+    if bvecs.capacity() != 0 {
+        *bvecs = KVec::new();
     }
 }
 
-/// Returns the memory of a request: all of it, or a part at its beginning if there is no memory for
-/// an array of its bio_vecs.
+/// Returns the memory of a request: all of it, or that of its first bio if there is no memory for
+/// an array of all its bio_vecs, or if the writes are atomic.
 ///
-/// Fails with `ENOMEM` if there is no memory for even a part, and with `EIO` for a request without
-/// a bio.
+/// Each bio of an atomic request is a write of its own, and is known to fit into one request of the
+/// lower device, because its submitter kept to the limits of atomic writes. Several of them may be
+/// longer than the lower device allows, or have gaps in memory where it does not, and it must not
+/// split them.
+///
+/// Fails with `ENOMEM` if the first bio is not in whole blocks of the file, and with `EIO` for a
+/// request without a bio.
 fn map_bvecs<T: FileBacked>(rq: &mut StartedRequest<T>) -> Result<BvecSpan> {
-    let count = rq.len() as usize;
     // SAFETY: The request is valid, and `rq` owns it.
-    let bio = unsafe { (*rq.as_ptr()).bio };
-    // SAFETY: As above.
-    let biotail = unsafe { (*rq.as_ptr()).biotail };
-    if bio == biotail {
-        // SAFETY: `bio` is null or the one bio of the request, which stays until the request ends.
-        let bio = unsafe { bio.as_ref() }.ok_or(EIO)?;
-        // A bio that was split off another one may begin at any byte of any bio_vec.
-        // SAFETY: A read or a write has data, so `bi_idx` is an index into the bio's array.
-        let bvecs = unsafe { bio.bi_io_vec.add(bio.bi_iter.bi_idx as usize) };
-        let offset = compat::bvec_offset(&bio.bi_iter) as usize;
-        // SAFETY: As above, so `bvecs` points at a bio_vec.
-        let first = unsafe { (*bvecs).bv_len } as usize;
-        return Ok(BvecSpan {
-            bvecs,
-            segments: if first.checked_sub(offset) >= Some(count) {
-                1
-            } else {
-                segments(rq)
-            },
-            offset,
-            count,
-        });
+    let (first, last) = unsafe { ((*rq.as_ptr()).bio, (*rq.as_ptr()).biotail) };
+    let is_merged = first != last;
+    if is_merged && !rq.is_atomic() {
+        if let Some(span) = gather_bvecs(rq) {
+            return Ok(span);
+        }
     }
-    let segments = segments(rq);
-    let (bvecs, room) = bvec_array(rq, segments);
-    // SAFETY: `bvecs` has room for `room` bio_vecs, which `rq` owns, as it does the request.
-    let copied = unsafe { ffi::rnull_loop_rq_copy_bvecs(rq.as_ptr(), bvecs, room as c_uint) };
-    let copied = copied as usize;
-    let count = if copied == segments {
-        count
+    // SAFETY: `first` is null or the first bio of the request, which stays until the request ends.
+    let bio = unsafe { first.as_ref() }.ok_or(EIO)?;
+    let count = if is_merged {
+        whole_blocks(rq, bio.bi_iter.bi_size).ok_or(ENOMEM)?
     } else {
-        // SAFETY: The helper has initialized the first `copied` bio_vecs.
-        whole_blocks(rq, unsafe { core::slice::from_raw_parts(bvecs, copied) }).ok_or(ENOMEM)?
+        rq.len()
     };
+    let count = count as usize;
+    // A bio that was split off another one may begin at any byte of any bio_vec.
+    // SAFETY: A read or a write has data, so `bi_idx` is an index into the bio's array.
+    let bvecs = unsafe { bio.bi_io_vec.add(bio.bi_iter.bi_idx as usize) };
+    let offset = compat::bvec_offset(&bio.bi_iter) as usize;
+    // SAFETY: As above, so `bvecs` points at a bio_vec.
+    let bytes = unsafe { (*bvecs).bv_len } as usize;
     Ok(BvecSpan {
         bvecs,
-        segments: copied,
-        offset: 0,
+        segments: if bytes.checked_sub(offset) >= Some(count) {
+            1
+        } else {
+            // SAFETY: The bio is valid, and has data.
+            unsafe { ffi::rnull_loop_bio_nr_bvec(first) as usize }
+        },
+        offset,
         count,
     })
 }
 
-/// Returns the number of bio_vecs of a request.
-fn segments<T: FileBacked>(rq: &Request<T>) -> usize {
-    // SAFETY: A `Request` is valid, and so are its bios.
-    unsafe { ffi::rnull_loop_rq_nr_bvec(rq.as_ptr()) as usize }
+/// Returns the memory of all bios of a request, in an array that [`free_bvecs`] frees; `None` if
+/// there is no memory for the array.
+fn gather_bvecs<T: FileBacked>(rq: &mut StartedRequest<T>) -> Option<BvecSpan> {
+    // SAFETY: A `StartedRequest` is valid, and so are its bios.
+    let segments = unsafe { ffi::rnull_loop_rq_nr_bvec(rq.as_ptr()) };
+    // The allocation does no I/O, because the caller is in an `IoWorkerScope` or has called
+    // `Submitter::save_io_context`. If it fails, the request is served in parts, so a warning would
+    // be misleading.
+    let mut bvecs = KVec::with_capacity(segments as usize, GFP_KERNEL | __GFP_NOWARN).ok()?;
+    // SAFETY: `bvecs` has room for `segments` bio_vecs, and `rq` owns the request.
+    let copied =
+        unsafe { ffi::rnull_loop_rq_copy_bvecs(rq.as_ptr(), bvecs.as_mut_ptr(), segments) };
+    let span = BvecSpan {
+        bvecs: bvecs.as_ptr(),
+        segments: copied as usize,
+        offset: 0,
+        count: rq.len() as usize,
+    };
+    rq.data_mut().fields().bvecs = bvecs;
+    Some(span)
 }
 
-/// Returns an array for `wanted` bio_vecs, or for fewer if there is no memory, and its length.
-fn bvec_array<T: FileBacked>(
-    rq: &mut StartedRequest<T>,
-    wanted: usize,
-) -> (*mut bindings::bio_vec, usize) {
-    let pdu = rq.data_mut().fields();
-    if wanted > INLINE {
-        // The allocation does no I/O, because the caller is in an `IoWorkerScope` or has called
-        // `Submitter::save_io_context`. If it fails, the request is served in parts, so a warning
-        // would be misleading.
-        if let Ok(vec) = KVec::with_capacity(wanted, GFP_KERNEL | __GFP_NOWARN) {
-            pdu.overflow = vec;
-            return (pdu.overflow.as_mut_ptr(), wanted);
-        }
-    }
-    (pdu.inline.get().cast(), INLINE.min(wanted))
-}
-
-/// Returns the number of bytes in whole blocks that `bvecs`, the first of a request, hold; `None`
+/// Returns the number of bytes in whole blocks among the first `bytes` bytes of a request; `None`
 /// for less than a block.
-fn whole_blocks<T: FileBacked>(
-    rq: &StartedRequest<T>,
-    bvecs: &[bindings::bio_vec],
-) -> Option<usize> {
-    // A part of a request is shorter than its `len`, which fits.
-    let bytes = bvecs
-        .iter()
-        .map(|bvec| bvec.bv_len)
-        .fold(0, u32::wrapping_add);
+fn whole_blocks<T: FileBacked>(rq: &StartedRequest<T>, bytes: u32) -> Option<u32> {
     let block = T::io_granularity(rq).unwrap_or(1).max(1);
     let whole = rq.whole_blocks(bytes);
     let whole = whole - whole % block;
-    (whole != 0).then_some(whole as usize)
+    (whole != 0).then_some(whole)
 }

@@ -8,7 +8,8 @@
 use crate::kern::{
     bvec::BvecSpan,
     compat,
-    ffi, //
+    ffi,
+    trace::is_traced, //
 };
 use kernel::{
     bindings,
@@ -49,18 +50,20 @@ impl Bio {
     /// The block layer merges bios with different hints into one request, which has the hints of
     /// one of them. So a hint is inherited only if it merely orders or delays a bio: hints for
     /// schedulers (`REQ_SYNC`, `REQ_IDLE`, `REQ_PRIO`), for throttling and for caches (`REQ_META`,
-    /// `REQ_SWAP`, `REQ_BACKGROUND`). A request with `REQ_FUA` is never merged.
+    /// `REQ_SWAP`, `REQ_BACKGROUND`). A request with `REQ_FUA` is never merged, and all bios of one
+    /// with `REQ_ATOMIC` have this flag.
     ///
     /// Two kinds of flags are left out. The first lets the lower device fail the bio: `REQ_RAHEAD`
     /// (device-mapper fails such bios while it is suspended) and `REQ_FAILFAST_*`, which the block
     /// layer sets with it. A read that is merged behind read-ahead would fail with it, and this
     /// device would log an error for each read-ahead that the lower device drops. The second kind
-    /// only the submitter can handle: `REQ_NOWAIT`, `REQ_POLLED`, `REQ_ATOMIC`, `REQ_INTEGRITY`.
+    /// only the submitter can handle: `REQ_NOWAIT`, `REQ_POLLED`, `REQ_INTEGRITY`.
     const KEPT: bindings::blk_opf_t = ffi::REQ_OP_MASK
         | ffi::REQ_SYNC
         | ffi::REQ_META
         | ffi::REQ_PRIO
         | ffi::REQ_FUA
+        | ffi::REQ_ATOMIC
         | ffi::REQ_BACKGROUND
         | ffi::REQ_IDLE
         | ffi::REQ_SWAP;
@@ -116,6 +119,10 @@ impl Bio {
         // SAFETY: Both bios are valid. `bio` has a block device, whose queue the blkg is for, and
         // no blkg yet.
         unsafe { ffi::rnull_loop_bio_clone_blkg_association(bio, source) };
+        if is_traced!(block_bio_remap) {
+            // SAFETY: Both are valid, and `rq` has a disk.
+            unsafe { ffi::rnull_loop_trace_bio_remap(bio, rq) };
+        }
         // SAFETY: `bio` is complete: its block device is open, `bi_io_vec` and `bi_iter` describe
         // memory that stays until the bio ends, and then `end_io` is called.
         unsafe { bindings::submit_bio_noacct(bio) };

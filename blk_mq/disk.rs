@@ -12,7 +12,8 @@ use super::{
         Context,
         Operations, //
     },
-    tag_set::TagSet, //
+    tag_set::TagSet,
+    trace, //
 };
 use crate::kern::{
     bdev::{
@@ -35,7 +36,9 @@ use kernel::{
         from_result,
         to_result, //
     },
-    fmt, new_mutex,
+    fmt,
+    fs::File,
+    new_mutex,
     prelude::*,
     sync::{
         aref::ARef,
@@ -60,6 +63,9 @@ use kernel::{
 pub(crate) struct Mode(bindings::blk_mode_t);
 
 impl Mode {
+    /// The mode of an [`OpenBlockDevice`](crate::kern::bdev::OpenBlockDevice).
+    pub(crate) const READ_WRITE: Self = Self(ffi::BLK_OPEN_READ | ffi::BLK_OPEN_WRITE);
+
     /// Returns whether the block device is open for writing: `BLK_OPEN_WRITE`.
     pub(crate) fn is_write(self) -> bool {
         self.0 & ffi::BLK_OPEN_WRITE != 0
@@ -120,19 +126,13 @@ pub(super) struct DiskContext<T: DiskOperations> {
 }
 
 impl<T: DiskOperations> DiskContext<T> {
-    /// Makes the context of a disk of `device`, whose queue is for `queue` and has the parts `hw`
-    /// of its hardware contexts.
-    fn new(
-        device: Arc<T>,
-        queue: Arc<T::Queue>,
-        hw: KVec<<T::Queue as Operations>::HwData>,
-    ) -> Result<KBox<Self>> {
+    /// Makes the context of a disk of `device`, whose queue is for `queue`.
+    fn new(device: Arc<T>, queue: Arc<T::Queue>) -> Result<KBox<Self>> {
         let queue = Context::<T::Queue> {
             device: queue,
             backend: KBox::pin_init(BackendCell::new(), GFP_KERNEL)?,
             revalidation: KBox::pin_init(Revalidation::new(revalidate::<T>), GFP_KERNEL)?,
             flush_class: KBox::pin_init(LockClassKey::new_dynamic(), GFP_KERNEL)?,
-            hw,
         };
         let context = Self {
             device,
@@ -314,6 +314,9 @@ impl<T: DiskOperations> Drop for Live<T> {
         let tag_set = unsafe { (*(*self.0.as_ptr()).queue).tag_set };
         // SAFETY: By the type invariant the tag set is valid.
         unsafe { bindings::blk_mq_wait_quiesce_done(tag_set) };
+        // The end of the last request may not have returned, either.
+        // SAFETY: May be called in any context that may sleep.
+        unsafe { ffi::rnull_loop_flush_completions() };
     }
 }
 
@@ -332,7 +335,6 @@ pub(crate) struct Disk<T: DiskOperations> {
 
 impl<T: DiskOperations> Disk<T> {
     /// Adds the disk of `device`, whose requests have the tags of `tags` and are for `queue`.
-    /// `new_hw_data` makes the driver's part of a hardware context.
     ///
     /// May sleep; `T::open` may be called before this returns. Fails with `EINVAL` for a name that
     /// is too long, with `ENOMEM`, and as `device_add_disk()` does, with `EEXIST` or `EBUSY` for
@@ -341,14 +343,9 @@ impl<T: DiskOperations> Disk<T> {
         tags: Pin<KBox<TagSet<T::Queue>>>,
         device: Arc<T>,
         queue: Arc<T::Queue>,
-        new_hw_data: impl Fn() -> Result<<T::Queue as Operations>::HwData>,
         options: DiskOptions<'_>,
     ) -> Result<Self> {
-        let mut hw = KVec::new();
-        for _ in 0..tags.nr_hw_queues() {
-            hw.push(new_hw_data()?, GFP_KERNEL)?;
-        }
-        let context = DiskContext::new(device, queue, hw)?;
+        let context = DiskContext::new(device, queue)?;
         // SAFETY: `tags` goes with the disk. On failure the disk is released before the parameter
         // `tags`, which is dropped after local variables.
         let disk = unsafe { DiskRef::new(&tags, context, options) }?;
@@ -414,6 +411,19 @@ impl<T: DiskOperations> GenDisk<T> {
         // SAFETY: Only `DiskRef::new` sets these `fops`, after `private_data`, and the disk is
         // valid for as long as `bdev`.
         is_of_driver.then(|| unsafe { Self::from_raw(disk) })
+    }
+
+    /// Traces that the device is bound to a file, or to another one. `offset` and `sizelimit` are
+    /// in bytes.
+    pub(crate) fn trace_attached(&self, file: &File, offset: u64, sizelimit: u64, flags: u32) {
+        // SAFETY: By the type invariant the disk is valid, and the file is open.
+        unsafe { trace::device_attached(self.raw(), file.as_ptr(), offset, sizelimit, flags) };
+    }
+
+    /// Traces that the device is not bound to a file any more.
+    pub(crate) fn trace_detached(&self) {
+        // SAFETY: By the type invariant the disk is valid.
+        unsafe { trace::device_detached(self.raw()) };
     }
 
     pub(super) fn raw(&self) -> *mut bindings::gendisk {
@@ -484,31 +494,36 @@ impl<T: DiskOperations> GenDisk<T> {
         unsafe { core::ptr::read_volatile(&raw const (*self.queue()).limits.logical_block_size) }
     }
 
-    /// Calls `visit` with the disk and with each of its partitions, in the order of their numbers.
-    /// Partitions that are added or removed at the same time may be left out. May sleep.
-    fn for_each_part(&self, visit: impl Fn(&BlockDevice)) {
+    /// Calls `visit` with the disk and with each of its partitions, in the order of their numbers,
+    /// until it fails. Partitions that are added or removed at the same time may be left out. May
+    /// sleep.
+    fn for_each_part(&self, visit: impl Fn(&BlockDevice) -> Result) -> Result {
         let mut partno = 0;
         // SAFETY: By the type invariant the disk is valid.
         let next = |partno| unsafe { ffi::rnull_loop_get_part(self.raw(), partno) };
         // SAFETY: `next` returns a block device with a reference, or null.
         while let Some(part) = unsafe { BlockDevice::from_owned(next(&mut partno)) } {
-            visit(&part);
+            visit(&part)?;
             partno += 1;
         }
+        Ok(())
     }
 
-    /// Writes back the page caches of the disk and of each partition. Errors are reported to the
-    /// openers that wrote the data, by their `fsync()`. May sleep.
-    pub(crate) fn write_back(&self) {
-        self.for_each_part(|part| {
-            let _ = part.sync();
-        });
+    /// Writes back the page caches of the disk and of each partition:
+    /// [`BlockDevice::write_back`]. Fails with `EINTR` on a fatal signal, because the driver may
+    /// take any time to serve a write. May sleep.
+    pub(crate) fn write_back(&self) -> Result {
+        self.for_each_part(BlockDevice::write_back)
     }
 
     /// Drops the clean pages of the page caches of the disk and of each partition:
     /// [`BlockDevice::invalidate`]. May sleep.
     pub(crate) fn drop_cached(&self) {
-        self.for_each_part(BlockDevice::invalidate);
+        // Does not fail.
+        let _ = self.for_each_part(|part| {
+            part.invalidate();
+            Ok(())
+        });
     }
 
     /// Keeps exclusive openers of the disk and of its partitions away until the claim is dropped;

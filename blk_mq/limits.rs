@@ -25,7 +25,10 @@ use super::{
     },
     request::Operations, //
 };
-use crate::kern::ffi;
+use crate::kern::{
+    atomic::AtomicWrites,
+    ffi, //
+};
 use core::{
     marker::PhantomData,
     mem::ManuallyDrop,
@@ -204,6 +207,26 @@ impl LimitsUpdate<'_> {
     /// Sets whether seeks are slow: `BLK_FEAT_ROTATIONAL`.
     pub(crate) fn set_rotational(&mut self, on: bool) {
         self.set_feature(ffi::BLK_FEAT_ROTATIONAL, on);
+    }
+
+    /// Sets the limits of atomic writes; `None` for none: `BLK_FEAT_ATOMIC_WRITES`.
+    ///
+    /// The block layer merges requests of atomic writes only up to the longest unit.
+    pub(crate) fn set_atomic_writes(&mut self, limits: Option<AtomicWrites>) {
+        self.set_feature(ffi::BLK_FEAT_ATOMIC_WRITES, limits.is_some());
+        let (unit_min, unit_max, boundary) = limits.map_or((0, 0, 0), |limits| {
+            (limits.unit_min, limits.unit_max, limits.boundary)
+        });
+        self.limits.atomic_write_hw_unit_min = unit_min;
+        self.limits.atomic_write_hw_unit_max = unit_max;
+        self.limits.atomic_write_hw_max = unit_max;
+        self.limits.atomic_write_hw_boundary = boundary;
+    }
+
+    /// Sets the number of write streams that bios may have, and their granularity in bytes.
+    pub(crate) fn set_write_streams(&mut self, max: u16, granularity: u32) {
+        self.limits.max_write_streams = max;
+        self.limits.write_stream_granularity = granularity;
     }
 
     fn set_feature(&mut self, feature: bindings::blk_features_t, on: bool) {

@@ -21,17 +21,14 @@ use kernel::{
     types::Opaque, //
 };
 
-/// The `queuedata` of a queue: the driver's device `D`, the backend `B` of its requests, and the
-/// driver's part `H` of each hardware context.
-pub(super) struct QueueContext<D, B, H> {
+/// The `queuedata` of a queue: the driver's device `D`, and the backend `B` of its requests.
+pub(super) struct QueueContext<D, B> {
     pub(super) device: Arc<D>,
     pub(super) backend: Pin<KBox<BackendCell<B>>>,
     pub(super) revalidation: Pin<KBox<Revalidation>>,
     /// The lock class of `mq_flush_lock`. Each queue has its own, because a request may end while
     /// the lower device, which may be one of the same driver, holds its own `mq_flush_lock`.
     pub(super) flush_class: Pin<KBox<LockClassKey>>,
-    /// Never moved, because the hardware contexts point to them.
-    pub(super) hw: KVec<H>,
 }
 
 /// Work that revalidates a disk. A request cannot change limits itself, because it would wait until

@@ -7,7 +7,8 @@
 //!     │ start()
 //!     v                    end(status)
 //! StartedRequest ────────────────────────> ended          one owner
-//!     │      ^    └─ requeue_later(): idle again
+//!     │      ^    ├─ requeue_later(): idle again
+//!     │      │    └─ end_without_bios(): ended, and its bios may be submitted again
 //!     │      │ Operations::operation_done()
 //!     v      │
 //! InFlight, InFlight                                      the starter and the operation
@@ -16,8 +17,10 @@
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
 
 use super::{
+    bio_list::BioList,
     queue::QueueContext,
-    submitter::Submitter, //
+    submitter::Submitter,
+    trace, //
 };
 use crate::kern::{
     compat,
@@ -128,9 +131,6 @@ pub(crate) trait Operations: Send + Sync + Sized + 'static {
     /// not be recognized.
     type RequestData: Send + Sync;
 
-    /// The driver's part of each hardware context.
-    type HwData: Send + Sync;
-
     /// The backend from which requests are served; see [`StartedRequest::backend`].
     type Backend: Send + Sync;
 
@@ -139,8 +139,8 @@ pub(crate) trait Operations: Send + Sync + Sized + 'static {
 
     /// Takes a request: `->queue_rq`, and for each of several `->queue_rqs`.
     ///
-    /// `device` and `hw` outlive the call, even if the request ends before it returns. Called in
-    /// the context of any submitter, which `submitter` describes, with the tag set's SRCU read lock
+    /// `device` outlives the call, even if the request ends before it returns. Called in the
+    /// context of any submitter, which `submitter` describes, with the tag set's SRCU read lock
     /// held. May sleep, but must not wait for anything that needs requests of this queue to be
     /// dispatched. The block layer ends a refused request.
     ///
@@ -158,7 +158,6 @@ pub(crate) trait Operations: Send + Sync + Sized + 'static {
     /// ```
     fn queue_rq(
         device: &Arc<Self>,
-        hw: &Self::HwData,
         rq: IdleRequest<Self>,
         submitter: Pin<&Submitter>,
     ) -> Result<(), Refused<Self>>;
@@ -171,7 +170,7 @@ pub(crate) trait Operations: Send + Sync + Sized + 'static {
 }
 
 /// The `queuedata` of a queue whose requests `T` serves.
-pub(super) type Context<T> = QueueContext<T, <T as Operations>::Backend, <T as Operations>::HwData>;
+pub(super) type Context<T> = QueueContext<T, <T as Operations>::Backend>;
 
 /// The memory behind each `struct request` of a [`TagSet`](super::TagSet).
 #[pin_data]
@@ -299,6 +298,12 @@ impl<T: Operations> Request<T> {
         self.cmd_flags() & ffi::REQ_FUA != 0
     }
 
+    /// Returns whether a write is done in whole or not at all, even after a power cut:
+    /// `REQ_ATOMIC`. Each bio of such a request is an atomic write of its own.
+    pub(crate) fn is_atomic(&self) -> bool {
+        self.cmd_flags() & ffi::REQ_ATOMIC != 0
+    }
+
     /// Returns whether the request is swap I/O: `REQ_SWAP`.
     pub(crate) fn is_swap(&self) -> bool {
         self.cmd_flags() & ffi::REQ_SWAP != 0
@@ -309,19 +314,22 @@ impl<T: Operations> Request<T> {
         self.cmd_flags() & ffi::REQ_NOUNMAP != 0
     }
 
+    /// Returns the CPU that the request was made on: `blk_mq_rq_cpu()`.
+    pub(crate) fn cpu(&self) -> usize {
+        // SAFETY: By the type invariant the request was dispatched, so it has a software queue.
+        unsafe { bindings::blk_mq_rq_cpu(self.raw()) as usize }
+    }
+
     /// Takes a reference to the usage counter of the queue, which keeps the queue and all that
     /// belongs to it after the request has ended. Any context, including hard IRQ.
     pub(crate) fn get_queue(&self) -> QueueRef<T> {
         // SAFETY: By the type invariant there is a reference to the queue's usage counter, so
         // another one may be taken.
         unsafe { ffi::rnull_loop_queue_get(self.queue()) };
-        // SAFETY: By the type invariant the request was dispatched, so it has a hardware context.
-        // `init_hctx` stored a pointer into the queue's `Context<T>` there.
-        let hw = unsafe { (*(*self.raw()).mq_hctx).driver_data }.cast::<T::HwData>();
-        // INVARIANT: Taken above; `hw` is that of a hardware context of the queue.
+        // INVARIANT: Taken above.
         QueueRef {
             queue: self.queue(),
-            hw,
+            _driver: PhantomData,
             _not_send: NotThreadSafe,
         }
     }
@@ -362,6 +370,35 @@ impl<T: Operations> Request<T> {
     /// Returns the device that the request is for.
     pub(crate) fn device(&self) -> &Arc<T> {
         &self.context().device
+    }
+
+    /// Returns the name of the disk, such as `loop0`.
+    pub(crate) fn disk_name(&self) -> &CStr {
+        // SAFETY: By the type invariant the request and its queue are valid; a queue whose requests
+        // a driver serves has a disk. This only computes an address inside it.
+        let name = unsafe { &raw const (*(*self.queue()).disk).disk_name };
+        // SAFETY: The name is NUL-terminated, lives as long as the disk, and does not change.
+        unsafe { CStr::from_char_ptr(name.cast()) }
+    }
+
+    /// Traces the route of the request.
+    pub(crate) fn trace_routed(&self, route: &'static str) {
+        // SAFETY: By the type invariant the request is valid. The string is.
+        unsafe { trace::request_routed(self.raw(), route.as_ptr(), route.len()) };
+    }
+
+    /// Traces that an operation has not done all of the request.
+    pub(crate) fn trace_requeued(&self, reason: &'static str) {
+        // SAFETY: As in `trace_routed`.
+        unsafe { trace::request_requeued(self.raw(), reason.as_ptr(), reason.len()) };
+    }
+
+    /// Traces that the first `bytes` bytes of the request are submitted by `method`, to `position`
+    /// (in bytes).
+    pub(crate) fn trace_submitted(&self, method: &'static str, position: u64, bytes: u32) {
+        let (word, len) = (method.as_ptr(), method.len());
+        // SAFETY: As in `trace_routed`.
+        unsafe { trace::request_submitted(self.raw(), word, len, position, bytes) };
     }
 
     /// Returns the raw request, for the abstractions that read its bios.
@@ -408,11 +445,11 @@ impl<T: Operations> Request<T> {
 ///
 /// # Invariants
 ///
-/// `queue` was made by [`Disk`](super::Disk) for requests of `T`, `hw` belongs to one of its
-/// hardware contexts, and this value holds a reference to its usage counter.
+/// `queue` was made by [`Disk`](super::Disk) for requests of `T`, and this value holds a reference
+/// to its usage counter.
 pub(crate) struct QueueRef<T: Operations> {
     queue: *mut bindings::request_queue,
-    hw: *const T::HwData,
+    _driver: PhantomData<T>,
     // Freezing the queue waits for this reference, so it must not be kept for long.
     _not_send: NotThreadSafe,
 }
@@ -422,12 +459,6 @@ impl<T: Operations> QueueRef<T> {
     pub(crate) fn device(&self) -> &Arc<T> {
         // SAFETY: By the type invariant `queuedata` is a `Context<T>`, which stays with the queue.
         unsafe { &(*(*self.queue).queuedata.cast::<Context<T>>()).device }
-    }
-
-    /// Returns the driver's part of the hardware context of the request that this came from.
-    pub(crate) fn hw(&self) -> &T::HwData {
-        // SAFETY: By the type invariant it is part of a `Context<T>`, which stays with the queue.
-        unsafe { &*self.hw }
     }
 }
 
@@ -573,8 +604,6 @@ impl<T: Operations> StartedRequest<T> {
     }
 
     /// Ends the request, all of it that is left, with `status`. Any context, including hard IRQ.
-    ///
-    /// The block layer ends it on a CPU near that of its submitter.
     pub(crate) fn end(self, status: Status) {
         let rq = ManuallyDrop::new(self);
         // SAFETY: By the type invariant the request is started, and its only owner was consumed.
@@ -608,14 +637,33 @@ impl<T: Operations> StartedRequest<T> {
         unsafe { bindings::blk_mq_delay_kick_requeue_list(queue.queue, milliseconds) };
     }
 
+    /// Ends the request, and adds its bios, as far as they are not done, to the end of `bios`:
+    /// `blk_steal_bios()`. Any context, including hard IRQ.
+    ///
+    /// Its tag is free then, and it does not count for a task that freezes the queue. A flush that
+    /// the block layer has for the request is not lost: each bio keeps `REQ_PREFLUSH` and
+    /// `REQ_FUA`, so that the block layer flushes anew when it is submitted again. `status` must be
+    /// an error, which no submitter gets, but by which the block layer does not flush now: no bio
+    /// would get the result of that flush, which may be the only report of a lost write.
+    pub(crate) fn end_without_bios(self, bios: &mut BioList, status: Status) {
+        // `blk_steal_bios()` is documented for requests without a part that is done. Bios that are
+        // done have ended, and are not bios of the request any more. One that is done in part has
+        // been advanced, as if its beginning had been split off, and its rest is submitted.
+        // SAFETY: By the type invariant the request is started, and `self` is its only owner, so
+        // nothing else uses its bios. They have not ended, and belong to the list from here on.
+        unsafe { bindings::blk_steal_bios(bios.as_mut_ptr(), self.raw()) };
+        self.end(status);
+    }
+
     /// Splits the ownership in two, for an operation that one side submits and another completes.
     ///
-    /// When both owners are gone, [`Operations::operation_done`] is called.
+    /// When both owners are gone, [`Operations::operation_done`] is called, with the result that
+    /// one of them has [given](InFlight::finish), or else with `result`.
     ///
     /// # Examples
     ///
     /// ```ignore
-    /// let (starter, completer) = rq.into_in_flight();
+    /// let (starter, completer) = rq.into_in_flight(Err(EIO));
     /// // The operation owns `completer`. It calls `done` once, in any context.
     /// start_operation(starter.backend(), completer.into_data(), done::<T>);
     /// // The backend stays until here, even if the operation is over.
@@ -626,9 +674,9 @@ impl<T: Operations> StartedRequest<T> {
     ///     unsafe { InFlight::<T>::from_data(data) }.finish(result);
     /// }
     /// ```
-    pub(crate) fn into_in_flight(self) -> (InFlight<T>, InFlight<T>) {
+    pub(crate) fn into_in_flight(self, result: Result<u32>) -> (InFlight<T>, InFlight<T>) {
         self.pdu().owners.store(2, Relaxed);
-        self.pdu().set_result(Err(EIO));
+        self.pdu().set_result(result);
         let rq = self.into_raw().cast();
         // INVARIANT: `owners` counts the two, and `self` is consumed.
         (InFlight(rq), InFlight(rq))
@@ -684,33 +732,35 @@ impl<T: Operations> Drop for StartedRequest<T> {
     }
 }
 
-/// Passes a request to the completion side of the block layer.
+/// Completes a request, which ends it on this CPU.
+///
+/// `blk_mq_complete_request()` would end the requests of a disk with one hardware context in a
+/// softirq, for which a task has to wake ksoftirqd. That is done here only within the ends of many
+/// other requests: each device of a stack ends a request within the end of one of the device below.
 ///
 /// # Safety
 ///
 /// `rq` must be started and not completed, and its owner must not use it afterwards.
 unsafe fn complete_raw<T: Operations>(rq: &Request<T>, status: Status) {
-    rq.pdu().result.store(status.0.into(), Relaxed);
+    // SAFETY: By the function's requirements the request is valid.
+    unsafe { trace::request_completed(rq.raw(), status.0) };
     #[cfg(CONFIG_FAIL_IO_TIMEOUT)]
     // SAFETY: By the invariants of `Request` the queue is valid.
     if unsafe { ffi::rnull_loop_should_fake_timeout(rq.queue()) } {
         return;
     }
+    rq.pdu().result.store(status.0.into(), Relaxed);
     // SAFETY: By the function's requirements the request is started and not completed, and its
     // owner does not use it afterwards.
-    if !unsafe { bindings::blk_mq_complete_request_remote(rq.raw()) } {
-        // SAFETY: The call above has marked the request as completed. It has returned false, so the
-        // block layer does not call `->complete`, and this is the one call for the request.
-        unsafe { end_completed::<T>(NonNull::from(rq).cast()) };
-    }
+    unsafe { ffi::rnull_loop_complete_request(rq.raw()) };
 }
 
-/// Ends a request: `->complete`.
+/// Ends a completed request: `->complete`. Any context, including hard IRQ.
 ///
 /// # Safety
 ///
-/// `rq` must have been passed to `blk_mq_complete_request_remote()` by [`complete_raw`], and is
-/// ended once.
+/// `rq` must have been passed to `rnull_loop_complete_request()` by [`complete_raw`], and is ended
+/// once.
 pub(super) unsafe fn end_completed<T: Operations>(rq: NonNull<bindings::request>) {
     // SAFETY: By the function's requirements the request is valid until the call below.
     let status = unsafe { rq.cast::<Request<T>>().as_ref() }
@@ -747,7 +797,8 @@ impl<T: Operations> InFlight<T> {
 
     /// Gives up this owner with the result of the operation: the number of bytes done, or an error.
     ///
-    /// The owner that learns the result calls this; the other one is just dropped.
+    /// The owner that learns the result calls this. The other one is just dropped, and so may be
+    /// this one if the result is that of [`StartedRequest::into_in_flight`].
     pub(crate) fn finish(self, result: Result<u32>) {
         self.pdu().set_result(result);
     }

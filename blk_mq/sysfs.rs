@@ -216,6 +216,18 @@ impl Group {
     }
 }
 
+/// Wakes tasks that poll the attribute `name` of the directory `group` of a disk: `sysfs_notify()`.
+/// May sleep.
+pub(crate) fn notify<T: DiskOperations>(
+    disk: &GenDisk<T>,
+    group: &'static CStr,
+    name: &'static CStr,
+) {
+    let dev = disk.dev();
+    // SAFETY: `dev` keeps the device and its kobject; the names are NUL-terminated.
+    unsafe { bindings::sysfs_notify(kobj(&dev), group.as_char_ptr(), name.as_char_ptr()) };
+}
+
 /// Returns the kobject of a device.
 fn kobj(dev: &Device) -> *mut bindings::kobject {
     // CAST: `Device` is a transparent `Opaque<bindings::device>`.

@@ -26,10 +26,7 @@ use core::{
 };
 use kernel::{
     bindings,
-    error::{
-        from_result,
-        to_result, //
-    },
+    error::to_result,
     prelude::*,
     types::Opaque, //
 };
@@ -55,15 +52,10 @@ impl<T: Operations> Vtable<T> {
         // the readers of the tag set's SRCU are gone (`Live::drop`), so after this function
         // returns, even if the request ends and the disk is removed before that.
         let context = unsafe { &*queuedata.cast::<Context<T>>() };
-        // SAFETY: By the function's requirements the request is valid. It was dispatched, so it has
-        // a hardware context.
-        let hw = unsafe { (*(*rq.as_ptr()).mq_hctx).driver_data };
-        // SAFETY: `init_hctx` has stored a pointer into `context` there.
-        let hw = unsafe { &*hw.cast::<T::HwData>() };
         // SAFETY: By the function's requirements the request is dispatched and not started, and has
         // no other owner.
         let rq = unsafe { IdleRequest::<T>::from_raw(rq) };
-        T::queue_rq(&context.device, hw, rq, submitter)
+        T::queue_rq(&context.device, rq, submitter)
     }
 
     /// Dispatches one request: `->queue_rq`.
@@ -123,16 +115,16 @@ impl<T: Operations> Vtable<T> {
     ///
     /// # Safety
     ///
-    /// Called by blk-mq alone: the last owner of `rq` has passed it to
-    /// `blk_mq_complete_request_remote()`.
+    /// Called by `rnull_loop_complete_request()` or blk-mq alone, once for a request that its last
+    /// owner has completed.
     unsafe extern "C" fn complete(rq: *mut bindings::request) {
         // SAFETY: By the function's requirements `rq` is a valid request.
         let rq = unsafe { NonNull::new_unchecked(rq) };
-        // SAFETY: By the function's requirements `rq` is completed. blk-mq calls this once for it.
+        // SAFETY: By the function's requirements `rq` is completed, and this is the only call.
         unsafe { request::end_completed::<T>(rq) };
     }
 
-    /// Sets the driver's part of a hardware context: `->init_hctx`.
+    /// Sets a hardware context up: `->init_hctx`.
     ///
     /// # Safety
     ///
@@ -141,22 +133,18 @@ impl<T: Operations> Vtable<T> {
     unsafe extern "C" fn init_hctx(
         hctx: *mut bindings::blk_mq_hw_ctx,
         _tag_set_data: *mut c_void,
-        index: c_uint,
+        _index: c_uint,
     ) -> c_int {
-        from_result(|| {
-            // SAFETY: By the function's requirements `hctx` is valid, and so is its queue.
-            let queuedata = unsafe { (*(*hctx).queue).queuedata };
-            // SAFETY: The `queuedata` of a queue made by `Disk` is a `Context<T>`. It is set before
-            // the hardware contexts are made.
-            let context = unsafe { &*queuedata.cast::<Context<T>>() };
-            let hw = context.hw.get(index as usize).ok_or(EINVAL)?;
-            // SAFETY: By the function's requirements `hctx` is valid, and nothing uses it yet.
-            unsafe { (*hctx).driver_data = core::ptr::from_ref(hw).cast_mut().cast() };
-            // SAFETY: As above. The key is registered, and is dropped with the context, after the
-            // queue and its hardware contexts are gone.
-            unsafe { bindings::blk_mq_hctx_set_fq_lock_class(hctx, context.flush_class.as_ptr()) };
-            Ok(0)
-        })
+        // SAFETY: By the function's requirements `hctx` is valid, and so is its queue.
+        let queuedata = unsafe { (*(*hctx).queue).queuedata };
+        // SAFETY: The `queuedata` of a queue made by `Disk` is a `Context<T>`. It is set before the
+        // hardware contexts are made.
+        let context = unsafe { &*queuedata.cast::<Context<T>>() };
+        // SAFETY: By the function's requirements `hctx` is valid, and nothing uses it yet. The key
+        // is registered, and is dropped with the context, after the queue and its hardware contexts
+        // are gone.
+        unsafe { bindings::blk_mq_hctx_set_fq_lock_class(hctx, context.flush_class.as_ptr()) };
+        0
     }
 
     /// Makes the PDU of a request: `->init_request`.
@@ -249,12 +237,18 @@ unsafe impl<T: Operations> Send for TagSet<T> {}
 unsafe impl<T: Operations> Sync for TagSet<T> {}
 
 impl<T: Operations> TagSet<T> {
-    /// Makes a tag set with `nr_hw_queues` hardware contexts (at most one per possible CPU) of
-    /// `depth` requests each (at most 10240, and fewer if there is no memory for all).
+    /// Makes a tag set of `depth` requests (at most 10240, and fewer if there is no memory for
+    /// all), which `nr_hw_queues` hardware contexts (at most one per possible CPU) share.
     ///
     /// For a stacked disk, which has no I/O scheduler unless user space sets one. May sleep. Fails
     /// with `EINVAL` for a number or a depth of 0, and with `ENOMEM`.
     pub(crate) fn new(nr_hw_queues: u32, depth: u32) -> impl PinInit<Self, Error> {
+        // With one context, sharing would only make an I/O scheduler allocate at once as many
+        // requests as it can ever have.
+        let shared = match nr_hw_queues {
+            1 => 0,
+            _ => bindings::BLK_MQ_F_TAG_HCTX_SHARED,
+        };
         // INVARIANT: `blk_mq_alloc_tag_set()` sets `inner` up, or `new` fails.
         try_pin_init!(Self {
             inner <- Opaque::try_ffi_init(move |slot: *mut bindings::blk_mq_tag_set| {
@@ -269,7 +263,8 @@ impl<T: Operations> TagSet<T> {
                         // A driver may call file systems in `->queue_rq`, and they may sleep.
                         flags: bindings::BLK_MQ_F_BLOCKING
                             | bindings::BLK_MQ_F_STACKING
-                            | bindings::BLK_MQ_F_NO_SCHED_BY_DEFAULT,
+                            | bindings::BLK_MQ_F_NO_SCHED_BY_DEFAULT
+                            | shared,
                         ..pin_init::zeroed()
                     })
                 };
@@ -278,12 +273,6 @@ impl<T: Operations> TagSet<T> {
             }),
             _driver: PhantomData,
         })
-    }
-
-    /// Returns the number of hardware contexts.
-    pub(super) fn nr_hw_queues(&self) -> u32 {
-        // SAFETY: By the type invariant the tag set is valid. The number does not change.
-        unsafe { (*self.raw()).nr_hw_queues }
     }
 
     pub(super) fn raw(&self) -> *mut bindings::blk_mq_tag_set {

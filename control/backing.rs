@@ -144,11 +144,19 @@ impl BackingCaps {
         file.can_direct() && geometry::fits_direct(offset, self.direct.block)
     }
 
-    /// Clears the flag for direct I/O if the device cannot use it: `loop_update_dio()`.
-    pub(super) fn update_dio(&self, file: &File, settings: &mut Settings) {
-        if !self.can_direct(file, settings.offset) {
-            settings.flags.set(Flags::DIRECT_IO, false);
+    /// Clears the flag for direct I/O, with a line in the log, if the device `name` cannot use it:
+    /// `loop_update_dio()`.
+    pub(super) fn update_dio(&self, name: &CStr, file: &File, settings: &mut Settings) {
+        if !settings.flags.contains(Flags::DIRECT_IO) || self.can_direct(file, settings.offset) {
+            return;
         }
+        settings.flags.set(Flags::DIRECT_IO, false);
+        let reason = if file.can_direct() {
+            "the offset is not in whole blocks of direct I/O"
+        } else {
+            "the backing file does not support it"
+        };
+        pr_notice!("{name}: direct I/O is off: {reason}\n");
     }
 
     /// Sets the alignment of direct I/O that the file reports now, after it has refused a request
@@ -171,12 +179,12 @@ impl BackingCaps {
         &self,
         limits: &mut LimitsUpdate<'_>,
         file: &File,
-        flags: Flags,
+        settings: &Settings,
         block_size: u32,
     ) {
         limits.set_block_size(block_size);
-        self.apply_direct(limits, flags, block_size);
-        let cached = file.has_fsync() && !flags.contains(Flags::READ_ONLY);
+        self.apply_direct(limits, file, settings, block_size);
+        let cached = file.has_fsync() && !settings.flags.contains(Flags::READ_ONLY);
         limits.set_write_cache(cached);
         limits.set_fua(cached && self.honours_dsync);
         // Only direct I/O needs stable pages, because buffered I/O copies them. But direct I/O may
@@ -187,19 +195,29 @@ impl BackingCaps {
         limits.set_write_zeroes(self.max_discard_sectors);
     }
 
-    /// Sets the limits that depend on direct I/O: the alignment of memory, because the file gets
-    /// the memory of requests as it is, and the size of blocks that bypass the page cache.
+    /// Sets the limits that depend on direct I/O and on the offset: the alignment of memory,
+    /// because the file gets the memory of requests as it is, the size of blocks that bypass the
+    /// page cache, and what only a bio to a block device passes on: atomic writes and streams.
     pub(super) fn apply_direct(
         &self,
         limits: &mut LimitsUpdate<'_>,
-        flags: Flags,
+        file: &File,
+        settings: &Settings,
         block_size: u32,
     ) {
-        let direct = flags.contains(Flags::DIRECT_IO);
+        let direct = settings.flags.contains(Flags::DIRECT_IO);
         let memory = if direct { self.direct.memory } else { 0 };
         limits.set_dma_alignment(memory.max(SECTOR_SIZE - 1));
-        let larger = self.larger_direct_block(flags, block_size);
+        let larger = self.larger_direct_block(settings.flags, block_size);
         limits.set_physical_block_size(larger.unwrap_or(block_size));
+        let bdev = match file.kind() {
+            Kind::Block(bdev) if direct => Some(bdev),
+            _ => None,
+        };
+        let atomic = bdev.and_then(|bdev| bdev.atomic_writes(settings.offset, block_size));
+        limits.set_atomic_writes(atomic);
+        let (streams, granularity) = bdev.map_or((0, 0), |bdev| bdev.write_streams());
+        limits.set_write_streams(streams, granularity);
     }
 
     /// Makes the target of requests that are served from `file` with `settings`.
@@ -229,8 +247,9 @@ impl BackingCaps {
             read_only: settings.flags.contains(Flags::READ_ONLY),
             holes: HoleSupport::new(self.max_discard_sectors != 0),
             nowait: file.has_nowait(),
+            dontcache: file.has_dontcache(),
             cached_reads: file.has_local_cache(),
-            warned: Atomic::new(false),
+            warned: Atomic::new(0),
             reads: Backoff::new(),
             writes: Backoff::new(),
             file,

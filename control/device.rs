@@ -54,6 +54,10 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
+        atomic::{
+            ordering::Full,
+            Atomic, //
+        },
         Arc,
         Mutex,
         MutexGuard,
@@ -98,6 +102,8 @@ pub(crate) struct LoopDevice {
     pub(crate) queue: Arc<LoopQueue>,
     /// True if all devices scan for partitions: `max_part`.
     always_scans: bool,
+    /// True if a device uses direct I/O whenever its file can: `dio=auto`.
+    prefers_direct: bool,
     #[pin]
     state: Mutex<State<Binding>>,
     /// A snapshot for readers that must not block on `state`, which may be held across file system
@@ -105,6 +111,8 @@ pub(crate) struct LoopDevice {
     /// delay ioctls.
     #[pin]
     snapshot: SpinLock<State<Snapshot>>,
+    /// 1 if user space has read the name of the state since `is_state_polled` looked last.
+    state_is_read: Atomic<u32>,
     /// `/sys/block/loopN/loop`, while the device is bound.
     #[pin]
     attributes: Mutex<Option<Group>>,
@@ -160,14 +168,17 @@ impl LoopDevice {
     pub(crate) fn new(
         queue: Arc<LoopQueue>,
         always_scans: bool,
+        prefers_direct: bool,
         validation: Arc<Mutex<()>>,
     ) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
                 queue,
                 always_scans,
+                prefers_direct,
                 state <- new_mutex!(State::Unbound, "LoopDevice::state"),
                 snapshot <- new_spinlock!(State::Unbound, "LoopDevice::snapshot"),
+                state_is_read: Atomic::new(0),
                 attributes <- new_mutex!(None, "LoopDevice::attributes"),
                 validation,
             }),
@@ -197,6 +208,21 @@ impl LoopDevice {
     /// sleep.
     pub(crate) fn is_unbound(&self) -> bool {
         self.snapshot.lock().is_unbound()
+    }
+
+    /// Returns the name of the state for user space, which may poll for another one from now on.
+    /// Does not sleep.
+    pub(super) fn read_state_name(&self) -> &'static str {
+        // ORDERING: The task that changes the state finds this, or the new name is read below.
+        self.state_is_read.xchg(1, Full);
+        self.snapshot.lock().name()
+    }
+
+    /// Returns whether user space may poll for the state that the caller has just set. Does not
+    /// sleep.
+    pub(super) fn is_state_polled(&self) -> bool {
+        // ORDERING: See `read_state_name`.
+        self.state_is_read.xchg(0, Full) != 0
     }
 
     /// Returns the backing file of a bound device. Does not sleep.

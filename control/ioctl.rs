@@ -165,7 +165,7 @@ fn may_change(mode: Mode) -> Result {
 }
 
 /// Reads a value from user space. May sleep. Fails with `EFAULT`.
-fn read<T: FromBytes>(arg: usize) -> Result<T> {
+pub(super) fn read<T: FromBytes>(arg: usize) -> Result<T> {
     UserSlice::new(UserPtr::from_addr(arg), size_of::<T>())
         .reader()
         .read()

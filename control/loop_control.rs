@@ -37,7 +37,11 @@ impl MiscDevice for Control {
         match cmd {
             uapi::LOOP_CTL_ADD => registry.add(index).map(|index| index as isize),
             uapi::LOOP_CTL_REMOVE => registry.remove(index).map(|()| 0),
-            uapi::LOOP_CTL_GET_FREE => registry.get_free().map(|index| index as isize),
+            uapi::LOOP_CTL_GET_FREE => registry.get_free(0).map(|index| index as isize),
+            uapi::LOOP_CTL_ATTACH => {
+                let config = super::ioctl::read(arg)?;
+                registry.attach(&config).map(|index| index as isize)
+            }
             _ => Err(ENOSYS),
         }
     }

@@ -4,6 +4,7 @@
 
 use super::{
     device::LoopDevice,
+    flags::Flags,
     sysfs, //
 };
 use crate::{
@@ -12,19 +13,20 @@ use crate::{
         Disk,
         DiskOptions,
         DiskRef,
+        GenDisk,
+        Mode,
         Probe,
         TagSet, //
     },
     datapath::{
         target::LoopQueue,
-        worker::{
-            Worker,
-            Workers, //
-        },
+        tunables::Defaults, //
     },
     kern::{
+        bdev::OpenBlockDevice,
         mutex::LockKillable,
-        task, //
+        task,
+        uapi::LoopConfig, //
     },
 };
 use kernel::{
@@ -61,11 +63,6 @@ const MAX_HW_SECTORS: u32 = 32 << 11;
 /// because the backing file, or the lower device, splits operations that are too large for it.
 const MAX_SEGMENTS: u16 = 256;
 
-/// The maximum number of hardware contexts of a device, unless the module parameter sets their
-/// number. Each context has requests of its own, and more of them would cost more memory than the
-/// contention of the CPUs that share one.
-const MAX_HW_QUEUES: u32 = 8;
-
 /// The parameters of all devices.
 pub(crate) struct Parameters {
     /// The prefix of disk names; the number follows.
@@ -74,12 +71,15 @@ pub(crate) struct Parameters {
     pub(crate) part_shift: u32,
     /// The limit for numbers of devices that are made by opening their nodes, if there is one.
     pub(crate) max_loop: Option<u32>,
-    /// The number of requests of a hardware context.
+    /// The number of requests of a device.
     pub(crate) hw_queue_depth: u32,
-    /// The number of hardware contexts of a device; 0 for one per CPU.
+    /// The number of hardware contexts of a device, which share its requests; 0 for one, because
+    /// each costs 18 KiB with 8 CPUs, most of it for files in debugfs.
     pub(crate) nr_hw_queues: u32,
-    /// True if requests may bypass the file system of a file by default.
-    pub(crate) extents: bool,
+    /// True if devices use direct I/O whenever their files can.
+    pub(crate) prefers_direct: bool,
+    /// The defaults of tunables.
+    pub(crate) tunables: Defaults,
 }
 
 /// A device that is visible to user space. Fields are dropped in the order of their declaration.
@@ -202,23 +202,24 @@ impl Registry {
             part_shift,
             hw_queue_depth,
             nr_hw_queues,
-            extents,
+            prefers_direct,
+            tunables,
             ..
         } = self.parameters;
-        let nr_hw_queues = match nr_hw_queues {
-            0 => task::num_online_cpus().min(MAX_HW_QUEUES),
-            n => n,
-        };
-        let tags = KBox::pin_init(TagSet::new(nr_hw_queues, hw_queue_depth), GFP_KERNEL)?;
+        let tags = TagSet::new(nr_hw_queues.max(1), hw_queue_depth);
+        let tags = KBox::pin_init(tags, GFP_KERNEL)?;
         let scans = part_shift != 0;
         let minors = 1_u32.checked_shl(part_shift).ok_or(EINVAL)?;
-        let queue = LoopQueue::new(index, extents)?;
-        let flusher = Worker::flusher()?;
+        let queue = LoopQueue::new(prefix, index, tunables)?;
         let disk = Disk::add(
             tags,
-            LoopDevice::new(queue.clone(), scans, self.validation.clone())?,
+            LoopDevice::new(
+                queue.clone(),
+                scans,
+                prefers_direct,
+                self.validation.clone(),
+            )?,
             queue,
-            || Workers::new(flusher.clone()),
             DiskOptions {
                 major: self.major.load(Relaxed),
                 first_minor: index.checked_mul(minors).ok_or(EINVAL)?,
@@ -230,7 +231,7 @@ impl Registry {
                 max_segments: MAX_SEGMENTS,
             },
         )?;
-        let tunables = Group::create(&disk, c"rnull_loop", sysfs::TUNABLES);
+        let tunables = Group::create(&disk, sysfs::TUNABLES_GROUP, sysfs::TUNABLES);
         Ok(Listed {
             // The device works without them.
             tunables: tunables.ok(),
@@ -276,15 +277,15 @@ impl Registry {
         }
     }
 
-    /// Returns the number of an unbound device, and adds one if there is none: LOOP_CTL_GET_FREE.
-    /// May sleep.
+    /// Returns the number of an unbound device, not less than `first`, and adds one if there is
+    /// none: LOOP_CTL_GET_FREE. May sleep.
     ///
     /// Another task may bind the device before the caller does; the caller then asks again.
-    pub(crate) fn get_free(&self) -> Result<u32> {
+    pub(crate) fn get_free(&self, first: u32) -> Result<u32> {
         let table = self.table.lock_killable()?;
         let mut devices = table.iter();
-        let free = devices.find(|(_, device)| {
-            let device = device.as_ref();
+        let free = devices.find(|(index, device)| {
+            let device = device.as_ref().filter(|_| **index >= first);
             device.is_some_and(|disk| disk.device().is_unbound())
         });
         if let Some((index, _)) = free {
@@ -292,6 +293,37 @@ impl Registry {
         }
         drop(table);
         self.add(None)
+    }
+
+    /// Binds a free device to a file, and returns its number: LOOP_CTL_ATTACH. May sleep.
+    ///
+    /// Other tasks that look for a free device at the same time get other ones. Fails as
+    /// [`LoopDevice::configure`], and with `EINVAL` for `LO_FLAGS_AUTOCLEAR`, because the caller
+    /// does not have the device open, so it would be detached at once.
+    pub(crate) fn attach(&self, config: &LoopConfig) -> Result<u32> {
+        if Flags::from_configure(config.info.lo_flags)?.contains(Flags::AUTOCLEAR) {
+            return Err(EINVAL);
+        }
+        let mut first = 0;
+        loop {
+            let index = self.get_free(first)?;
+            match self.attach_to(index, config) {
+                // Another task has bound it, has removed it, or is its exclusive owner.
+                Err(EBUSY | ENXIO) => first = index.checked_add(1).ok_or(EBUSY)?,
+                result => return result.map(|()| index),
+            }
+            if task::is_killed() {
+                return Err(EINTR);
+            }
+        }
+    }
+
+    fn attach_to(&self, index: u32, config: &LoopConfig) -> Result {
+        let major = self.major.load(Relaxed);
+        let bdev = OpenBlockDevice::open(major, index << self.parameters.part_shift)?;
+        let disk = GenDisk::<LoopDevice>::of(bdev.get()).ok_or(ENXIO)?;
+        disk.device()
+            .configure(disk, bdev.get(), Mode::READ_WRITE, config)
     }
 }
 

@@ -35,7 +35,7 @@ impl Settings {
     ///
     /// Fails with `EINVAL` for encryption, and with `EOVERFLOW` for an offset or a limit that no
     /// file can have. Mirrors `loop_set_status_from_info()`.
-    pub(crate) fn new(info: &loop_info64, flags: Flags) -> Result<Self> {
+    fn new(info: &loop_info64, flags: Flags) -> Result<Self> {
         if info.lo_encrypt_key_size > KEY_SIZE as u32 || info.lo_encrypt_type != 0 {
             return Err(EINVAL);
         }
@@ -52,6 +52,18 @@ impl Settings {
             flags,
             name,
         })
+    }
+
+    /// Makes the settings that LOOP_SET_STATUS64 with `info` gives a device with these settings.
+    /// Fails as [`new`](Self::new).
+    pub(crate) fn changed_by(&self, info: &loop_info64) -> Result<Self> {
+        Self::new(info, self.flags.updated(info.lo_flags))
+    }
+
+    /// Returns whether a device with these settings is at another place of the file, or has another
+    /// size limit, than one with the settings `other`.
+    pub(crate) fn is_elsewhere_than(&self, other: &Self) -> bool {
+        (self.offset, self.sizelimit) != (other.offset, other.sizelimit)
     }
 
     /// Returns the status of device `number` for user space, without the identity of the file.

@@ -103,6 +103,15 @@ impl<B> State<B> {
         Ok(())
     }
 
+    /// Returns the name of the state for user space.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Unbound | Self::Deleting => "unbound",
+            Self::Bound(_) => "bound",
+            Self::Rundown(_) => "rundown",
+        }
+    }
+
     /// Returns whether the device is `Unbound`.
     pub(crate) fn is_unbound(&self) -> bool {
         matches!(self, Self::Unbound)

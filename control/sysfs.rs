@@ -4,8 +4,8 @@
 //!
 //! - `/sys/block/loopN/loop/*` - the binding of the device, see
 //!   `Documentation/ABI/testing/sysfs-block-loop`;
-//! - `/sys/block/loopN/rnull_loop/*` - its [`tunables`](crate::datapath::tunables), which only this
-//!   driver has.
+//! - `/sys/block/loopN/rnull_loop/*` - its [`tunables`](crate::datapath::tunables), its state and
+//!   its statistics, which only this driver has.
 
 use super::{
     device::{
@@ -15,11 +15,15 @@ use super::{
     flags::Flags, //
 };
 use crate::{
-    blk_mq::sysfs::{
-        Attribute,
-        DeviceAttribute,
-        MutableAttribute,
-        Page, //
+    blk_mq::{
+        sysfs::{
+            notify,
+            Attribute,
+            DeviceAttribute,
+            MutableAttribute,
+            Page, //
+        },
+        GenDisk, //
     },
     datapath::{
         leasing::{
@@ -43,13 +47,20 @@ pub(crate) const ATTRIBUTES: &[DeviceAttribute<LoopDevice>] = &[
     DeviceAttribute::new::<Dio>(),
 ];
 
-/// The attributes in the directory `rnull_loop`.
+/// The directory of the attributes that only this driver has.
+pub(crate) const TUNABLES_GROUP: &CStr = c"rnull_loop";
+
+/// The attributes in that directory.
 pub(crate) const TUNABLES: &[DeviceAttribute<LoopDevice>] = &[
     DeviceAttribute::new_mutable::<Inline>(),
     DeviceAttribute::new_mutable::<Remap>(),
     DeviceAttribute::new_mutable::<Extents>(),
     DeviceAttribute::new::<ExtentsState>(),
     DeviceAttribute::new_mutable::<Nowait>(),
+    DeviceAttribute::new_mutable::<DontCache>(),
+    DeviceAttribute::new_mutable::<Enospc>(),
+    DeviceAttribute::new::<State>(),
+    DeviceAttribute::new::<Stats>(),
 ];
 
 macro_rules! attributes {
@@ -118,6 +129,8 @@ tunables! {
     Extents, c"extents": extents, release_leases;
     /// The permission to use non-blocking I/O to the backing file.
     Nowait, c"nowait": nowait;
+    /// The choice to leave nothing behind in the page cache of the backing file.
+    DontCache, c"dontcache": dontcache;
 }
 
 /// Releases the leases of the backing file, which are taken anew if that is allowed.
@@ -127,6 +140,28 @@ fn release_leases(device: &LoopDevice) {
         snapshot.leasing.as_ref().map(Leasing::renew);
         Ok(())
     });
+}
+
+/// The choice whether writes wait while the file system of the backing file is full.
+struct Enospc;
+
+impl Attribute<LoopDevice> for Enospc {
+    const NAME: &'static CStr = c"enospc";
+
+    fn show(device: &LoopDevice, page: &mut Page<'_>) -> Result {
+        let [error, wait] = Tunables::ENOSPC;
+        let waits = device.queue.tunables.enospc.is_on();
+        line(page, if waits { wait } else { error })
+    }
+}
+
+impl MutableAttribute<LoopDevice> for Enospc {
+    fn store(device: &LoopDevice, value: &[u8]) -> Result {
+        // Without `state`, which a task may hold that waits for such a write.
+        let waits = Tunables::parse_enospc(value)?;
+        device.queue.set_waits_for_space(waits);
+        Ok(())
+    }
 }
 
 /// The effect of the permission `extents` now.
@@ -154,6 +189,38 @@ impl Attribute<LoopDevice> for ExtentsState {
             };
             line(page, state)
         })
+    }
+}
+
+/// The state of the device. Its changes wake tasks that poll the file.
+struct State;
+
+impl Attribute<LoopDevice> for State {
+    const NAME: &'static CStr = c"state";
+
+    fn show(device: &LoopDevice, page: &mut Page<'_>) -> Result {
+        line(page, device.read_state_name())
+    }
+}
+
+/// Wakes tasks that poll the state of a device. May sleep.
+///
+/// Poll reports a change to a task that has read the file before. If none has since the last
+/// change, nothing is done, because each notification takes a work item.
+pub(super) fn notify_state(disk: &GenDisk<LoopDevice>) {
+    if disk.device().is_state_polled() {
+        notify(disk, TUNABLES_GROUP, State::NAME);
+    }
+}
+
+/// The statistics of the device.
+struct Stats;
+
+impl Attribute<LoopDevice> for Stats {
+    const NAME: &'static CStr = c"stats";
+
+    fn show(device: &LoopDevice, page: &mut Page<'_>) -> Result {
+        device.queue.show_stats(page).map_err(|_| ENAMETOOLONG)
     }
 }
 

@@ -5,7 +5,8 @@
 //! A file may transfer less than it is asked to. The C driver requeues the rest of a short read but
 //! takes a short write for a success. Here both continue until they are complete or make no
 //! progress, which is an error that the submitter sees. A transient error (`ENOMEM`, `EAGAIN`,
-//! `EINTR`) is [retried](super::retry) for a limited time.
+//! `EINTR`) is [retried](super::retry) for a limited time. A write without space may
+//! [wait](super::space) for it.
 
 use super::{
     progress::{
@@ -15,6 +16,11 @@ use super::{
     retry::{
         Retries,
         Transient, //
+    },
+    space,
+    stats::{
+        self,
+        Counter, //
     },
     target::LoopQueue,
     transfer,
@@ -52,6 +58,8 @@ enum Outcome {
     WouldBlock,
     /// The file refuses direct I/O of the request.
     DirectRefused,
+    /// It has failed because the file system is full, and user space wants it to wait.
+    NoSpace,
     /// It has failed for a reason that may pass.
     Transient(Transient, Error),
     /// It has failed.
@@ -69,6 +77,7 @@ impl Outcome {
             // or `REQ_NOWAIT`.
             Err(EAGAIN | EOPNOTSUPP | EINTR | ENOMEM) if nowait => Self::WouldBlock,
             Err(error) if refuses_direct(rq, error) => Self::DirectRefused,
+            Err(error) if waits_for_space(rq, error) => Self::NoSpace,
             Err(error) => match Transient::of(error) {
                 // A flush may have reported a writeback error, which no other flush reports again.
                 Some(Transient::Busy) if rq.op() == Op::Flush => Self::Failed(error),
@@ -96,27 +105,35 @@ pub(super) fn operation_done(mut rq: StartedRequest<LoopQueue>, result: Result<u
     match outcome {
         Outcome::Done => rq.end(Status::OK),
         Outcome::Short(bytes) => resume(rq, bytes),
-        Outcome::WouldBlock => worker::defer(rq),
+        Outcome::WouldBlock => {
+            stats::count_requeue(&rq, Counter::WouldBlock);
+            worker::defer(rq);
+        }
         Outcome::DirectRefused => {
+            stats::count_requeue(&rq, Counter::DirectRefused);
             rq.progress_mut().direct_refused = true;
             worker::defer(rq);
+        }
+        Outcome::NoSpace => {
+            stats::count_requeue(&rq, Counter::RetrySpace);
+            space::wait(rq);
         }
         Outcome::Transient(reason, error) => retry(rq, reason, error),
         Outcome::Failed(error) => fail(rq, error),
     }
 }
 
-/// Records whether a non-blocking operation has succeeded. A bio of an extent may be a part of the
-/// request.
+/// Records whether a non-blocking operation has succeeded. A bio of an extent, or of an atomic
+/// write, may be a part of the request.
 fn record_nowait(rq: &mut StartedRequest<LoopQueue>, outcome: &Outcome) {
     if !rq.progress().nowait || rq.op() == Op::Flush {
         return;
     }
     let backoff = rq.backend().backoff(rq.op());
-    let is_extent = matches!(rq.progress().route.method, IoMethod::Extent(_));
+    let may_be_part = rq.is_atomic() || matches!(rq.progress().route.method, IoMethod::Extent(_));
     match outcome {
         Outcome::WouldBlock => backoff.failed(),
-        Outcome::Short(_) if !is_extent => backoff.failed(),
+        Outcome::Short(_) if !may_be_part => backoff.failed(),
         _ => backoff.succeeded(),
     }
 }
@@ -128,6 +145,7 @@ fn record_nowait(rq: &mut StartedRequest<LoopQueue>, outcome: &Outcome) {
 /// Then the part of a read that was not found reads as zeroes, not as the old content of the
 /// memory.
 fn resume(mut rq: StartedRequest<LoopQueue>, bytes: u32) {
+    stats::count_requeue(&rq, Counter::Short);
     let whole = rq.whole_blocks(bytes);
     if whole != 0 {
         let progress = rq.progress_mut();
@@ -141,19 +159,28 @@ fn resume(mut rq: StartedRequest<LoopQueue>, bytes: u32) {
         if rq.op() == Op::Read {
             rq.zero_fill();
         }
-        return rq.end(Status::IOERR);
+        return fail(rq, EIO);
     }
     worker::defer(rq);
 }
 
-/// Returns whether `error` means that the file refuses direct I/O of a request.
+/// Returns whether `error` means that the file refuses direct I/O of a request. An atomic write has
+/// no other way, so it fails.
 fn refuses_direct(rq: &StartedRequest<LoopQueue>, error: Error) -> bool {
     let target = rq.backend();
     matches!(rq.op(), Op::Read | Op::Write)
+        && !rq.is_atomic()
         && rq.progress().route.method.is_direct()
         // The block layer has no error of its own for a bio that is not in whole blocks: these may
         // have become larger since the request was dispatched.
         && (matches!(error, EINVAL | EOPNOTSUPP) || target.is_misaligned_to_lower(rq))
+}
+
+/// Returns whether `error` means that a write waits for space.
+fn waits_for_space(rq: &StartedRequest<LoopQueue>, error: Error) -> bool {
+    matches!(error, ENOSPC | EDQUOT)
+        && matches!(rq.op(), Op::Write | Op::WriteZeroes)
+        && rq.device().waits_for_space()
 }
 
 /// Requeues a request after a delay, or fails it after enough retries.
@@ -161,34 +188,68 @@ fn retry(mut rq: StartedRequest<LoopQueue>, reason: Transient, error: Error) {
     let no_memory = reason == Transient::Memory;
     let progress = rq.progress_mut();
     let Some(delay) = progress.retries.next(reason, time::now_ms()) else {
-        if no_memory {
-            warn_of_no_memory(&rq);
-        }
         return fail(rq, error);
     };
     progress.must_block = true;
     progress.lacked_memory = no_memory;
+    let counter = if no_memory {
+        Counter::RetryMemory
+    } else {
+        Counter::RetryBusy
+    };
+    stats::count_requeue(&rq, counter);
     rq.requeue_later(Delta::from_millis(delay.into()));
 }
 
-/// Logs, once for each backing file, that a request fails because there was no memory for minutes.
-fn warn_of_no_memory(rq: &StartedRequest<LoopQueue>) {
-    if !rq.backend().warned.xchg(true, Relaxed) {
-        pr_err!(
-            "loop device {}: no memory for an operation on the backing file for {} s, it fails\n",
-            rq.device().index,
-            Retries::MAX_MEMORY / 1000
-        );
+/// Logs that an operation on the backing file fails, at most once a minute for each file. The
+/// block layer logs only the status of the request.
+fn warn(rq: &StartedRequest<LoopQueue>, error: Error) {
+    const PAUSE: u64 = 60_000;
+    let (now, target) = (time::uptime_ms(), rq.backend());
+    let last = target.warned.load(Relaxed);
+    if last != 0 && now.saturating_sub(last) < PAUSE
+        || target.warned.cmpxchg(last, now.max(1), Relaxed).is_err()
+    {
+        return;
+    }
+    let (name, op) = (rq.disk_name(), name_of(rq.op()));
+    if error == ENOMEM {
+        let seconds = Retries::MAX_MEMORY / 1000;
+        pr_err!("{name}: no memory for a {op} of the backing file for {seconds} s; it fails\n");
+        return;
+    }
+    let errno = error.to_errno();
+    if rq.op() == Op::Flush {
+        pr_err!("{name}: a sync of the backing file fails (rc={errno})\n");
+    } else {
+        let position = target.position_of(rq);
+        pr_err!("{name}: a {op} of the backing file at byte {position} fails (rc={errno})\n");
+    }
+}
+
+/// Returns the word for an operation in the log.
+fn name_of(op: Op) -> &'static str {
+    match op {
+        Op::Read => "read",
+        Op::Write => "write",
+        Op::Flush => "sync",
+        Op::Discard => "discard",
+        Op::WriteZeroes => "write of zeroes",
+        Op::Other => "request",
     }
 }
 
 /// Ends a request with the status of `error`.
-fn fail(mut rq: StartedRequest<LoopQueue>, error: Error) {
+pub(super) fn fail(mut rq: StartedRequest<LoopQueue>, error: Error) {
+    let is_optional = matches!(rq.op(), Op::Discard | Op::WriteZeroes);
+    if !(is_optional && error == EOPNOTSUPP) {
+        warn(&rq, error);
+    }
     let status = match rq.op() {
         // The owner of the file is out of quota; a device can only report `ENOSPC`.
         _ if error == EDQUOT => Status::from(ENOSPC),
         // The submitter asks for an optional operation, and does without.
-        Op::Discard | Op::WriteZeroes if error == EOPNOTSUPP => {
+        _ if is_optional && error == EOPNOTSUPP => {
             rq.set_quiet();
             Status::from(error)
         }
@@ -196,5 +257,6 @@ fn fail(mut rq: StartedRequest<LoopQueue>, error: Error) {
         _ if error == EOPNOTSUPP => Status::IOERR,
         _ => Status::from(error),
     };
+    stats::count_error(&rq, status);
     rq.end(status);
 }

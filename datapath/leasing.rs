@@ -198,6 +198,10 @@ pub(crate) struct Leasing {
     taken: Atomic<u64>,
     /// The pause after the next failure, in milliseconds.
     pause: Atomic<u64>,
+    /// True if [`take_loss`](Self::take_loss) has returned that there are too many extents, and
+    /// that the leases are refused.
+    told_fragmented: Atomic<bool>,
+    told_refused: Atomic<bool>,
     #[pin]
     leases: Mutex<Leases>,
     /// Held while the map learns, and while blocks are freed.
@@ -290,6 +294,8 @@ impl Leasing {
                 retry: Atomic::new(0),
                 taken: Atomic::new(0),
                 pause: Atomic::new(Self::FIRST_PAUSE),
+                told_fragmented: Atomic::new(false),
+                told_refused: Atomic::new(false),
                 leases <- new_mutex!(None, "Leasing::leases"),
                 changes_blocks <- new_mutex!((), "Leasing::changes_blocks"),
                 dio: Atomic::new(0),
@@ -329,6 +335,19 @@ impl Leasing {
     /// Returns whether the extents of the file were too many for the map. Does not sleep.
     pub(crate) fn is_fragmented(&self) -> bool {
         self.extents.is_full()
+    }
+
+    /// Returns a reason why requests do not bypass the file, or only for some of its blocks, that
+    /// may last; each reason once. Any context.
+    pub(super) fn take_loss(&self) -> Option<&'static str> {
+        let lost = |flag: &Atomic<bool>| !flag.load(Relaxed) && !flag.xchg(true, Relaxed);
+        if self.is_fragmented() && lost(&self.told_fragmented) {
+            Some("it has too many extents")
+        } else if self.status() == Status::Refused && lost(&self.told_refused) {
+            Some("it has no leases, or cannot be synced")
+        } else {
+            None
+        }
     }
 
     /// Returns the block device that requests with places are submitted to.

@@ -11,7 +11,7 @@
 //! the faster way. The worker polls, so it takes a CPU for itself. It stops as soon as other tasks
 //! need that CPU, or the submitter waits.
 //!
-//! One record for each hardware context. Several tasks may update it at the same time: then a
+//! One record for the workers of each CPU. Several tasks may update it at the same time: then a
 //! measurement may be wrong, and the next one corrects it.
 
 use kernel::sync::atomic::{
@@ -52,7 +52,7 @@ mod phase {
     pub(super) const ON: u32 = 4;
 }
 
-/// The record of a hardware context.
+/// The record of the workers of a CPU.
 pub(super) struct Offload {
     /// One of the [phases](phase).
     phase: Atomic<u32>,

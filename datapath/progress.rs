@@ -17,22 +17,22 @@ pub(super) enum Server {
     Worker(WorkerKind),
 }
 
-/// A worker of a hardware context, or of the device.
+/// A worker of a CPU, or of the device.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum WorkerKind {
-    /// The worker of a hardware context that helps a submitter on another CPU. As the nowait
-    /// worker, it does not block on the file.
+    /// The worker of a CPU that helps a submitter there from another CPU. As the nowait worker, it
+    /// does not block on the file.
     Helper,
-    /// The worker of a hardware context that does not block on the file. A remapped request may
-    /// block on the lower device, see [`Route::bio_wait`].
+    /// The worker of a CPU that does not block on the file. A remapped request may block on the
+    /// lower device, see [`Route::bio_wait`].
     Nowait,
-    /// The worker of a hardware context for the request's cgroup, which may block.
+    /// The worker of a CPU for the request's cgroup, which may block.
     Blocking,
-    /// The worker of a hardware context that drops stale pages of the file's page cache. It waits
-    /// neither for other requests nor for the thaw of a file system: these may wait for the
-    /// requests that it serves.
+    /// The worker of a CPU that drops stale pages of the file's page cache. It waits neither for
+    /// other requests nor for the thaw of a file system: these may wait for the requests that it
+    /// serves.
     Cleaner,
-    /// The worker of a hardware context for operations that are slow by nature.
+    /// The worker of a CPU for operations that are slow by nature.
     Slow,
     /// The worker of the device for flushes.
     Flusher,

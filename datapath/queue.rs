@@ -11,12 +11,12 @@ use super::{
         Server, //
     },
     route,
+    stats,
     target::{
         LoopQueue,
         Target, //
     },
-    transfer,
-    worker::Workers, //
+    transfer, //
 };
 use crate::{
     aio::request::FileIoPdu,
@@ -37,7 +37,6 @@ use kernel::{
 
 impl Operations for LoopQueue {
     type RequestData = FileIoPdu<Progress>;
-    type HwData = Workers;
     type Backend = Target;
 
     fn new_request_data() -> impl PinInit<Self::RequestData> {
@@ -46,7 +45,6 @@ impl Operations for LoopQueue {
 
     fn queue_rq(
         queue: &Arc<Self>,
-        workers: &Workers,
         rq: IdleRequest<Self>,
         submitter: Pin<&Submitter>,
     ) -> Result<(), Refused<Self>> {
@@ -63,14 +61,20 @@ impl Operations for LoopQueue {
             Err(rq) => return Err(rq.refuse(Status::IOERR)),
         };
         if queue.is_exceeded_by(&rq) || rq.backend().read_only && rq.op().is_write() {
+            stats::count_error(&rq, Status::IOERR);
             rq.end(Status::IOERR);
             return Ok(());
         }
         if !requeued {
             *rq.progress_mut() = Progress::new();
         }
+        let Some(workers) = queue.workers(&rq) else {
+            rq.end(Status::IOERR);
+            return Ok(());
+        };
         let route = route::route(&rq, &submitter, workers);
         rq.progress_mut().route = route;
+        workers.stats.count(&rq, route);
         match route.server {
             Server::Submitter => {
                 submitter.save_io_context();

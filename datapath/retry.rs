@@ -12,10 +12,13 @@ pub(crate) enum Transient {
     /// The file was busy, or a signal interrupted the task that served the request: `EAGAIN`,
     /// `EINTR` and the codes that restart a system call.
     Busy,
+    /// The file system was full, and user space wants writes to wait: `ENOSPC`, `EDQUOT`. These
+    /// are not transient for other requests, see [`space`](super::space).
+    Space,
 }
 
 impl Transient {
-    /// Returns the transient reason of `error`, if it has one.
+    /// Returns the transient reason of `error`, if it has one for every request.
     pub(crate) fn of(error: Error) -> Option<Self> {
         const INTERRUPTED: [Error; 5] = [
             EINTR,
@@ -34,7 +37,8 @@ impl Transient {
     }
 }
 
-/// The retries of one request since it last made progress.
+/// The retries of one request since it last made progress; or those of all writes of a device that
+/// wait for space.
 pub(crate) struct Retries {
     count: u32,
     /// The time of the first retry, in milliseconds of a clock that may wrap. Meaningless while
@@ -76,11 +80,12 @@ impl Retries {
             self.since = now;
         }
         let elapsed = now.wrapping_sub(self.since);
-        let max = match reason {
-            Transient::Memory => Self::MAX_MEMORY,
-            Transient::Busy => Self::MAX_BUSY,
+        let is_over = match reason {
+            Transient::Memory => elapsed >= Self::MAX_MEMORY,
+            Transient::Busy => elapsed >= Self::MAX_BUSY,
+            Transient::Space => false,
         };
-        if elapsed >= max && self.count >= Self::MIN_COUNT {
+        if is_over && self.count >= Self::MIN_COUNT {
             return None;
         }
         let delay = Self::FIRST_DELAY << self.count.min(Self::DOUBLINGS);
@@ -124,6 +129,16 @@ mod tests {
         assert_eq!(retries.next(Transient::Busy, now), None);
         retries.reset();
         assert_eq!(retries.next(Transient::Busy, now), Some(10));
+    }
+
+    #[test]
+    fn retries_without_space_do_not_end() {
+        let mut retries = Retries::new();
+        assert_eq!(retries.next(Transient::Space, 0), Some(10));
+        for now in 1..1000 {
+            assert!(retries.next(Transient::Space, now * 1_000_000).is_some());
+        }
+        assert_eq!(retries.next(Transient::Space, u32::MAX), Some(640));
     }
 
     #[test]

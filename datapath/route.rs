@@ -143,7 +143,8 @@ fn route_transfer(
 /// Returns the I/O method of a read or a write.
 ///
 /// Pages in the cache of a block device may be newer than the device, and a device that has become
-/// shorter or read-only must fail in its own way, so such requests are not remapped.
+/// shorter or read-only must fail in its own way, so such requests are not remapped. An atomic
+/// write has no other way: the worker drops its pages first.
 fn method(target: &Target, rq: &StartedRequest<LoopQueue>) -> IoMethod {
     if target.caching == Caching::Buffered {
         return IoMethod::Buffered;
@@ -155,7 +156,7 @@ fn method(target: &Target, rq: &StartedRequest<LoopQueue>) -> IoMethod {
     match target.block_device() {
         Some(bdev)
             if tunables.remap.is_on()
-                && !target.file.is_cached()
+                && (rq.is_atomic() || !target.file.is_cached())
                 && target.can_access(bdev, rq) =>
         {
             IoMethod::Remap

@@ -12,7 +12,22 @@ use super::{
         Part, //
     },
     progress::Progress,
-    tunables::Tunables, //
+    space::{
+        FailingWrites,
+        SpaceQueue, //
+    },
+    stats::{
+        self,
+        Stats, //
+    },
+    tunables::{
+        Defaults,
+        Tunables, //
+    },
+    worker::{
+        Worker,
+        Workers, //
+    },
 };
 use crate::{
     aio::{
@@ -32,13 +47,14 @@ use crate::{
             Fallocate, //
         },
         gate::Gate,
+        task,
         workqueue::{
-            system_unbound,
             Affinity,
             OwnedQueue, //
         },
     },
 };
+use core::fmt;
 use kernel::{
     fs::File,
     pr_err_once,
@@ -64,9 +80,9 @@ pub(crate) struct LoopQueue {
     /// The length of the device for requests, in bytes: that of the disk or, while LOOP_SET_STATUS
     /// moves the device, the shorter one of the old and the new length.
     length: Atomic<u64>,
-    /// The workqueues of the workers: one for each [`Affinity`]. Made when the device is bound for
-    /// the first time. They go with the device, because destroying a workqueue waits for its work.
-    workqueues: SetOnce<(OwnedQueue, OwnedQueue)>,
+    /// The workers and their workqueues, made when the device is bound for the first time, because
+    /// many devices never are.
+    service: SetOnce<Service>,
     /// The tunables of the device.
     pub(crate) tunables: Tunables,
     /// Entered by direct writes and flushes and, if the file has larger blocks than the device, by
@@ -76,34 +92,92 @@ pub(crate) struct LoopQueue {
     pub(crate) direct_io: Gate,
     /// The largest alignment, in bytes, with which direct I/O was refused; 0 for none.
     refused: Atomic<u32>,
+    /// The writes that wait for space.
+    pub(super) space: SpaceQueue,
 }
 
 impl LoopQueue {
-    /// Makes the data half of a device that is not bound, with the default of the tunable
-    /// `extents`. May sleep.
-    pub(crate) fn new(index: u32, extents: bool) -> Result<Arc<Self>> {
+    /// Makes the data half of a device that is not bound, whose disk is named `prefix` and `index`.
+    /// May sleep.
+    pub(crate) fn new(prefix: &'static str, index: u32, defaults: Defaults) -> Result<Arc<Self>> {
+        let space = SpaceQueue::new(prefix, index)?;
         Arc::pin_init(
             try_pin_init!(Self {
                 index,
                 length: Atomic::new(0),
-                workqueues: SetOnce::new(),
-                tunables: Tunables::new(extents),
+                service: SetOnce::new(),
+                tunables: Tunables::new(defaults),
                 direct_io <- Gate::new(c"LoopQueue::direct_io", static_lock_class!()),
                 refused: Atomic::new(0),
+                space,
             }),
             GFP_KERNEL,
         )
     }
 
-    /// Makes the workqueues, unless they exist. `name` is that of the disk. May sleep; the caller
-    /// excludes other callers.
-    pub(crate) fn make_workqueues(&self, name: &CStr) -> Result {
-        if self.workqueues.as_ref().is_none() {
-            let make = |affinity| OwnedQueue::new(name, affinity);
-            self.workqueues
-                .populate((make(Affinity::PerCpu)?, make(Affinity::Unbound)?));
+    /// Makes the workers of the device, unless it has them. `name` is that of the disk. May sleep;
+    /// the caller excludes other callers. Fails with `ENOMEM`.
+    pub(crate) fn make_workers(&self, name: &CStr) -> Result {
+        if self.service.as_ref().is_none() {
+            self.service.populate(Service::new(name)?);
         }
         Ok(())
+    }
+
+    /// Sets whether writes wait for space. If not, writes that wait are tried once more, and fail
+    /// if the file system is still full. Any context.
+    pub(crate) fn set_waits_for_space(&self, on: bool) {
+        self.tunables.enospc.set(on);
+        if !on {
+            self.space.release();
+        }
+    }
+
+    /// Returns whether a write waits while the file system of the backing file is full. Any
+    /// context.
+    pub(super) fn waits_for_space(&self) -> bool {
+        self.tunables.enospc.is_on() && !self.space.is_failing()
+    }
+
+    /// Makes writes fail instead of waiting for space until the guard is dropped, and tries those
+    /// that wait: when this returns they are requests, for which a frozen queue waits. May sleep.
+    pub(crate) fn fail_without_space(&self) -> FailingWrites<'_> {
+        self.space.fail()
+    }
+
+    /// Waits until the works of writes that have waited for space are over. The device has no
+    /// opener. May sleep.
+    pub(crate) fn flush_space(&self) {
+        self.space.flush();
+    }
+
+    /// Sets the statistics to 0. Any context.
+    pub(crate) fn reset_stats(&self) {
+        if let Some(service) = self.service.as_ref() {
+            service.stats().for_each(Stats::reset);
+        }
+    }
+
+    /// Writes the statistics, as lines of a name and a number; none before the device is attached
+    /// for the first time.
+    pub(crate) fn show_stats(&self, out: &mut impl fmt::Write) -> fmt::Result {
+        let service = self.service.as_ref();
+        service.map_or(Ok(()), |service| stats::show(service.stats(), out))
+    }
+
+    /// Returns the workers of the CPU that a request was made on.
+    ///
+    /// A started request has a target, and a device with a target has workers, so `None` cannot
+    /// happen.
+    pub(super) fn workers(&self, rq: &StartedRequest<Self>) -> Option<&Workers> {
+        let workers = self
+            .service
+            .as_ref()
+            .and_then(|service| service.workers_of(rq.cpu()));
+        if workers.is_none() {
+            pr_err_once!("a request of a device without workers\n");
+        }
+        workers
     }
 
     /// Queues a worker, unless it is queued already. Any context, including hard IRQ.
@@ -111,15 +185,13 @@ impl LoopQueue {
     where
         W: RawWorkItem<0> + Send + 'static,
     {
-        match (self.workqueues.as_ref(), affinity) {
-            (Some((per_cpu, _)), Affinity::PerCpu) => drop(per_cpu.enqueue(worker)),
-            (Some((_, unbound)), Affinity::Unbound) => drop(unbound.enqueue(worker)),
-            // A request is started only on a bound device, which has its workqueues. The request
-            // must not be lost if that should ever change.
-            (None, _) => {
-                pr_err_once!("a request of a device without workqueues\n");
-                drop(system_unbound().enqueue(worker));
-            }
+        // Workers are made with their workqueues.
+        let Some(service) = self.service.as_ref() else {
+            return;
+        };
+        match affinity {
+            Affinity::PerCpu => drop(service.per_cpu.enqueue(worker)),
+            Affinity::Unbound => drop(service.unbound.enqueue(worker)),
         }
     }
 
@@ -154,6 +226,46 @@ impl LoopQueue {
     }
 }
 
+/// The workers of a device, and their workqueues, which go with the device, because destroying a
+/// workqueue waits for its work.
+///
+/// Devices do not share workqueues: a workqueue runs a limited number of workers at a time, so
+/// devices whose workers block would stop the others, or deadlock with a device above them.
+struct Service {
+    per_cpu: OwnedQueue,
+    unbound: OwnedQueue,
+    /// The workers of each CPU; with more CPUs, several share theirs.
+    workers: KVec<Workers>,
+}
+
+impl Service {
+    /// The maximum number of CPUs that have workers of their own.
+    const MAX_CPUS: u32 = 8;
+
+    /// Makes the workers, and workqueues called `name`. May sleep.
+    fn new(name: &CStr) -> Result<Self> {
+        let count = Self::MAX_CPUS.min(task::num_online_cpus());
+        let flusher = Worker::flusher()?;
+        let mut workers = KVec::with_capacity(count as usize, GFP_KERNEL)?;
+        for _ in 0..count {
+            workers.push(Workers::new(flusher.clone())?, GFP_KERNEL)?;
+        }
+        Ok(Self {
+            per_cpu: OwnedQueue::new(name, Affinity::PerCpu)?,
+            unbound: OwnedQueue::new(name, Affinity::Unbound)?,
+            workers,
+        })
+    }
+
+    fn stats(&self) -> impl Iterator<Item = &Stats> + Clone {
+        self.workers.iter().map(|workers| &workers.stats)
+    }
+
+    fn workers_of(&self, cpu: usize) -> Option<&Workers> {
+        self.workers.get(cpu.checked_rem(self.workers.len())?)
+    }
+}
+
 /// The backend of requests: a backing file, and how requests are served from it.
 pub(crate) struct Target {
     /// The backing file.
@@ -175,8 +287,11 @@ pub(crate) struct Target {
     pub(crate) cached_reads: bool,
     /// True if the file supports non-blocking I/O.
     pub(crate) nowait: bool,
-    /// True if the log has a line about a request that failed because there was no memory.
-    pub(crate) warned: Atomic<bool>,
+    /// True if transfers can leave nothing behind in the page cache of the file.
+    pub(crate) dontcache: bool,
+    /// The time of the last line in the log about a failed operation, in milliseconds, see
+    /// [`time::uptime_ms`](crate::kern::time::uptime_ms); 0 for none.
+    pub(crate) warned: Atomic<u64>,
     /// The leases of the file, if its file system keeps blocks where they are.
     pub(crate) leasing: Option<LeasedFile>,
     /// The block device that bios are submitted to: that which the file is or, with leases, that of
@@ -319,9 +434,9 @@ impl HoleSupport {
         self.of(mode).load(Relaxed)
     }
 
-    /// Records that `mode` is not supported.
-    pub(super) fn remove(&self, mode: Fallocate) {
-        self.of(mode).store(false, Relaxed);
+    /// Records that `mode` is not supported. Returns whether it was before.
+    pub(super) fn remove(&self, mode: Fallocate) -> bool {
+        self.of(mode).xchg(false, Relaxed)
     }
 
     fn of(&self, mode: Fallocate) -> &Atomic<bool> {

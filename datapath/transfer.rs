@@ -8,6 +8,10 @@ use super::{
         Bypass,
         IoMethod, //
     },
+    stats::{
+        self,
+        Counter, //
+    },
     target::{
         alignment,
         LoopQueue,
@@ -53,12 +57,13 @@ pub(super) fn submit(mut rq: StartedRequest<LoopQueue>) {
         rq.progress_mut().nowait = true;
         return request::flush(rq);
     }
-    let wait = route.wait();
+    let (wait, is_atomic) = (route.wait(), rq.is_atomic());
     let way = match acquire(&mut rq, route.method, wait) {
         Ok(way) => way,
         Err(error) => {
             let progress = rq.progress_mut();
-            progress.nowait = error == EAGAIN;
+            // An atomic write whose pages are in use is retried after a delay.
+            progress.nowait = error == EAGAIN && (wait == Wait::Forbidden || !is_atomic);
             if progress.bypass == Bypass::No {
                 progress.bypass = Bypass::Unstarted;
             }
@@ -72,12 +77,19 @@ pub(super) fn submit(mut rq: StartedRequest<LoopQueue>) {
     rq.progress_mut().nowait = io_wait == Wait::Forbidden;
     let position = rq.backend().position_of(&rq);
     match way {
-        Way::Bio { sector, bytes } => request::remap(rq, sector, bytes, io_wait),
+        Way::Bio { sector, bytes } => {
+            rq.trace_submitted("bio", sector << SECTOR_SHIFT, bytes);
+            request::remap(rq, sector, bytes, io_wait);
+        }
         Way::File { caching, bytes } => {
+            rq.trace_submitted(caching.name(), position, bytes);
             ask_for_extent(&rq, caching, position);
             request::submit(rq, position, bytes, caching, io_wait);
         }
-        Way::FileAlone => submit_alone(rq, position),
+        Way::FileAlone => {
+            rq.trace_submitted("buffered", position, rq.len());
+            submit_alone(rq, position);
+        }
     }
 }
 
@@ -97,7 +109,13 @@ enum Way {
 /// A remapped write does not invalidate the page cache of the block device, and does not fail if
 /// the block device is read-only. If it has pages or is read-only now, but was not when the route
 /// was chosen, the write uses direct I/O instead, by a worker that may block.
+///
+/// An atomic write fails with `EINVAL` on every way but that of a bio to the block device: a file
+/// may split it, and takes atomic writes from user space alone (`generic_atomic_write_valid()`).
 fn acquire(rq: &mut StartedRequest<LoopQueue>, method: IoMethod, wait: Wait) -> Result<Way> {
+    if rq.is_atomic() && !matches!(method, IoMethod::Remap) {
+        return Err(EINVAL);
+    }
     let acquired = match rq.op() {
         Op::Write => acquire_for_write(rq, method, wait),
         _ => acquire_for_read(rq, method, wait),
@@ -107,12 +125,14 @@ fn acquire(rq: &mut StartedRequest<LoopQueue>, method: IoMethod, wait: Wait) -> 
     }
     let bytes = rq.len();
     let file = |caching| Ok(Way::File { caching, bytes });
+    let sector = rq.backend().position_of(rq) >> SECTOR_SHIFT;
     match method {
-        IoMethod::Remap if can_remap(rq) => Ok(Way::Bio {
-            sector: rq.backend().position_of(rq) >> SECTOR_SHIFT,
-            bytes,
-        }),
+        IoMethod::Remap if can_remap(rq) => Ok(Way::Bio { sector, bytes }),
         IoMethod::Remap if wait == Wait::Forbidden => Err(EAGAIN),
+        IoMethod::Remap if rq.is_atomic() => {
+            drop_pages_of_atomic(rq)?;
+            Ok(Way::Bio { sector, bytes })
+        }
         IoMethod::Remap => {
             release(rq);
             acquire(rq, IoMethod::Direct, wait)
@@ -120,6 +140,9 @@ fn acquire(rq: &mut StartedRequest<LoopQueue>, method: IoMethod, wait: Wait) -> 
         IoMethod::Extent(extent) => acquire_extent(rq, extent, wait),
         IoMethod::Direct if rq.op() == Op::Write => acquire_file_write(rq),
         IoMethod::Direct => file(Caching::Direct),
+        IoMethod::Buffered if rq.backend().dontcache && rq.device().tunables.dontcache.is_on() => {
+            file(Caching::DontCache)
+        }
         IoMethod::Buffered => file(Caching::Buffered),
         IoMethod::Cached => file(Caching::Cached),
         IoMethod::BufferedAlone => Ok(Way::FileAlone),
@@ -146,6 +169,7 @@ fn acquire_extent(rq: &mut StartedRequest<LoopQueue>, extent: Extent, wait: Wait
     let admitted = leasing.admits(rq.op() == Op::Write, extent);
     rq.progress_mut().bypass = Bypass::Bio;
     if !admitted {
+        stats::count(rq, Counter::ExtentLost);
         return Err(EAGAIN);
     }
     Ok(Way::Bio {
@@ -178,24 +202,51 @@ fn ask_for_extent(rq: &StartedRequest<LoopQueue>, caching: Caching, position: u6
     if let (Some(leasing), Caching::Direct) = (&rq.backend().leasing, caching) {
         if rq.device().tunables.extents.is_on() {
             leasing.poke(position, rq.len().into());
+            if let Some(loss) = leasing.take_loss() {
+                let name = rq.disk_name();
+                pr_notice!("{name}: requests cannot bypass the file system of the image: {loss}\n");
+            }
         }
     }
 }
 
+/// Writes back and drops the pages of an atomic write in the page cache of the block device, as a
+/// direct write does. May sleep. Fails with `EAGAIN` if another task uses one of them, and with
+/// `EINVAL` if the block device does not take the write any more.
+fn drop_pages_of_atomic(rq: &StartedRequest<LoopQueue>) -> Result {
+    let target = rq.backend();
+    let (position, len) = (target.position_of(rq), rq.len().into());
+    let bdev = target.block_device().ok_or(EINVAL)?;
+    if !target.can_access(bdev, rq) {
+        return Err(EINVAL);
+    }
+    target.file.write_back(position, len)?;
+    target.file.drop_cached(position, len).map_err(|_| EAGAIN)
+}
+
 /// Returns whether a write that is over, past the file, may have left stale pages in the page cache
 /// of the file. Any context.
+///
+/// Another task may have read them while the write was in flight. Other writes to a block device
+/// are not remapped if it has pages.
 pub(super) fn leaves_stale(rq: &StartedRequest<LoopQueue>) -> bool {
-    let leasing = rq.backend().leasing.as_ref();
-    rq.op() == Op::Write
-        && rq.progress().bypass == Bypass::Bio
-        && leasing.is_some_and(|leasing| leasing.is_cached())
+    let target = rq.backend();
+    let is_cached = match (&target.leasing, rq.progress().bypass) {
+        (Some(leasing), Bypass::Bio) => leasing.is_cached(),
+        (None, Bypass::No) => rq.is_atomic() && target.file.is_cached(),
+        _ => false,
+    };
+    rq.op() == Op::Write && is_cached
 }
 
 /// Drops the pages that a write of `bytes` bytes has made stale, and ends the operation. May sleep.
 fn drop_stale(mut rq: StartedRequest<LoopQueue>, bytes: u32) {
     let target = rq.backend();
-    if let Some(leasing) = &target.leasing {
-        leasing.drop_cached(target.position_of(&rq), bytes.into());
+    let position = target.position_of(&rq);
+    match &target.leasing {
+        Some(leasing) => leasing.drop_cached(position, bytes.into()),
+        // Pages that stay are dirty, with newer data, or in use by a task that reads them.
+        None => drop(target.file.drop_cached(position, bytes.into())),
     }
     rq.progress_mut().bypass = Bypass::Done;
     rq.operation_done(Ok(bytes));
@@ -272,8 +323,8 @@ pub(super) fn release(rq: &mut StartedRequest<LoopQueue>) {
             Bypass::File => leasing.leave_file_write(),
             Bypass::Bio | Bypass::Stale(_) | Bypass::Done => leasing.users().leave(),
         }
-        rq.progress_mut().bypass = Bypass::No;
     }
+    rq.progress_mut().bypass = Bypass::No;
     if rq.progress().in_gate {
         rq.device().direct_io.leave();
         rq.progress_mut().in_gate = false;
@@ -388,10 +439,14 @@ fn fallocate(rq: &StartedRequest<LoopQueue>, mode: Fallocate) -> Result {
         None => change(),
     };
     if result == Err(EOPNOTSUPP) {
-        target.holes.remove(mode);
+        let is_new = target.holes.remove(mode);
         match mode {
             Fallocate::PunchHole => rq.disable_discard(),
             Fallocate::ZeroRange => rq.disable_write_zeroes(),
+        }
+        if is_new && mode == Fallocate::PunchHole {
+            let name = rq.disk_name();
+            pr_notice!("{name}: the backing file cannot free blocks; discards are off now\n");
         }
         rq.queue_revalidation();
     }

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The optional routes of requests, which user space can forbid in
-//! `/sys/block/loopN/rnull_loop/*`: to measure or to test a route, or to avoid it.
+//! The choices of user space in `/sys/block/loopN/rnull_loop/*`: the optional routes of requests,
+//! the use of the page cache, and whether writes wait for space.
 //!
-//! These routes only make requests faster. User space may forbid and allow them at any time. When
-//! the device is attached, all are allowed again, unless a module parameter forbids it.
+//! The routes only make requests faster. User space may forbid one to measure or to test it, or to
+//! avoid it. All may be changed at any time. When the device is attached they have their defaults,
+//! which are module parameters.
 
 use kernel::{
     prelude::*,
@@ -34,6 +35,23 @@ impl Tunable {
     }
 }
 
+/// The values of all tunables.
+#[derive(Clone, Copy)]
+pub(crate) struct Defaults {
+    /// That of `inline`.
+    pub(crate) inline: bool,
+    /// That of `remap`.
+    pub(crate) remap: bool,
+    /// That of `extents`.
+    pub(crate) extents: bool,
+    /// That of `nowait`.
+    pub(crate) nowait: bool,
+    /// That of `dontcache`.
+    pub(crate) dontcache: bool,
+    /// That of `enospc`.
+    pub(crate) enospc: bool,
+}
+
 /// The tunables of a device.
 pub(crate) struct Tunables {
     /// True if the submitter of a request may serve it.
@@ -44,28 +62,38 @@ pub(crate) struct Tunables {
     pub(crate) extents: Tunable,
     /// True if non-blocking I/O to the backing file may be tried.
     pub(crate) nowait: Tunable,
-    /// The default of `extents`.
-    default_extents: bool,
+    /// True if transfers through the page cache of the backing file leave nothing behind in it.
+    pub(crate) dontcache: Tunable,
+    /// True if writes wait while the file system of the backing file is full.
+    pub(crate) enospc: Tunable,
+    defaults: Defaults,
 }
 
 impl Tunables {
-    /// Makes tunables with their defaults: on, but for `extents`.
-    pub(crate) fn new(extents: bool) -> Self {
+    /// The values of `enospc` for user space: off, and on.
+    pub(crate) const ENOSPC: [&str; 2] = ["error", "wait"];
+
+    /// Makes tunables with their defaults.
+    pub(crate) fn new(defaults: Defaults) -> Self {
         Self {
-            inline: Tunable::new(true),
-            remap: Tunable::new(true),
-            extents: Tunable::new(extents),
-            nowait: Tunable::new(true),
-            default_extents: extents,
+            inline: Tunable::new(defaults.inline),
+            remap: Tunable::new(defaults.remap),
+            extents: Tunable::new(defaults.extents),
+            nowait: Tunable::new(defaults.nowait),
+            dontcache: Tunable::new(defaults.dontcache),
+            enospc: Tunable::new(defaults.enospc),
+            defaults,
         }
     }
 
     /// Sets all tunables to their defaults.
     pub(crate) fn reset(&self) {
-        for tunable in [&self.inline, &self.remap, &self.nowait] {
-            tunable.set(true);
-        }
-        self.extents.set(self.default_extents);
+        self.inline.set(self.defaults.inline);
+        self.remap.set(self.defaults.remap);
+        self.extents.set(self.defaults.extents);
+        self.nowait.set(self.defaults.nowait);
+        self.dontcache.set(self.defaults.dontcache);
+        self.enospc.set(self.defaults.enospc);
     }
 
     /// Parses a value that user space has written: `0` or `1`. Fails with `EINVAL` for any other
@@ -77,6 +105,15 @@ impl Tunables {
             _ => Err(EINVAL),
         }
     }
+
+    /// Parses a value of `enospc` that user space has written. Fails with `EINVAL` for any other
+    /// value.
+    pub(crate) fn parse_enospc(value: &[u8]) -> Result<bool> {
+        let index = Self::ENOSPC
+            .iter()
+            .position(|name| name.as_bytes() == value);
+        index.map(|index| index != 0).ok_or(EINVAL)
+    }
 }
 
 #[cfg_attr(not(test), kernel::macros::kunit_tests(rnull_loop_tunables))]
@@ -86,13 +123,21 @@ mod tests {
 
     #[test]
     fn reset_restores_defaults() {
-        let tunables = Tunables::new(false);
+        let tunables = Tunables::new(Defaults {
+            inline: true,
+            remap: true,
+            extents: false,
+            nowait: false,
+            dontcache: false,
+            enospc: true,
+        });
+        assert!(tunables.remap.is_on() && !tunables.extents.is_on() && tunables.enospc.is_on());
         tunables.remap.set(false);
         tunables.extents.set(true);
+        tunables.enospc.set(false);
         assert!(tunables.inline.is_on() && !tunables.remap.is_on());
         tunables.reset();
-        assert!(tunables.remap.is_on() && !tunables.extents.is_on());
-        assert!(Tunables::new(true).extents.is_on());
+        assert!(tunables.remap.is_on() && !tunables.extents.is_on() && tunables.enospc.is_on());
     }
 
     #[test]
@@ -101,6 +146,15 @@ mod tests {
         assert_eq!(Tunables::parse(b"0").ok(), Some(false));
         for value in [&b""[..], b"2", b"01", b"on", b"1 "] {
             assert!(Tunables::parse(value).is_err());
+        }
+    }
+
+    #[test]
+    fn enospc_has_two_names() {
+        assert_eq!(Tunables::parse_enospc(b"error").ok(), Some(false));
+        assert_eq!(Tunables::parse_enospc(b"wait").ok(), Some(true));
+        for value in [&b""[..], b"0", b"1", b"err", b"waiting", b"wait "] {
+            assert!(Tunables::parse_enospc(value).is_err());
         }
     }
 }

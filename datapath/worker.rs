@@ -2,20 +2,22 @@
 
 //! Workers: the tasks that serve requests, except those that their submitters serve.
 //!
-//! Each hardware context has several workers, so that a request that blocks delays few others:
+//! Each CPU has several workers for the requests that are made on it, so that a request that blocks
+//! delays few others; with many CPUs, several share theirs:
 //!
 //! - the **helper** serves requests that their submitter could serve, on another CPU, while that is
 //!   faster ([`offload`](super::offload)). It polls for the next request, so that it need not be
 //!   woken;
 //! - the **nowait worker** blocks only on the tags and the controllers of the lower device. It
 //!   serves requests of all cgroups;
-//! - a few **blocking workers**. All requests of a cgroup use the same one of a hardware context,
-//!   so that a throttled cgroup delays few others, and sequential I/O mostly stays in order;
+//! - a few **blocking workers**. All requests of a cgroup use the same one of a CPU, unless there
+//!   was no memory to make it, so that a throttled cgroup delays few others, and sequential I/O
+//!   mostly stays in order;
 //! - the **cleaner** drops stale pages of the file's page cache, and ends the writes that have
 //!   bypassed it. These still hold what other requests wait for;
 //! - the **slow worker** serves discards and writes of zeroes.
 //!
-//! The **flusher** of the device serves the flushes of all hardware contexts.
+//! The **flusher** of the device serves the flushes of all CPUs.
 
 use super::{
     offload::{
@@ -24,6 +26,11 @@ use super::{
     },
     progress::WorkerKind,
     route,
+    stats::{
+        self,
+        Counter,
+        Stats, //
+    },
     target::LoopQueue,
     transfer, //
 };
@@ -37,7 +44,8 @@ use crate::{
         Op,
         Request,
         RequestList,
-        StartedRequest, //
+        StartedRequest,
+        Status, //
     },
     kern::{
         file::BackingFile,
@@ -48,6 +56,7 @@ use crate::{
 };
 use core::iter::Peekable;
 use kernel::{
+    alloc::Flags,
     prelude::*,
     processor::cpu_relax,
     sync::{
@@ -58,7 +67,8 @@ use kernel::{
             },
             Atomic, //
         },
-        Arc, //
+        Arc,
+        SetOnce, //
     },
     workqueue::{
         impl_has_work,
@@ -107,8 +117,8 @@ impl Worker {
     /// The longest time that a worker polls, in nanoseconds.
     const POLL: u64 = 40_000;
 
-    /// Makes a worker without requests. May sleep.
-    fn new(role: Role, offload: Option<Arc<Offload>>) -> Result<Arc<Self>> {
+    /// Makes a worker without requests. May sleep if `flags` allow that.
+    fn new(role: Role, offload: Option<Arc<Offload>>, flags: Flags) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
                 role,
@@ -119,13 +129,13 @@ impl Worker {
                 last_sleep_count: Atomic::new(0),
                 work <- new_work!("Worker::work"),
             }),
-            GFP_KERNEL,
+            flags,
         )
     }
 
     /// Makes the flusher of a device. May sleep.
     pub(crate) fn flusher() -> Result<Arc<Self>> {
-        Self::new(Role::Flush, None)
+        Self::new(Role::Flush, None, GFP_KERNEL)
     }
 
     /// Passes a request to the worker, and queues the worker unless it has requests already. The
@@ -184,6 +194,7 @@ fn serve(batch: Batch, submit: impl Fn(StartedRequest<LoopQueue>)) {
 fn flush(mut batch: Batch) {
     let Some(first) = batch.peek() else { return };
     let _scope = charge(first);
+    stats::count(first, Counter::FlushSync);
     let target = first.backend();
     // A sync may clear the flag by which the page cache reports a failed writeback to a transfer
     // that uses the page cache, so there must be no such transfer at the same time.
@@ -280,13 +291,15 @@ impl Load for CurrentLoad {
     }
 }
 
-/// The workers of a hardware context.
+/// The workers of a CPU.
 pub(crate) struct Workers {
+    pub(super) stats: Stats,
     offload: Arc<Offload>,
     helper: Arc<Worker>,
     nowait: Arc<Worker>,
     root: Arc<Worker>,
-    cgroups: [Arc<Worker>; Self::CGROUP_WORKERS],
+    /// Each is made when it is needed first, because on most devices none is.
+    cgroups: [SetOnce<Arc<Worker>>; Self::CGROUP_WORKERS],
     cleaner: Arc<Worker>,
     slow: Arc<Worker>,
     flusher: Arc<Worker>,
@@ -296,26 +309,19 @@ impl Workers {
     /// The number of blocking workers for all cgroups but the root.
     const CGROUP_WORKERS: usize = 7;
 
-    /// Makes the workers of a hardware context of a device with that flusher. May sleep.
+    /// Makes the workers of a CPU, for a device with that flusher. May sleep.
     pub(crate) fn new(flusher: Arc<Worker>) -> Result<Self> {
-        let blocking = || Worker::new(Role::Transfer, None);
+        let blocking = || Worker::new(Role::Transfer, None, GFP_KERNEL);
         let offload = Arc::new(Offload::new(), GFP_KERNEL)?;
         Ok(Self {
-            helper: Worker::new(Role::Transfer, Some(offload.clone()))?,
+            stats: Stats::new(),
+            helper: Worker::new(Role::Transfer, Some(offload.clone()), GFP_KERNEL)?,
             offload,
             nowait: blocking()?,
             root: blocking()?,
-            cgroups: [
-                blocking()?,
-                blocking()?,
-                blocking()?,
-                blocking()?,
-                blocking()?,
-                blocking()?,
-                blocking()?,
-            ],
+            cgroups: [const { SetOnce::new() }; Self::CGROUP_WORKERS],
             cleaner: blocking()?,
-            slow: Worker::new(Role::Slow, None)?,
+            slow: Worker::new(Role::Slow, None, GFP_KERNEL)?,
             flusher,
         })
     }
@@ -345,24 +351,35 @@ impl Workers {
         self.offload.is_on(&CurrentLoad)
     }
 
-    /// Returns the blocking worker of a request's cgroup.
+    /// Returns the blocking worker of a request's cgroup. Without memory for it, returns another
+    /// one: any can serve any request. Any context, including hard IRQ.
     fn blocking(&self, rq: &Request<LoopQueue>) -> &Arc<Worker> {
-        match cgroup::id(rq) {
-            0 => &self.root,
-            // The addresses of cgroups differ at least in the bits above those of a cache line. The
-            // index is in range; but any blocking worker can serve any request.
-            id => self
-                .cgroups
-                .get((id / 64) % Self::CGROUP_WORKERS)
-                .unwrap_or(&self.root),
+        let id = cgroup::id(rq);
+        if id == 0 {
+            return &self.root;
         }
+        // The addresses of cgroups differ at least in the bits above those of a cache line.
+        let Some(slot) = self.cgroups.get((id / 64) % Self::CGROUP_WORKERS) else {
+            return &self.root;
+        };
+        if slot.as_ref().is_none() {
+            if let Ok(worker) = Worker::new(Role::Transfer, None, GFP_NOWAIT) {
+                // If another task is about to do the same, its worker is used from the next request
+                // on.
+                slot.populate(worker);
+            }
+        }
+        // Rather not that of the root, whose requests do not wait for the limits of cgroups.
+        let mut others = self.cgroups.iter().filter_map(SetOnce::as_ref);
+        slot.as_ref()
+            .or_else(|| others.next())
+            .unwrap_or(&self.root)
     }
 }
 
 /// Passes a write that has left stale pages to the cleaner. Any context, including hard IRQ.
 pub(super) fn clean(rq: StartedRequest<LoopQueue>) {
-    let queue = rq.get_queue();
-    queue.hw().submit(queue.device(), WorkerKind::Cleaner, rq);
+    submit(WorkerKind::Cleaner, rq);
 }
 
 /// Defers a transfer or a flush to a worker that may block. Any context, including hard IRQ.
@@ -374,13 +391,23 @@ pub(super) fn defer(mut rq: StartedRequest<LoopQueue>) {
             WorkerKind::Flusher
         }
         _ => {
-            rq.progress_mut().route = route::reroute(&rq);
+            let route = route::reroute(&rq);
+            rq.progress_mut().route = route;
+            stats::count_route(&rq, route);
             WorkerKind::Blocking
         }
     };
+    submit(kind, rq);
+}
+
+/// Passes a request to a worker of the CPU that it was made on. Any context, including hard IRQ.
+fn submit(kind: WorkerKind, rq: StartedRequest<LoopQueue>) {
     // The request may end before the worker is queued, so the queue is kept.
     let queue = rq.get_queue();
-    queue.hw().submit(queue.device(), kind, rq);
+    match queue.device().workers(&rq) {
+        Some(workers) => workers.submit(queue.device(), kind, rq),
+        None => rq.end(Status::IOERR),
+    }
 }
 
 /// Charges the I/O and the memory that a worker needs for a request to the cgroup of the request.

@@ -4,11 +4,17 @@
 //!
 //! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
-use super::ffi;
+use super::{
+    atomic::AtomicWrites,
+    ffi, //
+};
 use core::ptr::NonNull;
 use kernel::{
     bindings,
-    error::to_result,
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
     prelude::*,
     sync::aref::{
         ARef,
@@ -88,10 +94,11 @@ impl BlockDevice {
         unsafe { (*self.disk()).major as u32 }
     }
 
-    /// Writes back the page cache of the block device: `sync_blockdev()`. May sleep.
-    pub(crate) fn sync(&self) -> Result {
+    /// Writes back the page cache of the block device. Fails with `EINTR` on a fatal signal. Errors
+    /// are reported to the openers that wrote the data, by their `fsync()`. May sleep.
+    pub(crate) fn write_back(&self) -> Result {
         // SAFETY: By the type invariant the block device is valid.
-        to_result(unsafe { bindings::sync_blockdev(self.raw()) })
+        to_result(unsafe { ffi::rnull_loop_bdev_sync_killable(self.raw()) })
     }
 
     /// Makes completed writes durable: `blkdev_issue_flush()`. May sleep.
@@ -146,6 +153,40 @@ impl BlockDevice {
         unsafe { ffi::rnull_loop_bdev_dma_alignment(self.raw()) }
     }
 
+    /// Returns the limits of atomic writes of the block device at `offset` bytes, for blocks of
+    /// `block_size` bytes; `None` if it has no atomic writes there.
+    pub(crate) fn atomic_writes(&self, offset: u64, block_size: u32) -> Option<AtomicWrites> {
+        // SAFETY: By the type invariant the block device is valid.
+        if !unsafe { ffi::rnull_loop_bdev_can_atomic_write(self.raw()) } {
+            return None;
+        }
+        // The limits may change meanwhile. Then the block layer refuses what they do not allow.
+        let limits = AtomicWrites {
+            // SAFETY: As above.
+            unit_min: unsafe { ffi::rnull_loop_bdev_atomic_unit_min(self.raw()) },
+            // SAFETY: As above.
+            unit_max: unsafe { ffi::rnull_loop_bdev_atomic_unit_max(self.raw()) },
+            // SAFETY: As above.
+            boundary: unsafe { ffi::rnull_loop_bdev_atomic_boundary(self.raw()) },
+        };
+        // SAFETY: As above.
+        let start = unsafe { ffi::rnull_loop_bdev_start(self.raw()) };
+        limits.at(start.checked_add(offset)?, block_size)
+    }
+
+    /// Returns the number of write streams, and their granularity in bytes.
+    pub(crate) fn write_streams(&self) -> (u16, u32) {
+        // SAFETY: By the type invariant the block device is valid, so its queue is. The fields are
+        // aligned words, which C code changes as such.
+        unsafe {
+            let limits = &raw const (*(*self.raw()).bd_queue).limits;
+            (
+                core::ptr::read_volatile(&raw const (*limits).max_write_streams),
+                core::ptr::read_volatile(&raw const (*limits).write_stream_granularity),
+            )
+        }
+    }
+
     /// Returns whether the block device takes a non-blocking bio (`REQ_NOWAIT`) of `len` bytes,
     /// without splitting it for its length.
     pub(crate) fn takes_nowait(&self, len: u32) -> bool {
@@ -180,6 +221,44 @@ impl BlockDevice {
     fn holder(&self) -> *mut c_void {
         static HOLDER: u8 = 0;
         core::ptr::from_ref(&HOLDER).cast_mut().cast()
+    }
+}
+
+/// A block device that the kernel has open for reading and writing.
+///
+/// # Invariants
+///
+/// `bdev_file_open_by_dev()` has returned the file, which is not closed.
+pub(crate) struct OpenBlockDevice(NonNull<bindings::file>);
+
+impl OpenBlockDevice {
+    /// Opens a block device by its major and minor number: `bdev_file_open_by_dev()`. May sleep.
+    ///
+    /// Fails with `ENXIO` if there is none, with `EPERM` if the caller's cgroup may not use it, and
+    /// with the errors of its driver.
+    pub(crate) fn open(major: u32, minor: u32) -> Result<Self> {
+        let mode = ffi::BLK_OPEN_READ | ffi::BLK_OPEN_WRITE;
+        let dev = major << bindings::MINORBITS | minor;
+        // SAFETY: The call takes any number. Without a holder there are no holder operations.
+        let file = from_err_ptr(unsafe {
+            bindings::bdev_file_open_by_dev(dev, mode, core::ptr::null_mut(), core::ptr::null())
+        })?;
+        // INVARIANT: The call above has returned the file.
+        NonNull::new(file).map(Self).ok_or(ENXIO)
+    }
+
+    /// Returns the block device.
+    pub(crate) fn get(&self) -> &BlockDevice {
+        // SAFETY: By the type invariant the file is that of an open block device, which stays open
+        // for as long as `self`.
+        unsafe { BlockDevice::from_raw(bindings::file_bdev(self.0.as_ptr())) }
+    }
+}
+
+impl Drop for OpenBlockDevice {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the file is not closed, and it is not used after this.
+        unsafe { bindings::bdev_fput(self.0.as_ptr()) };
     }
 }
 

@@ -3,8 +3,10 @@
 /* The input of bindgen. C code includes helpers.h instead. */
 
 #include "helpers.h"
+#include "trace.h"
 
 #include <linux/falloc.h>
+#include <trace/events/block.h>
 #include <uapi/linux/loop.h>
 
 /* The kernel may be configured without the C driver. */
@@ -29,6 +31,7 @@ const req_flags_t RUST_CONST_HELPER_RQF_DONTPREP = RQF_DONTPREP;
 const blk_opf_t RUST_CONST_HELPER_REQ_NOUNMAP = REQ_NOUNMAP;
 const blk_opf_t RUST_CONST_HELPER_REQ_OP_MASK = REQ_OP_MASK;
 const blk_opf_t RUST_CONST_HELPER_REQ_NOWAIT = REQ_NOWAIT;
+const blk_opf_t RUST_CONST_HELPER_REQ_ATOMIC = REQ_ATOMIC;
 const blk_opf_t RUST_CONST_HELPER_REQ_SYNC = REQ_SYNC;
 const blk_opf_t RUST_CONST_HELPER_REQ_META = REQ_META;
 const blk_opf_t RUST_CONST_HELPER_REQ_PRIO = REQ_PRIO;
@@ -41,6 +44,8 @@ const blk_features_t RUST_CONST_HELPER_BLK_FEAT_WRITE_CACHE = BLK_FEAT_WRITE_CAC
 const blk_features_t RUST_CONST_HELPER_BLK_FEAT_FUA = BLK_FEAT_FUA;
 const blk_features_t RUST_CONST_HELPER_BLK_FEAT_ROTATIONAL = BLK_FEAT_ROTATIONAL;
 const blk_features_t RUST_CONST_HELPER_BLK_FEAT_STABLE_WRITES = BLK_FEAT_STABLE_WRITES;
+const blk_features_t RUST_CONST_HELPER_BLK_FEAT_ATOMIC_WRITES = BLK_FEAT_ATOMIC_WRITES;
+const blk_mode_t RUST_CONST_HELPER_BLK_OPEN_READ = BLK_OPEN_READ;
 const blk_mode_t RUST_CONST_HELPER_BLK_OPEN_WRITE = BLK_OPEN_WRITE;
 const blk_mode_t RUST_CONST_HELPER_BLK_OPEN_EXCL = BLK_OPEN_EXCL;
 const fmode_t RUST_CONST_HELPER_FMODE_WRITE = FMODE_WRITE;
@@ -50,6 +55,7 @@ const gfp_t RUST_CONST_HELPER___GFP_IO = __GFP_IO;
 const gfp_t RUST_CONST_HELPER___GFP_FS = __GFP_FS;
 const int RUST_CONST_HELPER_IOCB_NOWAIT = IOCB_NOWAIT;
 const int RUST_CONST_HELPER_IOCB_DSYNC = IOCB_DSYNC;
+const int RUST_CONST_HELPER_IOCB_DONTCACHE = IOCB_DONTCACHE;
 const u32 RUST_CONST_HELPER_FALLOC_FL_KEEP_SIZE = FALLOC_FL_KEEP_SIZE;
 const u32 RUST_CONST_HELPER_FALLOC_FL_PUNCH_HOLE = FALLOC_FL_PUNCH_HOLE;
 const u32 RUST_CONST_HELPER_FALLOC_FL_ZERO_RANGE = FALLOC_FL_ZERO_RANGE;

@@ -181,6 +181,9 @@ pub(crate) trait BackingFile {
     fn can_direct(&self) -> bool;
     /// Returns whether the file supports non-blocking I/O (`IOCB_NOWAIT`): `FMODE_NOWAIT`.
     fn has_nowait(&self) -> bool;
+    /// Returns whether transfers can leave nothing behind in the page cache of the file
+    /// (`IOCB_DONTCACHE`): `FOP_DONTCACHE`.
+    fn has_dontcache(&self) -> bool;
     /// Returns whether the page cache of the file holds pages. Any context.
     fn is_cached(&self) -> bool;
     /// Returns whether a read that finds its data in the page cache of the file enters no file
@@ -233,6 +236,10 @@ pub(crate) trait BackingFile {
     /// Dirty pages stay, unless the file system writes them back in `->launder_folio` (btrfs, FUSE,
     /// NFS). Pages whose buffers the file system cannot release stay, too.
     fn drop_page_cache(&self);
+    /// Drops the pages of `len` bytes from `pos` in the page cache of the file, also pages that are
+    /// mapped: `invalidate_inode_pages2_range()`. Waits for pages that are locked or under
+    /// writeback. May sleep. Fails with `EBUSY` if pages stay, because they are dirty or in use.
+    fn drop_cached(&self, pos: u64, len: u64) -> Result;
     /// Takes freeze protection: the file's file system is not frozen until
     /// [`end_write`](Self::end_write). Waits for the thaw of a frozen file system. May sleep.
     fn start_write(&self);
@@ -341,6 +348,11 @@ impl BackingFile for File {
 
     fn has_nowait(&self) -> bool {
         mode_has(self, ffi::FMODE_NOWAIT)
+    }
+
+    fn has_dontcache(&self) -> bool {
+        // SAFETY: The file is open.
+        unsafe { ffi::rnull_loop_file_has_dontcache(self.as_ptr()) }
     }
 
     fn is_cached(&self) -> bool {
@@ -463,6 +475,17 @@ impl BackingFile for File {
         // other users are safe: the call locks and unmaps each page, and keeps it if it is dirty or
         // if its buffers cannot be released. Then it returns an error, which is ignored.
         unsafe { bindings::invalidate_inode_pages2((*self.as_ptr()).f_mapping) };
+    }
+
+    fn drop_cached(&self, pos: u64, len: u64) -> Result {
+        let last = pos.saturating_add(len).saturating_sub(1);
+        // CAST: The number of a page of a file fits.
+        let page = |pos: u64| (pos >> bindings::PAGE_SHIFT) as usize;
+        // SAFETY: An open file has a mapping, which lives as long as the file is open. Pages with
+        // other users are safe: the call locks and unmaps each page.
+        to_result(unsafe {
+            bindings::invalidate_inode_pages2_range(mapping(self), page(pos), page(last))
+        })
     }
 
     fn start_write(&self) {

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-/* Inline functions and macros of the kernel that Rust code cannot call. */
+/*
+ * Inline functions and macros of the kernel that Rust code cannot call, and the
+ * completion of requests, which counts in a per-CPU variable.
+ */
 
 #include <linux/blk-cgroup.h>
 #include <linux/cgroup.h>
@@ -9,11 +12,13 @@
 #include <linux/filelock.h>
 #include <linux/kernel_stat.h>
 #include <linux/kthread.h>
+#include <linux/llist.h>
 #include <linux/magic.h>
 #include <linux/memcontrol.h>
 #include <linux/mount.h>
 #include <linux/mutex.h>
 #include <linux/pagemap.h>
+#include <linux/percpu.h>
 #include <linux/sched.h>
 #include <linux/sched/isolation.h>
 #include <linux/sched/mm.h>
@@ -22,12 +27,24 @@
 #include <linux/statfs.h>
 #include <linux/timekeeping.h>
 #include <linux/wait_bit.h>
+#include <linux/workqueue.h>
 
 #include "helpers.h"
 
 unsigned int rnull_loop_rq_nr_bvec(struct request *rq)
 {
 	return blk_rq_nr_bvec(rq);
+}
+
+unsigned int rnull_loop_bio_nr_bvec(struct bio *bio)
+{
+	struct bvec_iter iter;
+	struct bio_vec bvec;
+	unsigned int nr = 0;
+
+	bio_for_each_bvec(bvec, bio, iter)
+		nr++;
+	return nr;
 }
 
 /* Copies up to @max bvecs of @rq to @to, and returns the number of copied bvecs. */
@@ -52,6 +69,56 @@ void rnull_loop_rq_zero_fill(struct request *rq)
 
 	__rq_for_each_bio(bio, rq)
 		zero_fill_bio(bio);
+}
+
+/*
+ * The end of a request ends one of each device above it, within this call. So
+ * many levels leave enough of any stack.
+ */
+#define MAX_ENDS 8
+
+static DEFINE_PER_CPU(unsigned int, ends);
+static LLIST_HEAD(deep_ends);
+
+static void rnull_loop_end_deep(struct work_struct *work)
+{
+	struct llist_node *list = llist_reverse_order(llist_del_all(&deep_ends));
+	struct request *rq, *next;
+
+	llist_for_each_entry_safe(rq, next, list, ipi_list)
+		rq->q->mq_ops->complete(rq);
+}
+
+static DECLARE_WORK(deep_ends_work, rnull_loop_end_deep);
+
+/*
+ * Completes @rq, which ends by ->complete(): within this call or, if that is
+ * within the ends of too many others on this CPU, later in a softirq.
+ */
+void rnull_loop_complete_request(struct request *rq)
+{
+	/* The timeout handler leaves it alone from here on. */
+	blk_mq_set_request_complete(rq);
+	/* On PREEMPT_RT, preempted tasks are counted for others: harmless. */
+	if (IS_ENABLED(CONFIG_PREEMPT_RT))
+		migrate_disable();
+	else
+		preempt_disable();
+	if (this_cpu_inc_return(ends) <= MAX_ENDS)
+		rq->q->mq_ops->complete(rq);
+	else if (llist_add(&rq->ipi_list, &deep_ends))
+		queue_work(system_bh_wq, &deep_ends_work);
+	this_cpu_dec(ends);
+	if (IS_ENABLED(CONFIG_PREEMPT_RT))
+		migrate_enable();
+	else
+		preempt_enable();
+}
+
+/* Waits until the work above has returned from the end of earlier requests. */
+void rnull_loop_flush_completions(void)
+{
+	flush_work(&deep_ends_work);
 }
 
 bool rnull_loop_should_fake_timeout(struct request_queue *q)
@@ -247,11 +314,75 @@ unsigned int rnull_loop_bdev_dma_alignment(struct block_device *bdev)
 	return bdev_dma_alignment(bdev);
 }
 
+bool rnull_loop_bdev_can_atomic_write(struct block_device *bdev)
+{
+	return bdev_can_atomic_write(bdev);
+}
+
+unsigned int rnull_loop_bdev_atomic_unit_min(struct block_device *bdev)
+{
+	return queue_atomic_write_unit_min_bytes(bdev_get_queue(bdev));
+}
+
+unsigned int rnull_loop_bdev_atomic_unit_max(struct block_device *bdev)
+{
+	return queue_atomic_write_unit_max_bytes(bdev_get_queue(bdev));
+}
+
+unsigned int rnull_loop_bdev_atomic_boundary(struct block_device *bdev)
+{
+	return queue_atomic_write_boundary_bytes(bdev_get_queue(bdev));
+}
+
+/* Returns the position of @bdev on its disk, in bytes; 0 for a whole disk. */
+u64 rnull_loop_bdev_start(struct block_device *bdev)
+{
+	return get_start_sect(bdev) << SECTOR_SHIFT;
+}
+
 /* Returns whether @bdev takes a non-blocking bio of @len bytes, without splitting it. */
 bool rnull_loop_bdev_takes_nowait(struct block_device *bdev, unsigned int len)
 {
 	return bdev_nowait(bdev) &&
 	       len >> SECTOR_SHIFT <= queue_max_sectors(bdev_get_queue(bdev));
+}
+
+/* Waits for the writeback of @mapping. Fails with -EINTR on a fatal signal. */
+static int wait_writeback_killable(struct address_space *mapping)
+{
+	struct folio_batch batch;
+	pgoff_t index = 0;
+	unsigned int i;
+	int err = 0;
+
+	folio_batch_init(&batch);
+	while (!err && filemap_get_folios_tag(mapping, &index, (pgoff_t)-1,
+					      PAGECACHE_TAG_WRITEBACK, &batch)) {
+		for (i = 0; i < folio_batch_count(&batch) && !err; i++)
+			err = folio_wait_writeback_killable(batch.folios[i]);
+		folio_batch_release(&batch);
+		cond_resched();
+	}
+	return err;
+}
+
+/*
+ * As sync_blockdev(), but fails with -EINTR on a fatal signal, and returns no
+ * error of the writeback, which stays for fsync() of those that wrote.
+ */
+int rnull_loop_bdev_sync_killable(struct block_device *bdev)
+{
+	struct address_space *mapping = bdev->bd_mapping;
+	int err;
+
+	/* Skips folios that are under writeback, so it does not wait for them. */
+	filemap_flush(mapping);
+	err = wait_writeback_killable(mapping);
+	if (err)
+		return err;
+	/* Writes those that were skipped. */
+	filemap_fdatawrite(mapping);
+	return wait_writeback_killable(mapping);
 }
 
 /*
@@ -324,6 +455,12 @@ bool rnull_loop_file_refuses_writes(struct file *file)
 loff_t rnull_loop_i_size_read(struct file *file)
 {
 	return i_size_read(file->f_mapping->host);
+}
+
+/* As kiocb_set_rw_flags() checks for RWF_DONTCACHE. */
+bool rnull_loop_file_has_dontcache(struct file *file)
+{
+	return file->f_op->fop_flags & FOP_DONTCACHE && !IS_DAX(file->f_mapping->host);
 }
 
 /*
@@ -678,6 +815,11 @@ void rnull_loop_wake_up_count(atomic_t *count)
 bool rnull_loop_in_task(void)
 {
 	return in_task();
+}
+
+bool rnull_loop_is_killed(void)
+{
+	return fatal_signal_pending(current);
 }
 
 bool rnull_loop_need_resched(void)

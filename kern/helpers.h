@@ -8,10 +8,15 @@
 
 /* blk-mq and request data */
 unsigned int rnull_loop_rq_nr_bvec(struct request *rq);
+unsigned int rnull_loop_bio_nr_bvec(struct bio *bio);
 unsigned int rnull_loop_rq_copy_bvecs(struct request *rq, struct bio_vec *to,
 				      unsigned int max);
 void rnull_loop_rq_zero_fill(struct request *rq);
+void rnull_loop_complete_request(struct request *rq);
+void rnull_loop_flush_completions(void);
 bool rnull_loop_should_fake_timeout(struct request_queue *q);
+
+void rnull_loop_trace_bio_remap(struct bio *bio, struct request *rq);
 
 /* queue limits and freezing */
 struct queue_limits rnull_loop_limits_start_update(struct request_queue *q);
@@ -41,7 +46,13 @@ unsigned int rnull_loop_bdev_discard_granularity(struct block_device *bdev);
 bool rnull_loop_bdev_rot(struct block_device *bdev);
 unsigned int rnull_loop_bdev_logical_block_size(struct block_device *bdev);
 unsigned int rnull_loop_bdev_dma_alignment(struct block_device *bdev);
+bool rnull_loop_bdev_can_atomic_write(struct block_device *bdev);
+unsigned int rnull_loop_bdev_atomic_unit_min(struct block_device *bdev);
+unsigned int rnull_loop_bdev_atomic_unit_max(struct block_device *bdev);
+unsigned int rnull_loop_bdev_atomic_boundary(struct block_device *bdev);
+u64 rnull_loop_bdev_start(struct block_device *bdev);
 bool rnull_loop_bdev_takes_nowait(struct block_device *bdev, unsigned int len);
+int rnull_loop_bdev_sync_killable(struct block_device *bdev);
 bool rnull_loop_bdev_can_access(struct block_device *bdev, bool write, u64 pos,
 				unsigned int len);
 
@@ -52,6 +63,7 @@ void rnull_loop_file_end_write(struct file *file);
 bool rnull_loop_file_refuses_writes(struct file *file);
 loff_t rnull_loop_i_size_read(struct file *file);
 bool rnull_loop_file_has_local_cache(struct file *file);
+bool rnull_loop_file_has_dontcache(struct file *file);
 const struct path *rnull_loop_file_path(struct file *file);
 struct block_device *rnull_loop_get_sb_bdev(struct file *file);
 bool rnull_loop_file_honours_dsync(struct file *file);
@@ -96,6 +108,7 @@ void rnull_loop_wake_up_count(atomic_t *count);
 int rnull_loop_mutex_lock_killable(struct mutex *lock);
 bool rnull_loop_in_task(void);
 bool rnull_loop_need_resched(void);
+bool rnull_loop_is_killed(void);
 void rnull_loop_cond_resched(void);
 void rnull_loop_plug_invalidate_ts(void);
 unsigned int rnull_loop_num_online_cpus(void);

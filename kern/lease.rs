@@ -26,7 +26,8 @@ use super::{
     file::{
         BackingFile,
         PrivateFile, //
-    }, //
+    },
+    trace::declare_trace, //
 };
 use core::ptr::NonNull;
 use kernel::{
@@ -40,6 +41,22 @@ use kernel::{
     },
     types::Opaque, //
 };
+
+declare_trace! {
+    /// A lease is taken.
+    ///
+    /// # Safety
+    ///
+    /// `file` is open.
+    unsafe fn lease_taken(file: *mut bindings::file, layout: bool);
+
+    /// A lease is being broken.
+    ///
+    /// # Safety
+    ///
+    /// `file` is open.
+    unsafe fn lease_broken(file: *mut bindings::file, layout: bool);
+}
 
 /// The type of a lease.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -98,11 +115,12 @@ impl<H: Holder> Lease<H> {
             GFP_KERNEL,
         )?;
         let layout = ty == Type::Layout;
+        let file = lease.file.as_ptr();
         // SAFETY: The file is open. The owner is pinned, and stays valid until the lease is
         // released, at the latest when `lease` is dropped.
-        to_result(unsafe {
-            ffi::rnull_loop_lease_take(lease.file.as_ptr(), layout, lease.owner.get())
-        })?;
+        to_result(unsafe { ffi::rnull_loop_lease_take(file, layout, lease.owner.get()) })?;
+        // SAFETY: The file is open.
+        unsafe { lease_taken(file, layout) };
         Ok(lease)
     }
 
@@ -115,6 +133,8 @@ impl<H: Holder> Lease<H> {
         // SAFETY: By the function's requirements this is the first field of a valid `Lease<H>`,
         // whose release waits for the spinlock that the caller holds.
         let lease = unsafe { &*owner.cast::<Self>() };
+        // SAFETY: The lease has the file, which is open.
+        unsafe { lease_broken(lease.file.as_ptr(), lease.ty == Type::Layout) };
         lease.holder.clone().lease_broken(lease.ty)
     }
 }
@@ -237,18 +257,7 @@ impl BlockFile {
     /// newer data of. Fails with `EBUSY` if a page stays: a dirty one, or one whose buffers the
     /// file system cannot release. May sleep.
     pub(crate) fn drop_cached(&self, pos: u64, len: u64) -> Result {
-        let last = pos.saturating_add(len).saturating_sub(1);
-        // CAST: The number of a page of a file fits.
-        let page = |pos: u64| (pos >> bindings::PAGE_SHIFT) as usize;
-        // SAFETY: An open file has a mapping. Pages with other users are safe: the call locks and
-        // unmaps each page.
-        to_result(unsafe {
-            bindings::invalidate_inode_pages2_range(
-                (*self.file().as_ptr()).f_mapping,
-                page(pos),
-                page(last),
-            )
-        })
+        self.file().drop_cached(pos, len)
     }
 
     /// Fails with the error with which the file system refuses all writes, as ext4 does after it

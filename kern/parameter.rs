@@ -134,6 +134,85 @@ unsafe impl Parameter for Bool {
     };
 }
 
+/// A parameter that is one of several words.
+pub(crate) struct Choice {
+    words: &'static [&'static str],
+    index: Atomic<usize>,
+}
+
+impl Choice {
+    /// Makes a parameter that is the first of `words`, unless user space gives another one.
+    pub(crate) const fn new(words: &'static [&'static str]) -> Self {
+        Self {
+            words,
+            index: Atomic::new(0),
+        }
+    }
+
+    /// Returns the position of the chosen word.
+    pub(crate) fn index(&self) -> usize {
+        self.index.load(Relaxed)
+    }
+
+    /// `->set`: sets the parameter to the word in a string. Fails with `EINVAL` for any other
+    /// string.
+    ///
+    /// # Safety
+    ///
+    /// `given` must be a NUL-terminated string, and the `arg` of `parameter` must point to a static
+    /// `Choice`.
+    unsafe extern "C" fn set(
+        given: *const c_char,
+        parameter: *const bindings::kernel_param,
+    ) -> c_int {
+        from_result(|| {
+            // SAFETY: By the function's requirements `given` is a NUL-terminated string.
+            let given = unsafe { CStr::from_char_ptr(given) }.to_bytes();
+            // SAFETY: By the function's requirements `arg` points to a static `Choice`.
+            let this = unsafe { &*(*parameter).__bindgen_anon_1.arg.cast::<Self>() };
+            let index = this.words.iter().position(|word| word.as_bytes() == given);
+            this.index.store(index.ok_or(EINVAL)?, Relaxed);
+            Ok(0)
+        })
+    }
+
+    /// `->get`: writes the word and a newline to a buffer, and returns their length.
+    ///
+    /// # Safety
+    ///
+    /// `buffer` must be valid for writes of a page, and the `arg` of `parameter` must point to a
+    /// static `Choice` whose words are shorter.
+    unsafe extern "C" fn get(
+        buffer: *mut c_char,
+        parameter: *const bindings::kernel_param,
+    ) -> c_int {
+        // SAFETY: By the function's requirements `arg` points to a static `Choice`.
+        let this = unsafe { &*(*parameter).__bindgen_anon_1.arg.cast::<Self>() };
+        let Some(word) = this.words.get(this.index()) else {
+            return 0;
+        };
+        let buffer = buffer.cast::<u8>();
+        // SAFETY: By the function's requirements the buffer is longer than the word.
+        unsafe { core::ptr::copy_nonoverlapping(word.as_ptr(), buffer, word.len()) };
+        // SAFETY: As above.
+        unsafe { buffer.add(word.len()).write(b'\n') };
+        // CAST: A word is shorter than a page.
+        (word.len() + 1) as c_int
+    }
+}
+
+// SAFETY: Both operations expect a `Choice` at `arg`. `set` also expects a string, which is never
+// null without `KERNEL_PARAM_OPS_FL_NOARG`; and `get` a page, which the caller of `->get` passes.
+// The words are much shorter than that.
+unsafe impl Parameter for Choice {
+    const TYPE: &'static str = "charp";
+    const OPS: &'static bindings::kernel_param_ops = &bindings::kernel_param_ops {
+        set: Some(Self::set),
+        get: Some(Self::get),
+        ..pin_init::zeroed()
+    };
+}
+
 /// A `struct kernel_param`, for the `__param` section.
 #[repr(transparent)]
 pub(crate) struct Entry(bindings::kernel_param);

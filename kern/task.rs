@@ -88,6 +88,12 @@ pub(crate) fn need_resched() -> bool {
     unsafe { ffi::rnull_loop_need_resched() }
 }
 
+/// Returns whether the current task is being killed: `fatal_signal_pending()`.
+pub(crate) fn is_killed() -> bool {
+    // SAFETY: The helper has no preconditions: it reads the signals of the current task.
+    unsafe { ffi::rnull_loop_is_killed() }
+}
+
 /// Returns whether the code runs for the current task, and not in an interrupt: `in_task()`. Any
 /// context.
 pub(crate) fn is_current() -> bool {

@@ -37,6 +37,7 @@ use core::{
 };
 use kernel::{
     build_assert::static_assert,
+    ioctl::_IOW,
     prelude::*, //
 };
 
@@ -62,6 +63,10 @@ impl<T> DerefMut for Plain<T> {
         &mut self.0
     }
 }
+
+/// Attaches a file to a free device, and returns the number of the device: an ioctl of
+/// `/dev/loop-control` that only this driver has. The argument is a [`LoopConfig`].
+pub(crate) const LOOP_CTL_ATTACH: u32 = _IOW::<LoopConfig>(b'L' as u32, 0xa0);
 
 /// The length of a name, its NUL included: `LO_NAME_SIZE`.
 pub(crate) const NAME_SIZE: usize = 64;

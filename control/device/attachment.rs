@@ -53,7 +53,13 @@ struct Prepared {
 impl Prepared {
     /// Asks the file system of `file` for its capabilities, and writes back the page cache of the
     /// file. May sleep; the caller holds no lock of the driver.
-    fn new(device: &LoopDevice, file: ARef<File>, mode: Mode, config: &LoopConfig) -> Result<Self> {
+    fn new(
+        device: &LoopDevice,
+        name: &CStr,
+        file: ARef<File>,
+        mode: Mode,
+        config: &LoopConfig,
+    ) -> Result<Self> {
         device.validate(&file)?;
         let mut settings = Settings::from_configure(&config.info)?;
         let block_size = match config.block_size {
@@ -69,10 +75,10 @@ impl Prepared {
         if !mode.is_write() || !file.accepts_writes() {
             settings.flags.set(Flags::READ_ONLY, true);
         }
-        if file.is_direct() {
+        if file.is_direct() || device.prefers_direct && caps.can_direct(&file, settings.offset) {
             settings.flags.set(Flags::DIRECT_IO, true);
         }
-        caps.update_dio(&file, &mut settings);
+        caps.update_dio(name, &file, &mut settings);
         // Made before the file is synced, so that flushes of the device report errors of that sync.
         let target = caps.target(file.clone(), leasing, &settings, block_size);
         sync_cache(&file, &settings);
@@ -106,7 +112,7 @@ impl LoopDevice {
         }
         // Fails with `EBUSY` for a device with an exclusive owner before it syncs the file.
         drop(disk.claim_for(bdev, mode)?);
-        let prepared = Prepared::new(self, file, mode, config);
+        let prepared = Prepared::new(self, disk.name(), file, mode, config);
         // Another LOOP_CONFIGURE may have bound the device, and holds its claim until it has
         // scanned for partitions. Fail at once instead of waiting for that.
         if !self.is_unbound() {
@@ -123,11 +129,11 @@ impl LoopDevice {
             block_size,
             capacity,
         } = prepared?;
-        self.queue.make_workqueues(disk.name())?;
+        self.queue.make_workers(disk.name())?;
         let module = ModuleRef::get()?;
         let Backing { file, caps, .. } = &backing;
         let mut limits = disk.update_limits();
-        caps.apply(&mut limits, file, settings.flags, block_size);
+        caps.apply(&mut limits, file, &settings, block_size);
         // No request has a target yet, so the queue need not be frozen.
         limits.commit()?;
 
@@ -135,6 +141,7 @@ impl LoopDevice {
         let scans = self.always_scans || settings.flags.contains(Flags::PARTSCAN);
         settings.flags.set(Flags::PARTSCAN, scans);
         self.queue.tunables.reset();
+        self.queue.reset_stats();
         self.queue.take_refusals();
         let uevents = disk.suppress_uevents();
         disk.force_media_change();
@@ -153,9 +160,13 @@ impl LoopDevice {
             disk.suppress_partition_scan(false);
         }
         state.publish_snapshot();
+        if let Ok(binding) = state.bound() {
+            trace_attached(disk, binding);
+        }
         self.create_attributes(disk);
         drop(uevents);
         drop(state);
+        sysfs::notify_state(disk);
         // Needs no lock: the caller has the device open, so the device stays attached.
         scan_and_notify(disk, scans);
         Ok(())
@@ -191,7 +202,7 @@ impl LoopDevice {
             settings.flags.set(Flags::DIRECT_IO, true);
         }
         let block_size = disk.logical_block_size();
-        caps.update_dio(&file, &mut settings);
+        caps.update_dio(disk.name(), &file, &mut settings);
         let backing = Backing::new(file, private, leasing.as_ref(), caps)?;
         let Backing { file, caps, .. } = &backing;
         let target = caps.target(file.clone(), leasing, &settings, block_size);
@@ -205,7 +216,7 @@ impl LoopDevice {
         disk.force_media_change();
         drop(uevents);
         let mut limits = disk.update_limits();
-        caps.apply(&mut limits, file, settings.flags, block_size);
+        caps.apply(&mut limits, file, &settings, block_size);
         let mut frozen = disk.freeze();
         // Cannot fail: the limits of a file do not contradict each other, and the block size does
         // not change.
@@ -218,6 +229,7 @@ impl LoopDevice {
         let scans = settings.flags.contains(Flags::PARTSCAN);
         binding.settings = settings;
         let old_backing = core::mem::replace(&mut binding.backing, backing);
+        trace_attached(disk, binding);
         // Drop the last file reference outside `state`: `fput()` may take `open_mutex` of a loop
         // device, which nests outside it.
         drop(state);
@@ -243,16 +255,20 @@ impl LoopDevice {
     }
 
     /// Makes the last close detach the device: LOOP_CLR_FD.
+    ///
+    /// Writes do not wait for space any more, because the last close would wait for them. They are
+    /// released before `state` is locked, which a task may hold that waits for them.
     pub(crate) fn clr_fd(&self, disk: &GenDisk<Self>) -> Result {
+        let _failing = self.queue.fail_without_space();
         let mut state = self.lock_killable()?;
-        state
-            .bound_mut()?
-            .settings
-            .flags
-            .set(Flags::AUTOCLEAR, true);
+        let flags = &mut state.bound_mut()?.settings.flags;
+        flags.set(Flags::AUTOCLEAR, true);
+        self.queue.set_waits_for_space(false);
+        // If the caller is the only opener, keep new ones out.
         if disk.openers() == 1 {
-            // The caller is the only opener. Keep new ones out.
             state.run_down();
+            drop(state);
+            sysfs::notify_state(disk);
         }
         Ok(())
     }
@@ -279,8 +295,12 @@ impl LoopDevice {
 
     /// Turns `Rundown` into `Unbound`. The device has no openers, and cannot be opened. May sleep.
     fn detach(&self, disk: &OpenMutex<'_, Self>) {
+        // Before the disk can be deleted.
+        self.queue.flush_space();
         let mut limits = disk.update_limits();
         limits.set_block_size(SECTOR_SIZE);
+        limits.set_atomic_writes(None);
+        limits.set_write_streams(0, 0);
         // From here on requests find no target, and none is in flight.
         let target = disk.unpublish();
         if limits.commit().is_err() {
@@ -297,10 +317,22 @@ impl LoopDevice {
         reread_partitions(disk);
         disk.suppress_partition_scan(!self.always_scans);
         let binding = self.lock().unbind();
+        disk.trace_detached();
+        sysfs::notify_state(disk);
         // Outside `state`, see `change_fd`.
         drop(target);
         drop(binding);
     }
+}
+
+fn trace_attached(disk: &GenDisk<LoopDevice>, binding: &Binding) {
+    let Settings {
+        offset,
+        sizelimit,
+        flags,
+        ..
+    } = binding.settings;
+    disk.trace_attached(&binding.backing.file, offset, sizelimit, flags.as_raw());
 }
 
 /// Writes back the page cache of a file that is about to be used with `settings`, and drops it for

@@ -55,27 +55,43 @@ impl LoopDevice {
         Ok(info)
     }
 
+    /// Returns whether LOOP_SET_STATUS64 with `info` moves the device. Fails as that does. Does
+    /// not sleep.
+    fn is_moved_by(&self, info: &LoopInfo64) -> Result<bool> {
+        let old = self.snapshot.lock().bound()?.settings.clone();
+        Ok(old.changed_by(info)?.is_elsewhere_than(&old))
+    }
+
     /// Changes the offset, the size limit, the name and flags: LOOP_SET_STATUS64. May sleep.
+    ///
+    /// If the device moves, writes that wait for space fail, as they would without waiting: later
+    /// they would be made at another place of the file.
     pub(crate) fn set_status(&self, disk: &GenDisk<Self>, info: &LoopInfo64) -> Result {
+        let moves = self.is_moved_by(info)?;
+        let _failing = moves.then(|| self.queue.fail_without_space());
         let mut state = self.lock_killable()?;
         let binding = state.bound_mut()?;
         let old = &binding.settings;
-        let mut new = Settings::new(info, old.flags.updated(info.lo_flags))?;
-        let moved = (old.offset, old.sizelimit) != (new.offset, new.sizelimit);
+        let mut new = old.changed_by(info)?;
+        let moved = new.is_elsewhere_than(old);
         let scans = !old.flags.contains(Flags::PARTSCAN) && new.flags.contains(Flags::PARTSCAN);
         let Backing { file, caps, .. } = &binding.backing;
-        caps.update_dio(file, &mut new);
+        caps.update_dio(disk.name(), file, &mut new);
         sync_cache_on_mode_change(binding, &new);
         let capacity = moved.then(|| backing::capacity(file, &new));
         if let Some(capacity) = capacity {
-            disk.write_back();
+            disk.write_back()?;
             disk.drop_cached();
             // The block layer has checked waiting requests against the old size. They must not
             // exceed the new one either.
             let length = geometry::bytes(capacity.min(disk.capacity()));
             self.queue.set_length(length);
         }
-        apply_settings(disk, binding, None, new)?;
+        let Backing { file, caps, .. } = &binding.backing;
+        let mut limits = disk.update_limits();
+        caps.apply_direct(&mut limits, file, &new, disk.logical_block_size());
+        // Cannot fail: direct I/O can only go off here, and the offset contradicts no limit.
+        apply_settings(disk, binding, limits, new)?;
         if scans {
             disk.suppress_partition_scan(false);
         }
@@ -95,6 +111,19 @@ impl LoopDevice {
 
     /// Updates the size of the device to that of the file: LOOP_SET_CAPACITY. May sleep.
     pub(crate) fn set_capacity(&self, disk: &GenDisk<Self>) -> Result {
+        let (file, settings) = {
+            let snapshot = self.snapshot.lock();
+            let bound = snapshot.bound()?;
+            (bound.file.clone(), bound.settings.clone())
+        };
+        if backing::capacity(&file, &settings) > disk.capacity() {
+            // Before `state` is locked, which openers wait for: a write may wait for space in the
+            // backing file, until another opener detaches the device. Under the lock, only pages
+            // are written back that have become dirty since.
+            disk.write_back()?;
+        }
+        // Drop the last file reference outside `state`, see `change_fd`.
+        drop(file);
         let state = self.lock_killable()?;
         let binding = state.bound()?;
         let Backing { file, leasing, .. } = &binding.backing;
@@ -105,7 +134,7 @@ impl LoopDevice {
         if capacity > disk.capacity() {
             // The last page of the cache may extend beyond the old end, with zeroes there. With the
             // new size, its writeback would overwrite data of the file with them.
-            disk.write_back();
+            disk.write_back()?;
         }
         self.update_capacity(disk, capacity);
         Ok(())
@@ -145,8 +174,8 @@ impl LoopDevice {
         }
         sync_cache_on_mode_change(binding, &new);
         let mut limits = disk.update_limits();
-        caps.apply_direct(&mut limits, new.flags, disk.logical_block_size());
-        apply_settings(disk, binding, Some(limits), new)
+        caps.apply_direct(&mut limits, file, &new, disk.logical_block_size());
+        apply_settings(disk, binding, limits, new)
     }
 
     /// Sets the logical block size, in bytes; 0 for the default: LOOP_SET_BLOCK_SIZE. Fails with
@@ -159,6 +188,11 @@ impl LoopDevice {
         size: u32,
     ) -> Result {
         // The block size must not change under an exclusive owner, such as a file system.
+        drop(disk.claim_for(bdev, mode)?);
+        if size != disk.logical_block_size() && self.backing_file().is_some() {
+            // Before the claim and `state`, see `set_capacity`.
+            disk.write_back()?;
+        }
         let _claim = disk.claim_for(bdev, mode)?;
         let mut state = self.lock_killable()?;
         let binding = state.bound_mut()?;
@@ -171,11 +205,11 @@ impl LoopDevice {
             0 => SECTOR_SIZE,
             size => size,
         };
-        disk.write_back();
+        disk.write_back()?;
         disk.drop_cached();
         let mut limits = disk.update_limits();
-        caps.apply(&mut limits, file, new.flags, size);
-        apply_settings(disk, binding, Some(limits), new)?;
+        caps.apply(&mut limits, file, &new, size);
+        apply_settings(disk, binding, limits, new)?;
         // Drop pages that were read in blocks of the old size since.
         disk.drop_cached();
         Ok(())
@@ -221,20 +255,18 @@ impl LoopDevice {
         let works = binding.backing.caps.set_direct(direct, refused.into());
         let Backing { file, caps, .. } = &binding.backing;
         if works {
-            caps.update_dio(file, &mut new);
+            caps.update_dio(disk.name(), file, &mut new);
         } else {
             new.flags.set(Flags::DIRECT_IO, false);
         }
         sync_cache_on_mode_change(binding, &new);
         let mut limits = disk.update_limits();
-        binding
-            .backing
-            .caps
-            .apply_direct(&mut limits, new.flags, disk.logical_block_size());
+        let Backing { file, caps, .. } = &binding.backing;
+        caps.apply_direct(&mut limits, file, &new, disk.logical_block_size());
         let direct = new.flags.contains(Flags::DIRECT_IO);
         // Fails if the alignment that the file reports makes no valid limits. Then limits and
         // settings stay.
-        let applied = apply_settings(disk, binding, Some(limits), new);
+        let applied = apply_settings(disk, binding, limits, new);
         pr_notice!(
             "{}: the backing file refused direct I/O; {}\n",
             disk.name(),
@@ -292,16 +324,14 @@ fn freeze<'a>(
 fn apply_settings(
     disk: &GenDisk<LoopDevice>,
     binding: &mut Binding,
-    limits: Option<LimitsUpdate<'_>>,
+    mut limits: LimitsUpdate<'_>,
     new: Settings,
 ) -> Result {
     let mut frozen = freeze(disk, binding, &new);
     // Cannot fail, because a bound device has a target.
     let target = frozen.backend().ok_or(ENXIO)?;
-    if let Some(mut limits) = limits {
-        target.holes.restrict(&mut limits);
-        limits.commit()?;
-    }
+    target.holes.restrict(&mut limits);
+    limits.commit()?;
     target.offset = new.offset;
     target.direct_block = binding
         .backing
