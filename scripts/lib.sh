@@ -140,7 +140,7 @@ step() {
 	[[ ! -t 1 ]] || printf '\r\e[K'
 	if ((status)); then
 		# An error message of our own scripts is enough.
-		! tail -n 1 "$log" | grep -E '^(lab|kdir): ' >&2 || exit 1
+		! tail -n 1 "$log" | grep -E '^(lab|kdir): ' >&2 || exit "$status"
 		tail -n 20 "$log" | sed 's/^/    /' >&2
 		die "failed after $((SECONDS - start)) s: $title; the full log is $log"
 	fi

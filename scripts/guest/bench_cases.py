@@ -16,7 +16,6 @@ CONFIGURATIONS = {
     # The configurations that the series of 2014 compared, as far as this driver can imitate them.
     "loop-buffered": Configuration("loop", "buffered"),
     "loop-direct": Configuration("loop", "direct"),
-    "one-worker": Configuration("rnull_loop", "buffered", "nr_hw_queues=1", ("inline", "nowait")),
     "blk-mq": Configuration("rnull_loop", "buffered", "", ("inline", "nowait")),
     "blk-mq-aio": Configuration("rnull_loop", "direct"),
     # The gain of each tunable: one after the other is switched on.
@@ -26,7 +25,7 @@ CONFIGURATIONS = {
 }
 ALL = ("raw", "loop", "rnull_loop")
 LOOPS = ("loop", "rnull_loop")
-OF_2014 = ("loop-buffered", "loop-direct", "one-worker", "blk-mq", "blk-mq-aio")
+OF_2014 = ("loop-buffered", "loop-direct", "blk-mq", "blk-mq-aio")
 OF_ROUTES = ("raw", "loop", "blocking", "nowait", "remap", "rnull_loop")
 
 
