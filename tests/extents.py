@@ -132,7 +132,7 @@ for kind in KINDS:
         with bound(kind) as (device, file):
             equal("state", extents_state(device), "in use")
             with Load(device) as load:
-                time.sleep(0.5)
+                time.sleep(4 if SLOW else 0.5)
                 contents = load.finish()
             assert len(contents) > 20
             has(device, contents)
@@ -175,7 +175,8 @@ for kind in KINDS:
                 "--ioengine=libaio", "--iodepth=16", "--numjobs=2", "--rw=randwrite", "--bs=4k",
                 f"--number_ios={writes // 2}",
             )  # fmt: skip
-            assert len(lookups) < 6 * writes, f"{len(lookups)} lookups"
+            # The driver looks up for a share of the time, and a slow kernel takes long for a write.
+            assert SLOW or len(lookups) < 6 * writes, f"{len(lookups)} lookups"
 
     @check(f"a file system on the device: {kind}")
     def mounted_on(kind=kind):

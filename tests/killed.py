@@ -4,8 +4,8 @@
 LOOP_CTL_REMOVE. Loop devices on stuck file systems are common, and unkillable processes keep
 systems from shutting down. A killed call has changed nothing and holds nothing.
 
-The device is busy with a LOOP_SET_STATUS64 that changes its size: it first writes back the page
-cache of the device, to a file on a frozen file system."""
+The device is busy with a LOOP_SET_STATUS64 that changes its size: it waits for a write to a file on
+a frozen file system."""
 import mmap
 import os
 from lib import *
@@ -74,7 +74,8 @@ class Busy:
         self.reader = Fd(self.device, os.O_RDONLY)
         settle()
         run("fsfreeze", "-f", self.place)
-        os.pwrite(self.fd.fd, b"data" * 16384, 0)
+        self.writer = Child(self.write)
+        wait_for(self.writer.blocks, SECONDS)
         self.changer = Child(lambda: self.fd.ioctl(SET_STATUS64, Info(sizelimit=1 << 19)))
         wait_for(self.changer.blocks, SECONDS)
         return self
@@ -82,6 +83,13 @@ class Busy:
     def __exit__(self, *_):
         run("fsfreeze", "-u", self.place)
         wait_for(self.changer.ended, SECONDS)
+        wait_for(self.writer.ended, SECONDS)
+
+    def write(self):
+        memory = mmap.mmap(-1, 65536)
+        memory[:] = b"data" * 16384
+        with Fd(self.device, os.O_RDWR | os.O_DIRECT) as fd:
+            return os.pwrite(fd.fd, memory, 0)
 
     def usable(self):
         """Checks that the change is done, and that a killed call has left nothing."""

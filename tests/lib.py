@@ -137,6 +137,24 @@ class Fd:
         return result if result >= 0 else f"-{errno.errorcode.get(number, number)}"
 
 
+class Log:
+    """The lines of the kernel's log since the object was made."""
+
+    def __init__(self):
+        self.fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+        os.lseek(self.fd, 0, os.SEEK_END)
+
+    def lines(self, part=""):
+        """Returns the lines with a part that are new since the last call."""
+        found = []
+        while True:
+            try:
+                line = os.read(self.fd, 8192).decode()
+            except BlockingIOError:
+                return [line for line in found if part in line]
+            found.append(line)
+
+
 def control(command, number=0):
     """Sends a command to /dev/loop-control."""
     with Fd(os.environ.get("CONTROL", "/dev/loop-control")) as fd:

@@ -48,7 +48,7 @@ queue_depth() {
 
 hardware_queues() {
 	local device wanted=$1
-	((wanted)) || wanted=$(nproc)
+	((wanted)) || wanted=1
 	works
 	device=$(attach "$(backing tmpfs 1 queues)")
 	equal 'hardware queues' "$(find "/sys/block/${device#/dev/}/mq" -mindepth 1 -maxdepth 1 | wc -l)" "$wanted"
@@ -103,10 +103,60 @@ huge_numbers() {
 	equal 'LOOP_CTL_ADD 65535' "$(python3 "$tests/lib.py" LOOP_CTL_ADD 65535)" 65535
 }
 
-tunable_extents() {
-	local device
-	device=$(attach "$(backing tmpfs 1)")
-	equal extents "$(attribute "$device" rnull_loop/extents)" "$1"
+# tunables NAME=VALUE...: the tunables of a device have these values at each attach.
+tunables() {
+	local device image setting
+	image=$(backing tmpfs 1)
+	for _ in 1 2; do
+		device=$(attach "$image")
+		for setting; do
+			equal "${setting%=*}" "$(attribute "$device" "rnull_loop/${setting%=*}")" "${setting#*=}"
+			echo $((1 - ${setting#*=})) >"/sys/block/${device#/dev/}/rnull_loop/${setting%=*}"
+		done
+		detach "$device"
+	done
+}
+
+# With dio=auto all files that can use direct I/O do, until user space switches it off.
+direct_by_default() {
+	local image device
+	image=$(backing ext4 32)
+	mkfs.ext4 -q "$image"
+	device=$(attach "$image")
+	equal 'losetup' "$(attribute "$device" loop/dio)" 1
+	losetup --direct-io=off "$device"
+	equal 'losetup --direct-io=off' "$(attribute "$device" loop/dio)" 0
+	detach "$device"
+	mkdir -p "$scratch/mounted"
+	mount -o loop "$image" "$scratch/mounted"
+	device=$(findmnt -no SOURCE "$scratch/mounted")
+	equal 'mount -o loop' "$(attribute "$device" loop/dio)" 1
+	umount "$scratch/mounted"
+	# Without a word about direct I/O, a file that cannot is no reason for one in the log.
+	dmesg -C
+	device=$(attach /proc/config.gz 2>/dev/null || attach /proc/kallsyms 2>/dev/null || :)
+	[[ -z $device ]] || detach "$device"
+	! dmesg | grep 'direct I/O' || fail "a line in the log"
+}
+
+# has_waited DEVICE: whether a write has waited for space.
+has_waited() { ! grep -q '^retry_nospc 0$' "/sys/block/${1#/dev/}/rnull_loop/stats"; }
+
+# The module can be unloaded after writes have waited, and the device was detached.
+waits_for_space() {
+	local device writer
+	mkdir -p "$scratch/small"
+	mount -t tmpfs -o size=1M tmpfs "$scratch/small"
+	truncate -s 4M "$scratch/small/image"
+	device=$(attach "$scratch/small/image")
+	equal enospc "$(attribute "$device" rnull_loop/enospc)" wait
+	equal parameter "$(</sys/module/rnull_loop/parameters/enospc)" wait
+	dd if=/dev/zero of="$device" bs=64k oflag=direct status=none &
+	writer=$!
+	wait_for 10 has_waited "$device" || fail "no write waits"
+	detach "$device"
+	! wait "$writer" || fail "the writer has succeeded"
+	umount "$scratch/small"
 }
 
 # refused PARAMETER...: the module does not load with any of the values, and does load afterwards.
@@ -152,11 +202,17 @@ check "the defaults are shown" with -- shown max_loop=8 max_part=0 hw_queue_dept
 check "max_loop=0x10 max_part=10 hw_queue_depth=64 are shown, max_part rounded up to 15" \
 	with max_loop=0x10 max_part=10 hw_queue_depth=64 -- shown max_loop=16 max_part=15 hw_queue_depth=64
 check "nr_hw_queues=1 and standalone are shown" only_ours with nr_hw_queues=1 -- shown nr_hw_queues=1 standalone=N
-for value in 0 1; do
-	check "extents=$value is the default of a tunable" only_ours with extents=$value -- tunable_extents $value
+for switches in 'inline=1 remap=1 nowait=1 extents=1 dontcache=0' 'inline=0 remap=0 nowait=0 extents=0 dontcache=1'; do
+	# shellcheck disable=SC2086  # words
+	check "defaults of tunables: $switches" only_ours with $switches -- tunables $switches
 done
+check "tunables without parameters" only_ours with -- tunables inline=1 remap=1 nowait=1 extents=1 dontcache=0
+check "dio=auto" only_ours with dio=auto -- direct_by_default
+check "enospc=wait is the default of a tunable, and the module can be unloaded after writes have waited" \
+	only_ours with enospc=wait -- waits_for_space
 check "invalid values are refused" refused hw_queue_depth=0 hw_queue_depth=-1 hw_queue_depth=x max_part=256 \
 	max_loop=1048577 max_loop=y
 check "invalid numbers of hardware queues and switches are refused" \
-	only_ours refused nr_hw_queues=-1 nr_hw_queues=z extents=2
+	only_ours refused nr_hw_queues=-1 nr_hw_queues=z extents=2 enospc=0 enospc=waits \
+	dio=on dio= dontcache=2 inline=x
 run_checks

@@ -30,7 +30,9 @@ moved_on() { ! kill -0 "$1" 2>/dev/null || (($(wc -l <"$scratch/batches") > $2))
 
 # batches KIND: reads alternately from the device and from a file on the same disk.
 batches() {
-	local device target task
+	local device target task program
+	# Compiled before the reads have to make progress.
+	program=$(program mixed_batches)
 	mkdir "$mnt/lower"
 	if [[ $1 == block ]]; then
 		# The disk itself below the device, and read beside it.
@@ -47,7 +49,7 @@ batches() {
 	fi
 	udevadm settle
 	: >"$scratch/batches"
-	"$(program mixed_batches)" "$device" "$target" "$mib" "$seconds" >"$scratch/batches" &
+	"$program" "$device" "$target" "$mib" "$seconds" >"$scratch/batches" &
 	task=$!
 	freeze_again_and_again "$task" &
 	while kill -0 "$task" 2>/dev/null; do

@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 # SCSI disks below: blocks of 4096 bytes, short transfers, bad sectors, checksums of written data,
-# and hot removal. A disk that verifies checksums refuses a write whose memory changed in flight,
-# and the data is lost.
+# zones, and hot removal. A disk that verifies checksums refuses a write whose memory changed in
+# flight, and the data is lost.
 . "$(dirname "$0")/lib.sh"
 
 # disk PARAMETER...: sets `disk`, of 64 MiB, which is removed at the end of the case.
@@ -141,6 +141,40 @@ pulled_out() {
 	detach "$device"
 }
 
+# put MIB: writes 1 MiB of random data there, in order, and flushes the device.
+put() {
+	noise "$scratch/data" 1
+	dd if="$scratch/data" of="$device" bs=64k seek=$(($1 * 16)) oflag="$flags" conv=notrunc,fsync status=none
+}
+
+# holds MIB: the disk has the data of put there.
+holds() { dd if="$disk" bs=1M skip="$1" count=1 iflag=direct status=none | cmp - "$scratch/data"; }
+
+overwrite() { dd if=/dev/zero of="$device" bs=4k seek=$(($1 * 256)) count=1 oflag="$flags" conv=notrunc,fsync status=none; }
+
+# zones on|off: in a zone that must be written in order, other writes fail, and harm no data. The
+# first zone, of 8 MiB, may be written in any order.
+zones() {
+	local flags=direct
+	[[ $1 == on ]] || flags=nonblock
+	disk zbc=managed zone_size_mb=8 zone_nr_conv=1
+	over disk "$1"
+	equal zoned "$(attribute "$disk" queue/zoned)" host-managed
+	equal zoned "$(attribute "$device" queue/zoned)" none
+	put 2
+	holds 2
+	put 1
+	overwrite 1
+	put 1
+	holds 1
+	put 8
+	holds 8
+	refuse error overwrite 8
+	holds 8
+	refuse error overwrite 20
+	detach "$device"
+}
+
 check "blocks of 4096 bytes, seed $seed" loaded disk sector_size=4096
 for kind in disk ext4; do
 	check "short transfers, $kind, seed $seed" cut_short $kind
@@ -149,6 +183,8 @@ for kind in disk ext4; do
 	check "a disk removed under load, $kind" pulled_out $kind
 done
 check "checksums of changing pages, the device on disk" changing_pages disk device
+check "zones, direct I/O on" zones on
+check "zones, direct I/O off" zones off
 check "bad sectors, direct I/O on" bad_place 'No data available' on
 check "bad sectors, direct I/O off" bad_place 'Input/output error' off
 run_checks

@@ -115,10 +115,39 @@ control() {
 
 removed() { CONTROL=/dev/loopr-control python3 "$tests/lib.py" LOOP_CTL_REMOVE 50; }
 
+# The command tells the drivers apart, and attaches to devices of the module.
+command() {
+	local image other device command=$tests/../dist/rnull-loop
+	image=$(backing tmpfs 8)
+	other=$(attach "$(backing tmpfs 8 other)")
+	device=$("$command" attach "$image")
+	equal device "$device" /dev/loopr0
+	equal status "$("$command" status | awk 'NR == 1 || /^.dev/ { print $1, $5, $6 }' | xargs)" \
+		"/dev/loop* the C $other - no $device - no"
+	refuse 'may be loop0 or loopr0: give the name' "$command" explain 0
+	equal detach "$("$command" detach loopr0)" '/dev/loopr0 is detached.'
+	losetup -d "$other"
+}
+
+# What others free and take meanwhile is most of the difference between turns.
+memory() {
+	local name c_idle c_attached idle attached rest
+	no_udev || stop_udev
+	{
+		read -r name c_idle c_attached rest
+		read -r name idle attached rest
+	} < <("$tests/../scripts/guest/devices" 100 2 /dev/loop /dev/loopr)
+	echo "# KiB per device, C driver and module: idle $c_idle $idle, attached $c_attached $attached"
+	awk "BEGIN { exit !($idle < 1.4 * $c_idle && $attached < 1.5 * $c_attached) }" ||
+		fail "a device costs $idle KiB, attached $attached; with the C driver $c_idle, $c_attached ($name $rest)"
+}
+
 check "both drivers have their own names and numbers" beside names
 check "losetup and lsblk see the devices of both" beside tools
 check "a file system is read by the other driver afterwards" beside file_system
 check "partitions" beside partitions
 check "a device of the C driver on one of the module, but not the reverse" beside stacked
 check "the module has its own control node" beside control
+check "rnull-loop tells the devices of both drivers apart" beside command
+check "a device costs little more memory than with the C driver" beside memory
 run_checks

@@ -20,7 +20,7 @@ state_tracing=/sys/kernel/tracing
 state_queue=(nr_requests async_depth wbt_lat_usec read_ahead_kb max_sectors_kb nomerges rq_affinity
 	iostats iostats_passthrough add_random io_timeout)
 # Statistics, and values that the kernel or the driver changes by itself.
-state_volatile=(extents_state ns_last_pid tainted perf_event_max_sample_rate stat_refresh)
+state_volatile=(extents_state ns_last_pid tainted perf_event_max_sample_rate stat_refresh stats)
 
 # read_state [SCRATCH]: sets `state_now`. Uses one process, because it runs after every case.
 read_state() {

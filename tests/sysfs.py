@@ -87,7 +87,7 @@ def everything(device):
     for directory, _, names in os.walk(top):
         for name in names:
             path = os.path.relpath(f"{directory}/{name}", top)
-            if not path.startswith(("power/", "trace/")) and path not in ("stat", "inflight"):
+            if not path.startswith(("power/", "trace/")) and path not in ("stat", "inflight", "rnull_loop/stats"):
                 try:
                     found[path] = sysfs(device, path)
                 except OSError as error:

@@ -56,23 +56,6 @@ def error_of(function, *arguments):
         return errno.errorcode[error.errno]
 
 
-class Log:
-    """The lines of the kernel's log since the object was made."""
-
-    def __init__(self):
-        self.fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
-        os.lseek(self.fd, 0, os.SEEK_END)
-
-    def lines(self, part):
-        found = []
-        while True:
-            try:
-                line = os.read(self.fd, 8192).decode()
-            except BlockingIOError:
-                return [line for line in found if part in line]
-            found.append(line)
-
-
 def modes():
     for flags in DIRECT_IO, 0:
         yield flags, "direct" if flags else "buffered"

@@ -146,7 +146,7 @@ fn end_in_flight(rq: InFlight<LoopQueue>) {
 
 // A request that was split in two owners is ended by the whole.
 fn split_and_end(rq: Started) {
-    let _owners = rq.into_in_flight();
+    let _owners = rq.into_in_flight(Err(EIO));
     #[cfg(misuse)]
     rq.end(Status::OK); //~ E0382
 }

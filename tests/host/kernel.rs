@@ -98,6 +98,13 @@ pub mod build_assert {
     pub use crate::static_assert;
 }
 
+/// `kernel::ioctl`.
+pub mod ioctl {
+    pub const fn _IOW<T>(ty: u32, nr: u32) -> u32 {
+        1 << 30 | (size_of::<T>() as u32) << 16 | ty << 8 | nr
+    }
+}
+
 /// `static_assert!`.
 #[macro_export]
 macro_rules! static_assert {

@@ -24,6 +24,9 @@ mod datapath {
 
 #[path = "../.."]
 mod kern {
+    #[path = "kern/atomic.rs"]
+    mod atomic;
+
     pub(crate) mod ffi {
         //! The bindings of `include/uapi/linux/loop.h`.
 
