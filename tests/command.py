@@ -360,6 +360,21 @@ def partitions_without_udev():
     assert f"{device}p1 does not exist after 10 s; {device} stays attached" in result.stderr, result.stderr
 
 
+@check("attach -P tries again if udev closes its connection")
+def udev_hangs_up():
+    path = numbered_image(8)
+    run("sfdisk", "-q", path, input="start=2048,size=2048\n")
+    os.mkdir(f"{SCRATCH}/bin")
+    udevadm = f"{SCRATCH}/bin/udevadm"
+    # Fails the first time, as udevadm does then.
+    write_text(udevadm, f"#!/bin/sh\nmkdir {SCRATCH}/called 2>/dev/null || exec {shutil.which('udevadm')} \"$@\"\nexit 1\n")
+    os.chmod(udevadm, 0o755)
+    environment = {**os.environ, "PATH": f"{SCRATCH}/bin:{os.environ['PATH']}"}
+    device = run(COMMAND, "attach", "-P", path, env=environment)
+    assert os.path.isdir(f"{SCRATCH}/called")
+    assert "ID_PART_ENTRY_NUMBER" in run("udevadm", "info", f"{device}p1")
+
+
 @check("attaches in parallel take different devices")
 def in_parallel():
     commands = []
