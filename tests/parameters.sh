@@ -139,6 +139,24 @@ direct_by_default() {
 	! dmesg | grep 'direct I/O' || fail "a line in the log"
 }
 
+# As snapd mounts a snap. The pages of its image are not cached a second time.
+snap() {
+	local image device
+	image=$(backing ext4 0)
+	mkdir "$scratch/tree"
+	dd if=/dev/urandom of="$scratch/tree/data" bs=1M count=8 status=none
+	mksquashfs "$scratch/tree" "$image" -quiet -no-progress -noappend
+	mount -t squashfs "$image" "$mnt" -o nodev,ro
+	device=$(findmnt -no SOURCE "$mnt")
+	equal 'dio' "$(attribute "$device" loop/dio)" 1
+	sync "$image"
+	dd if="$image" iflag=nocache count=0 status=none
+	cmp "$scratch/tree/data" "$mnt/data"
+	equal 'cached bytes of the image' "$(fincore -nbo RES "$image" | tr -d ' ')" 0
+	umount "$mnt"
+	rm -r "$scratch/tree"
+}
+
 # has_waited DEVICE: whether a write has waited for space.
 has_waited() { ! grep -q '^retry_nospc 0$' "/sys/block/${1#/dev/}/rnull_loop/stats"; }
 
@@ -208,6 +226,7 @@ for switches in 'inline=1 remap=1 nowait=1 extents=1 dontcache=0' 'inline=0 rema
 done
 check "tunables without parameters" only_ours with -- tunables inline=1 remap=1 nowait=1 extents=1 dontcache=0
 check "dio=auto" only_ours with dio=auto -- direct_by_default
+check "dio=auto, and a snap" only_ours with dio=auto -- snap
 check "enospc=wait is the default of a tunable, and the module can be unloaded after writes have waited" \
 	only_ours with enospc=wait -- waits_for_space
 check "invalid values are refused" refused hw_queue_depth=0 hw_queue_depth=-1 hw_queue_depth=x max_part=256 \

@@ -7,7 +7,7 @@ from itertools import product
 
 # The way a loop device is made. A `mode` of None is the mode of the case. `off` are the tunables of
 # the device that are switched off.
-Configuration = namedtuple("Configuration", "driver mode parameters off", defaults=(None, "", ()))
+Configuration = namedtuple("Configuration", "driver mode off", defaults=(None, ()))
 
 CONFIGURATIONS = {
     "raw": Configuration(None),
@@ -16,7 +16,7 @@ CONFIGURATIONS = {
     # The configurations that the series of 2014 compared, as far as this driver can imitate them.
     "loop-buffered": Configuration("loop", "buffered"),
     "loop-direct": Configuration("loop", "direct"),
-    "blk-mq": Configuration("rnull_loop", "buffered", "", ("inline", "nowait")),
+    "blk-mq": Configuration("rnull_loop", "buffered", ("inline", "nowait")),
     "blk-mq-aio": Configuration("rnull_loop", "direct"),
     # The gain of each tunable: one after the other is switched on.
     "blocking": Configuration("rnull_loop", off=("inline", "remap", "extents", "nowait")),

@@ -48,25 +48,23 @@ class Drivers:
     """The drivers. Both are loaded at a time, unless `alone`: then loading one unloads the other."""
 
     def __init__(self, alone):
-        self.alone, self.loaded = alone, {}
+        self.alone, self.loaded = alone, set()
 
-    def load(self, driver, parameters):
-        parameters = parameters.split() + ([] if self.alone or driver == "loop" else ["standalone=1"])
-        if self.loaded.get(driver) == parameters:
+    def load(self, driver):
+        if driver in self.loaded:
             return
-        for other in list(self.loaded):
-            if self.alone or other == driver:
-                self.unload(other)
+        if self.alone:
+            self.unload_all()
         if driver == "loop":
             run("modprobe", "loop")
         else:
-            run("insmod", REPO / "rnull-loop.ko", *parameters)
-        self.loaded[driver] = parameters
+            run("insmod", REPO / "rnull-loop.ko", *([] if self.alone else ["standalone=1"]))
+        self.loaded.add(driver)
         wait_for(lambda: Path(self.device(driver)).exists(), self.device(driver))
 
     def unload(self, driver):
         run("rmmod", driver)
-        del self.loaded[driver]
+        self.loaded.remove(driver)
 
     def unload_all(self):
         for driver in list(self.loaded):
@@ -214,7 +212,7 @@ class Stage:
         else:
             # Otherwise it wants 300 MiB.
             run("mkfs.xfs", "-q", "-f", "-K", "--unsupported", "-d", f"size={size}", path)
-        drivers.load("loop", "")
+        drivers.load("loop")
         with attached(drivers.device("loop"), path, "direct") as device:
             with mounted(device, Path("/mnt/inner")) as inner:
                 fill(inner / "file", INNER_MIB)
