@@ -10,10 +10,11 @@
 //! - [`completion`] - the operation is over: the request ends, or a worker continues it.
 //!
 //! Two files have the state of requests: [`target`] that of the device, [`progress`] that of one
-//! request. [`leasing`] bypasses the file system of the backing file. Five are pure logic, without
-//! a kernel: [`extents`] are the places of blocks, [`offload`] measures whether another CPU helps,
+//! request. [`service`] has the workers of a device, [`space`] the writes that wait for space.
+//! [`leasing`] bypasses the file system of the backing file. Five are pure logic, without a kernel:
+//! [`extents`] are the places of blocks, [`offload`] measures whether another CPU helps,
 //! [`tunables`] are what user space allows in `/sys/block/loopN/rnull_loop`, [`backoff`] and
-//! [`retry`] count failures. [`space`] has the writes that wait for space.
+//! [`retry`] count failures.
 
 #![forbid(unsafe_code)]
 
@@ -26,6 +27,7 @@ mod progress;
 mod queue;
 mod retry;
 mod route;
+mod service;
 mod space;
 mod stats;
 pub(crate) mod target;

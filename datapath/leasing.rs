@@ -32,8 +32,8 @@
 //! - **No request waits for a lease.** They are taken and released by a work item. Until then
 //!   requests go through the file.
 //!
-//! Lock order: `leases`, `changes_blocks`, [`LoopQueue::direct_io`](super::target::LoopQueue), the
-//! gates.
+//! Lock order: `flushing` of the flusher, `leases`, `changes_blocks`,
+//! [`LoopQueue::direct_io`](super::target::LoopQueue), the gates.
 
 use super::extents::{
     Extents,
@@ -576,8 +576,8 @@ impl Leasing {
             && !self.failed.load(Relaxed)
     }
 
-    /// Makes all writes durable that are over. May sleep. The caller excludes other users of
-    /// `wb_err`.
+    /// Makes all writes durable that are over. May sleep. The caller excludes other calls, and
+    /// other users of `wb_err`.
     pub(super) fn sync(self: &Arc<Self>, wb_err: &ErrseqCursor) -> Result {
         let file = self.file.file();
         if !self.is_settled() {

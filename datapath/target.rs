@@ -12,6 +12,7 @@ use super::{
         Part, //
     },
     progress::Progress,
+    service::Service,
     space::{
         FailingWrites,
         SpaceQueue, //
@@ -24,10 +25,7 @@ use super::{
         Defaults,
         Tunables, //
     },
-    worker::{
-        Worker,
-        Workers, //
-    },
+    worker::Workers, //
 };
 use crate::{
     aio::{
@@ -47,11 +45,7 @@ use crate::{
             Fallocate, //
         },
         gate::Gate,
-        task,
-        workqueue::{
-            Affinity,
-            OwnedQueue, //
-        },
+        workqueue::Affinity, //
     },
 };
 use core::fmt;
@@ -81,7 +75,7 @@ pub(crate) struct LoopQueue {
     /// moves the device, the shorter one of the old and the new length.
     length: Atomic<u64>,
     /// The workers and their workqueues, made when the device is bound for the first time, because
-    /// many devices never are.
+    /// many devices never are. Some are made later, see [`Service`].
     service: SetOnce<Service>,
     /// The tunables of the device.
     pub(crate) tunables: Tunables,
@@ -185,13 +179,9 @@ impl LoopQueue {
     where
         W: RawWorkItem<0> + Send + 'static,
     {
-        // Workers are made with their workqueues.
-        let Some(service) = self.service.as_ref() else {
-            return;
-        };
-        match affinity {
-            Affinity::PerCpu => drop(service.per_cpu.enqueue(worker)),
-            Affinity::Unbound => drop(service.unbound.enqueue(worker)),
+        // Workers are made by the service.
+        if let Some(service) = self.service.as_ref() {
+            service.enqueue(worker, affinity);
         }
     }
 
@@ -223,46 +213,6 @@ impl LoopQueue {
     /// Returns the alignment of the refusals since the last call, in bytes; 0 for none.
     pub(crate) fn take_refusals(&self) -> u32 {
         self.refused.xchg(0, Relaxed)
-    }
-}
-
-/// The workers of a device, and their workqueues, which go with the device, because destroying a
-/// workqueue waits for its work.
-///
-/// Devices do not share workqueues: a workqueue runs a limited number of workers at a time, so
-/// devices whose workers block would stop the others, or deadlock with a device above them.
-struct Service {
-    per_cpu: OwnedQueue,
-    unbound: OwnedQueue,
-    /// The workers of each CPU; with more CPUs, several share theirs.
-    workers: KVec<Workers>,
-}
-
-impl Service {
-    /// The maximum number of CPUs that have workers of their own.
-    const MAX_CPUS: u32 = 8;
-
-    /// Makes the workers, and workqueues called `name`. May sleep.
-    fn new(name: &CStr) -> Result<Self> {
-        let count = Self::MAX_CPUS.min(task::num_online_cpus());
-        let flusher = Worker::flusher()?;
-        let mut workers = KVec::with_capacity(count as usize, GFP_KERNEL)?;
-        for _ in 0..count {
-            workers.push(Workers::new(flusher.clone())?, GFP_KERNEL)?;
-        }
-        Ok(Self {
-            per_cpu: OwnedQueue::new(name, Affinity::PerCpu)?,
-            unbound: OwnedQueue::new(name, Affinity::Unbound)?,
-            workers,
-        })
-    }
-
-    fn stats(&self) -> impl Iterator<Item = &Stats> + Clone {
-        self.workers.iter().map(|workers| &workers.stats)
-    }
-
-    fn workers_of(&self, cpu: usize) -> Option<&Workers> {
-        self.workers.get(cpu.checked_rem(self.workers.len())?)
     }
 }
 

@@ -57,6 +57,7 @@ use crate::{
 use core::iter::Peekable;
 use kernel::{
     alloc::Flags,
+    new_mutex,
     prelude::*,
     processor::cpu_relax,
     sync::{
@@ -68,6 +69,7 @@ use kernel::{
             Atomic, //
         },
         Arc,
+        Mutex,
         SetOnce, //
     },
     workqueue::{
@@ -105,6 +107,11 @@ pub(crate) struct Worker {
     switches: Atomic<u64>,
     /// The [`task::sleep_count`] of the submitter that queued the worker last.
     last_sleep_count: Atomic<usize>,
+    /// Held by the flusher while it serves flushes. A worker of two workqueues may run more than
+    /// once at a time, and a second sync would find nothing to flush while the first is not over:
+    /// lost write.
+    #[pin]
+    flushing: Mutex<()>,
     #[pin]
     work: Work<Worker>,
 }
@@ -127,6 +134,7 @@ impl Worker {
                 polling: Atomic::new(false),
                 switches: Atomic::new(0),
                 last_sleep_count: Atomic::new(0),
+                flushing <- new_mutex!((), "Worker::flushing"),
                 work <- new_work!("Worker::work"),
             }),
             flags,
@@ -134,7 +142,7 @@ impl Worker {
     }
 
     /// Makes the flusher of a device. May sleep.
-    pub(crate) fn flusher() -> Result<Arc<Self>> {
+    pub(super) fn flusher() -> Result<Arc<Self>> {
         Self::new(Role::Flush, None, GFP_KERNEL)
     }
 
@@ -153,12 +161,7 @@ impl Worker {
     /// A submitter that slept since it last queued the worker is synchronous: its CPU is about to
     /// become idle, so the worker runs there, because waking another CPU takes longer. Otherwise
     /// the worker runs on any CPU, and the submitter continues.
-    ///
-    /// The flusher always uses the same workqueue, which runs a work item on one CPU at a time.
     fn affinity(&self) -> Affinity {
-        if self.role == Role::Flush {
-            return Affinity::PerCpu;
-        }
         if self.offload.is_some() {
             return Affinity::Unbound;
         }
@@ -250,6 +253,8 @@ impl WorkItem for Worker {
         this.polling.store(this.offload.is_some(), Relaxed);
         loop {
             this.note_switches();
+            // Before the requests are taken, so that the next sync is for all that wait.
+            let _flushing = (this.role == Role::Flush).then(|| this.flushing.lock());
             let mut batch = this.requests.take_all().peekable();
             if batch.peek().is_none() {
                 if this.poll() {
@@ -309,21 +314,25 @@ impl Workers {
     /// The number of blocking workers for all cgroups but the root.
     const CGROUP_WORKERS: usize = 7;
 
-    /// Makes the workers of a CPU, for a device with that flusher. May sleep.
-    pub(crate) fn new(flusher: Arc<Worker>) -> Result<Self> {
-        let blocking = || Worker::new(Role::Transfer, None, GFP_KERNEL);
-        let offload = Arc::new(Offload::new(), GFP_KERNEL)?;
-        Ok(Self {
-            stats: Stats::new(),
-            helper: Worker::new(Role::Transfer, Some(offload.clone()), GFP_KERNEL)?,
-            offload,
-            nowait: blocking()?,
-            root: blocking()?,
-            cgroups: [const { SetOnce::new() }; Self::CGROUP_WORKERS],
-            cleaner: blocking()?,
-            slow: Worker::new(Role::Slow, None, GFP_KERNEL)?,
-            flusher,
-        })
+    /// Makes the workers of a CPU, for a device with that flusher. May sleep if `flags` allow that.
+    pub(super) fn new(flusher: Arc<Worker>, flags: Flags) -> Result<KBox<Self>> {
+        let blocking = move || Worker::new(Role::Transfer, None, flags);
+        let offload = Arc::new(Offload::new(), flags)?;
+        // In place, because the stack may be deep.
+        KBox::init(
+            try_init!(Self {
+                stats: Stats::new(),
+                helper: Worker::new(Role::Transfer, Some(offload.clone()), flags)?,
+                offload,
+                nowait: blocking()?,
+                root: blocking()?,
+                cgroups: [const { SetOnce::new() }; Self::CGROUP_WORKERS],
+                cleaner: blocking()?,
+                slow: Worker::new(Role::Slow, None, flags)?,
+                flusher,
+            }? Error),
+            flags,
+        )
     }
 
     /// Passes a request to a worker. The request may end before this returns, so the caller keeps
