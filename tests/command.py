@@ -484,6 +484,9 @@ def vanishing():
 
     def removed():
         """loop300 is removed"""
+        # The process may have been killed before it detached the device.
+        with contextlib.suppress(OSError), Fd("/dev/loop300") as fd:
+            fd.ioctl(CLR_FD)
         control(CTL_REMOVE, 300)
         return not os.path.exists("/sys/block/loop300")
 
