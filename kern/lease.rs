@@ -176,8 +176,11 @@ impl BlockFile {
         // SAFETY: The file is open.
         let keeps_blocks = unsafe { ffi::rnull_loop_file_keeps_blocks(raw) };
         // A file system that reports no alignment does not support direct I/O to this file.
-        let direct = file.file().direct_alignment();
-        if !keeps_blocks || direct.is_none_or(|direct| direct.block == 0) {
+        let has_direct = || {
+            let alignment = file.file().direct_alignment();
+            alignment.is_some_and(|alignment| alignment.block != 0)
+        };
+        if !keeps_blocks || !has_direct() {
             return Err(file);
         }
         // SAFETY: The file is open, so its super block is valid.
