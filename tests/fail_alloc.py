@@ -330,7 +330,7 @@ def text_of(path):
 def switch_on(path):
     try:
         with open(path, "wb", buffering=0) as file:
-            return file.write(b"1\n")
+            return file.write(b"wait\n" if path.endswith("/enospc") else b"1\n")
     except OSError as error:
         return "-" + errno.errorcode[error.errno]
 
