@@ -546,18 +546,15 @@ impl<T: DiskOperations> GenDisk<T> {
         unsafe { core::ptr::read_volatile(&raw const (*(*self.raw()).part0).bd_nr_sectors) }
     }
 
-    /// Sets the size, in sectors of 512 bytes, and logs a change, without a uevent. Any context.
+    /// Sets the size, in sectors of 512 bytes, and logs a change, without a uevent: the log has at
+    /// most 10 such lines in 5 seconds, as that of `set_capacity_and_notify()`. Any context.
     pub(crate) fn set_capacity(&self, sectors: u64) {
         let old = self.capacity();
         // SAFETY: By the type invariant the disk is valid.
         unsafe { bindings::set_capacity(self.raw(), sectors) };
         if sectors != old {
-            pr_info!(
-                "{}: detected capacity change from {} to {}\n",
-                self.name(),
-                old,
-                sectors
-            );
+            // SAFETY: By the type invariant the disk is valid.
+            unsafe { ffi::rnull_loop_log_capacity(self.raw(), old) };
         }
     }
 

@@ -266,6 +266,14 @@ bool rnull_loop_disk_is_shared(struct gendisk *disk)
 	return kref_read(&disk_to_dev(disk)->kobj.kref) > 1;
 }
 
+/* Logs that the size of @disk was @old sectors: the line of set_capacity_and_notify(). */
+void rnull_loop_log_capacity(struct gendisk *disk, u64 old)
+{
+	pr_info_ratelimited("%s: %s: detected capacity change from %llu to %llu\n",
+			    KBUILD_MODNAME, disk->disk_name, old,
+			    (u64)get_capacity(disk));
+}
+
 /* Returns whether @disk has partitions. The caller holds open_mutex. */
 bool rnull_loop_disk_has_partitions(struct gendisk *disk)
 {

@@ -38,6 +38,7 @@ struct block_device *rnull_loop_get_part(struct gendisk *disk,
 					 unsigned long *partno);
 bool rnull_loop_disk_is_shared(struct gendisk *disk);
 bool rnull_loop_disk_has_partitions(struct gendisk *disk);
+void rnull_loop_log_capacity(struct gendisk *disk, u64 old);
 struct device *rnull_loop_disk_to_dev(struct gendisk *disk);
 struct gendisk *rnull_loop_dev_to_disk(struct device *dev);
 void rnull_loop_set_uevent_suppress(struct gendisk *disk, bool on);

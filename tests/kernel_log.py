@@ -30,6 +30,17 @@ def transfer(device, block, write=False):
             os.preadv(fd.fd, [mmap.mmap(-1, BLOCK)], block * BLOCK)
 
 
+@check("changes of the size: at most 10 lines in 5 seconds")
+def sizes():
+    path, log, began = image(1), Log(), time.monotonic()
+    for _ in range(100):
+        with attached(path, False):
+            pass
+    periods = (time.monotonic() - began) // 5 + 2
+    lines = log.lines("detected capacity change from 0 to 2048")
+    assert 0 < len(lines) <= 10 * periods, f"{len(lines)} lines in {periods} periods"
+
+
 @check("a file that fails: one line in a minute")
 def failing():
     server = fuse.Server(4)
