@@ -85,12 +85,6 @@ def rows(*arguments):
     return [line.split() for line in output("status", *arguments).splitlines() if re.match("/dev/loop[0-9]", line)]
 
 
-def written(kind):
-    file = backing(kind, MIB)
-    noise(file, MIB)
-    return file
-
-
 @check("without a device, status is a sentence")
 def none_attached():
     lines = output("status").splitlines()
@@ -149,7 +143,7 @@ def several():
 
 @check("explain: buffered mode")
 def buffered():
-    with attached(written("ext4"), False) as device:
+    with attached(written("ext4", MIB), False) as device:
         command = explained(device)["no direct I/O"]
         equal("command", command, f"losetup --direct-io=on {device}")
         assert f"\n    {command}\n" in output("explain", device)
@@ -159,7 +153,7 @@ def buffered():
 
 @check("explain: nothing, while requests bypass the file system of an image")
 def extents():
-    with attached(written("ext4"), True) as device:
+    with attached(written("ext4", MIB), True) as device:
         if not OWN:
             assert "C driver" in output("explain", device)
             equal("row", rows()[0][2:7], ["direct", "-", "-", "C", "driver"])
@@ -209,7 +203,7 @@ def block_device():
 
 @check("explain: tunables and a scheduler")
 def settings():
-    with attached(written("ext4"), True) as device:
+    with attached(written("ext4", MIB), True) as device:
         for name in ("inline", "extents", "nowait") if OWN else ():
             tune(device, name, 0)
             reason = "off" if name == "extents" else f"{name} off"

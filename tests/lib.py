@@ -310,6 +310,13 @@ def noise(path, mib):
     dd("if=/dev/urandom", f"of={path}", "bs=1M", f"count={mib}", "conv=notrunc,fsync")
 
 
+def written(kind, mib):
+    """Makes a backing file as backing() does, full of random data, and returns its path."""
+    file = backing(kind, mib)
+    noise(file, mib)
+    return file
+
+
 @contextlib.contextmanager
 def background(*command):
     """Runs a program in the background, and kills it at the end unless it has ended."""

@@ -54,12 +54,6 @@ def flush(device):
         os.fsync(fd.fd)
 
 
-def written(kind):
-    file = backing(kind, MIB)
-    noise(file, MIB)
-    return file
-
-
 @check("a device that was never attached has none")
 def none():
     number = control(CTL_ADD, 77)
@@ -92,7 +86,7 @@ def block_device():
 
 @check("the extents of an image")
 def extents():
-    file = written("ext4")
+    file = written("ext4", MIB)
     with attached(file, True) as device:
         # The leases may be in use before the map has learned the blocks.
         bypass(device, RAM["ext4"])
@@ -111,7 +105,7 @@ def extents():
 
 @check("a read of which the map has a part")
 def part():
-    file = written("ext4")
+    file = written("ext4", MIB)
     run("fallocate", "-p", "-o", str(1 << 20), "-l", str(1 << 20), file)
     with attached(file, True) as device:
         read_until(device, "in use, but unwritten blocks")
@@ -121,7 +115,7 @@ def part():
 
 @check("the page cache of an image")
 def page_cache():
-    file = written("ext4")
+    file = written("ext4", MIB)
     with attached(file, False) as device:
         dd(f"if={file}", "of=/dev/null", "bs=1M")
         with counts(device, submitter_cached=COUNT):
@@ -152,7 +146,7 @@ def alone():
 
 @check("discards and zeroes")
 def discards():
-    with attached(written("xfs"), True) as device:
+    with attached(written("xfs", MIB), True) as device:
         with counts(device, discard_zero=2):
             run("blkdiscard", "-f", "-l", "1M", device)
             run("blkdiscard", "-f", "-z", "-l", "1M", device)
@@ -238,7 +232,7 @@ for kind, counter in ("block", "helper_remap"), ("xfs", "helper_extent"):
     def helped(kind=kind, counter=counter):
         if os.cpu_count() < 2:
             skip("there is one CPU")
-        file = written(kind)
+        file = written(kind, MIB)
         with attached(file, True) as device:
             bypass(device, RAM[kind])
             grows(device, counter, run, *load(device, 1))
@@ -246,7 +240,7 @@ for kind, counter in ("block", "helper_remap"), ("xfs", "helper_extent"):
 
 @check("requests whose extents are lost while they wait for a worker")
 def lost():
-    file = written("ext4")
+    file = written("ext4", MIB)
     with attached(file, True) as device:
         tune(device, "inline", 0)
 
@@ -261,7 +255,7 @@ def lost():
 
 @check("they begin anew at each attach")
 def reset():
-    file = written("xfs")
+    file = written("xfs", MIB)
     with attached(file, False) as device:
         read(device)
         assert any(stats(device).values())
