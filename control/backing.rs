@@ -60,51 +60,96 @@ pub(super) fn candidate(fd: u32) -> Result<ARef<File>> {
     Ok(file)
 }
 
-/// The size of the largest file that is leased, in bytes: 16 TiB, whose extent map takes 8 MiB
-/// before anything is known.
-const MAX_LEASED: u64 = 16 << 40;
-
-/// The file that requests use for a backing file.
+/// A file that a device may be bound to.
 pub(super) struct Opened {
-    /// The file.
+    /// The file that requests use.
     pub(super) file: ARef<File>,
     /// Keeps the file of user space open, unless `file` is that or `leasing` keeps it.
-    pub(super) private: Option<PrivateFile>,
+    private: Option<PrivateFile>,
     /// The leasing of the file, if it can be leased.
-    pub(super) leasing: Option<LeasedFile>,
+    leasing: Option<LeasedFile>,
+    /// The capabilities of the file.
+    pub(super) caps: BackingCaps,
 }
 
 impl Opened {
-    /// Opens the file that user space has passed again, if that is possible. May sleep: calls the
-    /// file system. Fails with `ENOMEM`.
+    /// Opens the file that user space has passed again, if that is possible, and asks it for its
+    /// capabilities. May sleep: calls the file system, so the caller holds no lock that I/O may
+    /// need. Fails with `ENOMEM`.
     pub(super) fn new(original: ARef<File>) -> Result<Self> {
-        let private = match PrivateFile::open(original) {
-            Ok(private) => private,
-            Err(file) => {
-                return Ok(Self {
-                    file,
-                    private: None,
-                    leasing: None,
-                })
-            }
+        let private = PrivateFile::open(original);
+        let file = match &private {
+            Ok(private) => private.file(),
+            Err(original) => original,
+        }
+        .clone();
+        let (private, blocks) = match private.map(BlockFile::new) {
+            Ok(Ok(blocks)) if blocks.size() <= LeasedFile::MAX_SIZE => (None, Some(blocks)),
+            Ok(Ok(blocks)) => (Some(blocks.into_private()), None),
+            Ok(Err(private)) => (Some(private), None),
+            Err(_) => (None, None),
         };
-        let file = private.file().clone();
-        let size = file.size().unwrap_or(u64::MAX);
-        let blocks = if size > MAX_LEASED {
-            Err(private)
-        } else {
-            BlockFile::new(private)
-        };
-        let (private, leasing) = match blocks {
-            Ok(blocks) => (None, Some(LeasedFile::new(blocks, size)?)),
-            Err(private) => (Some(private), None),
-        };
+        let direct = blocks.as_ref().map(BlockFile::direct_alignment);
         Ok(Self {
+            caps: BackingCaps::of(&file, direct),
+            file,
+            private,
+            leasing: blocks.map(LeasedFile::new).transpose()?,
+        })
+    }
+
+    /// Prepares the file for the device `name` with `settings`, which lose the flag for direct I/O
+    /// if that is not possible. `block_size` is that of the device, in bytes. May sleep. Fails with
+    /// `ENOMEM`.
+    ///
+    /// The page cache of the file is written back, and dropped for direct I/O. I/O past it could
+    /// miss dirty pages, or be overwritten by their writeback. A writeback error is reported to the
+    /// writers by their own file descriptors, and by flushes of the device. Clean pages slow direct
+    /// I/O down: while a file has any, its direct writes complete through a workqueue.
+    pub(super) fn prepare(
+        self,
+        name: &CStr,
+        mut settings: Settings,
+        block_size: u32,
+    ) -> Result<Prepared> {
+        let Self {
             file,
             private,
             leasing,
+            caps,
+        } = self;
+        if file.is_direct() {
+            settings.flags.set(Flags::DIRECT_IO, true);
+        }
+        caps.update_dio(name, &file, &mut settings);
+        if let Some(leasing) = &leasing {
+            leasing.init_alignment(bypass_alignment(&settings, block_size));
+        }
+        // Made before the file is synced, so that flushes of the device report errors of that sync.
+        let target = caps.target(file.clone(), leasing, &settings, block_size);
+        let _ = file.fsync();
+        if settings.flags.contains(Flags::DIRECT_IO) {
+            file.drop_page_cache();
+        }
+        Ok(Prepared {
+            capacity: capacity(&file, &settings),
+            backing: Backing::new(file, private, target.leasing.as_ref(), caps)?,
+            target,
+            settings,
+            block_size,
         })
     }
+}
+
+/// A backing file that is ready to be used, and all else that a device is bound with.
+pub(super) struct Prepared {
+    pub(super) backing: Backing,
+    pub(super) settings: Settings,
+    pub(super) target: Target,
+    /// The logical block size of the device, in bytes.
+    pub(super) block_size: u32,
+    /// The size of the device, in sectors of 512 bytes.
+    pub(super) capacity: u64,
 }
 
 /// The capabilities of a backing file, as it reported them before it was attached.
@@ -122,16 +167,16 @@ pub(super) struct BackingCaps {
 }
 
 impl BackingCaps {
-    /// Asks a file for its capabilities. May sleep: calls the file system, so the caller holds no
-    /// lock that I/O may need.
-    pub(super) fn of(file: &File) -> Self {
+    /// Asks a file for its capabilities, but for the alignment of direct I/O if that is known. May
+    /// sleep: calls the file system.
+    fn of(file: &File, direct: Option<DirectAlignment>) -> Self {
         let device = match file.kind() {
             Kind::Block(bdev) => Some(bdev.into()),
             _ => file.fs_device(),
         };
         let (max_discard_sectors, discard_granularity) = discard_limits(file);
         Self {
-            direct: direct_alignment(file),
+            direct: direct.unwrap_or_else(|| direct_alignment(file)),
             max_discard_sectors,
             discard_granularity,
             rotational: device.is_some_and(|bdev| bdev.is_rotational()),
@@ -207,7 +252,7 @@ impl BackingCaps {
     ) {
         let direct = settings.flags.contains(Flags::DIRECT_IO);
         let memory = if direct { self.direct.memory } else { 0 };
-        limits.set_dma_alignment(memory.max(SECTOR_SIZE - 1));
+        limits.set_dma_alignment(memory.clamp(SECTOR_SIZE - 1, const { PAGE_SIZE as u32 - 1 }));
         let larger = self.larger_direct_block(settings.flags, block_size);
         limits.set_physical_block_size(larger.unwrap_or(block_size));
         let bdev = match file.kind() {
@@ -221,7 +266,7 @@ impl BackingCaps {
     }
 
     /// Makes the target of requests that are served from `file` with `settings`.
-    pub(super) fn target(
+    fn target(
         &self,
         file: ARef<File>,
         leasing: Option<LeasedFile>,
@@ -234,9 +279,6 @@ impl BackingCaps {
                 .as_ref()
                 .map(|leasing| leasing.block_device().into()),
         };
-        if let Some(leasing) = &leasing {
-            leasing.set_alignment(bypass_alignment(settings, block_size));
-        }
         Target {
             leasing,
             lower,
@@ -286,10 +328,7 @@ pub(super) fn capacity(file: &File, settings: &Settings) -> u64 {
 /// lower device of its file system. May sleep.
 pub(super) fn direct_alignment(file: &File) -> DirectAlignment {
     if let Some(alignment) = file.direct_alignment() {
-        return DirectAlignment {
-            memory: alignment.memory.min(const { PAGE_SIZE as u32 - 1 }),
-            ..alignment
-        };
+        return alignment;
     }
     match file.fs_device() {
         Some(bdev) => DirectAlignment {
@@ -334,7 +373,7 @@ pub(super) struct Backing {
 impl Backing {
     /// Attaches `file`, whose page cache is from now on allocated without I/O. May sleep. Fails
     /// with `ENOMEM`.
-    pub(super) fn new(
+    fn new(
         file: ARef<File>,
         private: Option<PrivateFile>,
         leasing: Option<&LeasedFile>,

@@ -167,6 +167,8 @@ pub(crate) struct Leasing {
     unmapped: Atomic<u64>,
     /// True if the device is being detached.
     stopped: Atomic<bool>,
+    /// True if a work item was ever queued. No lease was held before.
+    started: Atomic<bool>,
     /// The number of changes of the file through the file system that are over.
     changes: Atomic<u64>,
     /// The number of these when the last successful sync began, and when the one before that began,
@@ -264,7 +266,9 @@ impl Leasing {
     const FIRST_PAUSE: u64 = 100;
     const LONGEST_PAUSE: u64 = 4_000;
 
-    fn new(file: BlockFile, size: u64) -> Result<Arc<Self>> {
+    fn new(file: BlockFile) -> Result<Arc<Self>> {
+        // The file may have grown since the caller has checked its size.
+        let size = file.size().min(LeasedFile::MAX_SIZE);
         let extents = Extents::new(size >> file.block_bits())?;
         Arc::pin_init(
             pin_init!(Self {
@@ -278,6 +282,7 @@ impl Leasing {
                 reason: Atomic::new(Status::Idle as u32),
                 unmapped: Atomic::new(0),
                 stopped: Atomic::new(false),
+                started: Atomic::new(false),
                 // Before the device was attached, the file may have been changed.
                 changes: Atomic::new(1),
                 begun: Atomic::new(0),
@@ -698,6 +703,7 @@ impl Leasing {
     }
 
     fn enqueue(self: &Arc<Self>) {
+        self.started.store(true, Relaxed);
         let _ = system_unbound().enqueue::<_, 0>(self.clone());
     }
 
@@ -766,7 +772,7 @@ impl Leasing {
         self.next_look.store(0, Relaxed);
         self.seen.store(self.changes.load(Relaxed), Relaxed);
         // Others may have made the file shorter.
-        self.set_size(file.size()?);
+        self.set_size(self.file.size());
         Ok(leases)
     }
 
@@ -892,6 +898,10 @@ impl Leasing {
 
     /// Releases the leases for good. May sleep.
     fn stop(self: &Arc<Self>) {
+        // No request can start the leasing any more.
+        if !self.started.load(Relaxed) {
+            return;
+        }
         self.stopped.store(true, Relaxed);
         self.release(&mut self.leases.lock());
         // Nothing queues the works any more, but for a run of the delayed one that began before
@@ -1002,10 +1012,21 @@ impl Drop for Suspended<'_> {
 pub(crate) struct LeasedFile(Arc<Leasing>);
 
 impl LeasedFile {
-    /// Makes the leasing of a file of `size` bytes, which requests may bypass when an
-    /// [alignment](Leasing::set_alignment) is set. May sleep. Fails with `ENOMEM`.
-    pub(crate) fn new(file: BlockFile, size: u64) -> Result<Self> {
-        Leasing::new(file, size).map(Self)
+    /// The size of the largest file that is leased, in bytes: 16 TiB, whose extent map takes 8 MiB
+    /// before anything is known.
+    pub(crate) const MAX_SIZE: u64 = 16 << 40;
+
+    /// Makes the leasing of a file, which no request may bypass yet. May sleep. Fails with
+    /// `ENOMEM`.
+    pub(crate) fn new(file: BlockFile) -> Result<Self> {
+        Leasing::new(file).map(Self)
+    }
+
+    /// Sets the alignment of requests in the file before the first request, see
+    /// [`Leasing::set_alignment`]. There is no lease to take anew.
+    pub(crate) fn init_alignment(&self, alignment: Option<u32>) {
+        let alignment = alignment.unwrap_or(u32::MAX);
+        self.0.alignment.store(alignment, Relaxed);
     }
 }
 

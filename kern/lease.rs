@@ -25,6 +25,7 @@ use super::{
     ffi,
     file::{
         BackingFile,
+        DirectAlignment,
         PrivateFile, //
     },
     trace::declare_trace, //
@@ -158,6 +159,7 @@ pub(crate) struct BlockFile {
     ),
     bdev: NonNull<bindings::block_device>,
     block_bits: u32,
+    direct: DirectAlignment,
 }
 
 // SAFETY: `a_ops` and `bdev` belong to the file, which any thread may use.
@@ -173,31 +175,50 @@ impl BlockFile {
     /// have no block device.
     pub(crate) fn new(file: PrivateFile) -> Result<Self, PrivateFile> {
         let raw = file.file().as_ptr();
+        // SAFETY: An open file has a mapping; this only computes an address inside it.
+        let a_ops = unsafe { &raw const (*(*raw).f_mapping).a_ops };
+        // SAFETY: The mapping is valid. C code changes the field as a plain word, too.
+        let a_ops = (unsafe { a_ops.read_volatile() }, a_ops);
         // SAFETY: The file is open.
-        let keeps_blocks = unsafe { ffi::rnull_loop_file_keeps_blocks(raw) };
-        // A file system that reports no alignment does not support direct I/O to this file.
-        let has_direct = || {
-            let alignment = file.file().direct_alignment();
-            alignment.is_some_and(|alignment| alignment.block != 0)
-        };
-        if !keeps_blocks || !has_direct() {
+        if !unsafe { ffi::rnull_loop_file_keeps_blocks(raw) } {
             return Err(file);
         }
+        // A file system that reports no alignment does not support direct I/O to this file.
+        let alignment = file.file().direct_alignment();
+        let Some(direct) = alignment.filter(|alignment| alignment.block != 0) else {
+            return Err(file);
+        };
         // SAFETY: The file is open, so its super block is valid.
         let Some(bdev) = NonNull::new(unsafe { ffi::rnull_loop_file_bdev(raw) }) else {
             return Err(file);
         };
         // SAFETY: The file is open, so its inode is valid. ext4 and XFS do not change `i_blkbits`.
         let block_bits = unsafe { ffi::rnull_loop_file_block_bits(raw) };
-        // SAFETY: An open file has a mapping; this only computes an address inside it.
-        let a_ops = unsafe { &raw const (*(*raw).f_mapping).a_ops };
         Ok(Self {
-            // SAFETY: The mapping is valid. C code changes the field as a plain word, too.
-            a_ops: (unsafe { a_ops.read_volatile() }, a_ops),
             file,
+            a_ops,
             bdev,
             block_bits,
+            direct,
         })
+    }
+
+    /// Returns the alignment of direct I/O that the file system has reported, when this was made.
+    pub(crate) fn direct_alignment(&self) -> DirectAlignment {
+        self.direct
+    }
+
+    /// Returns the size of the file, in bytes. Any context.
+    pub(crate) fn size(&self) -> u64 {
+        // SAFETY: The file is open. ext4 and XFS keep the size in the inode.
+        let size = unsafe { ffi::rnull_loop_i_size_read(self.file().as_ptr()) };
+        // CAST: A size is not negative.
+        size as u64
+    }
+
+    /// Returns the private file.
+    pub(crate) fn into_private(self) -> PrivateFile {
+        self.file
     }
 
     /// Returns the file.

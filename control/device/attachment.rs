@@ -7,8 +7,8 @@ use super::{
         backing::{
             self,
             Backing,
-            BackingCaps,
-            Opened, //
+            Opened,
+            Prepared, //
         },
         flags::Flags,
         geometry::SECTOR_SIZE,
@@ -26,7 +26,6 @@ use crate::{
         Mode,
         OpenMutex, //
     },
-    datapath::target::Target,
     kern::{
         bdev::BlockDevice,
         file::BackingFile,
@@ -40,60 +39,32 @@ use kernel::{
     sync::aref::ARef, //
 };
 
-/// Everything that an unbound device needs to be bound to a file.
-struct Prepared {
-    backing: Backing,
-    settings: Settings,
-    target: Target,
-    block_size: u32,
-    /// The size of the device, in sectors of 512 bytes.
-    capacity: u64,
-}
-
-impl Prepared {
-    /// Asks the file system of `file` for its capabilities, and writes back the page cache of the
-    /// file. May sleep; the caller holds no lock of the driver.
-    fn new(
-        device: &LoopDevice,
+impl LoopDevice {
+    /// Prepares `file` for LOOP_CONFIGURE. May sleep; the caller holds no lock.
+    fn prepare(
+        &self,
         name: &CStr,
         file: ARef<File>,
         mode: Mode,
         config: &LoopConfig,
-    ) -> Result<Self> {
-        device.validate(&file)?;
+    ) -> Result<Prepared> {
+        self.validate(&file)?;
         let mut settings = Settings::from_configure(&config.info)?;
         let block_size = match config.block_size {
             0 => SECTOR_SIZE,
             size => size,
         };
-        let Opened {
-            file,
-            private,
-            leasing,
-        } = Opened::new(file)?;
-        let caps = BackingCaps::of(&file);
+        let opened = Opened::new(file)?;
+        let Opened { file, caps, .. } = &opened;
         if !mode.is_write() || !file.accepts_writes() {
             settings.flags.set(Flags::READ_ONLY, true);
         }
-        if file.is_direct() || device.prefers_direct && caps.can_direct(&file, settings.offset) {
+        if self.prefers_direct && caps.can_direct(file, settings.offset) {
             settings.flags.set(Flags::DIRECT_IO, true);
         }
-        caps.update_dio(name, &file, &mut settings);
-        // Made before the file is synced, so that flushes of the device report errors of that sync.
-        let target = caps.target(file.clone(), leasing, &settings, block_size);
-        sync_cache(&file, &settings);
-        let capacity = backing::capacity(&file, &settings);
-        Ok(Self {
-            backing: Backing::new(file, private, target.leasing.as_ref(), caps)?,
-            settings,
-            target,
-            block_size,
-            capacity,
-        })
+        opened.prepare(name, settings, block_size)
     }
-}
 
-impl LoopDevice {
     /// Binds the device to a file: LOOP_CONFIGURE. May sleep.
     ///
     /// A failure leaves the device as it was. The file system of the file may block for any time,
@@ -112,7 +83,7 @@ impl LoopDevice {
         }
         // Fails with `EBUSY` for a device with an exclusive owner before it syncs the file.
         drop(disk.claim_for(bdev, mode)?);
-        let prepared = Prepared::new(self, disk.name(), file, mode, config);
+        let prepared = self.prepare(disk.name(), file, mode, config);
         // Another LOOP_CONFIGURE may have bound the device, and holds its claim until it has
         // scanned for partitions. Fail at once instead of waiting for that.
         if !self.is_unbound() {
@@ -181,32 +152,26 @@ impl LoopDevice {
         if self.backing_file().is_none() {
             return Err(ENXIO);
         }
-        let Opened {
-            file,
-            private,
-            leasing,
-        } = Opened::new(file)?;
-        let caps = BackingCaps::of(&file);
+        let opened = Opened::new(file)?;
         let mut state = self.lock_killable()?;
         let binding = state.bound_mut()?;
         if !binding.settings.flags.contains(Flags::READ_ONLY) {
             return Err(EINVAL);
         }
-        self.validate(&file)?;
+        self.validate(&opened.file)?;
         let size = |file: &File| backing::capacity(file, &binding.settings);
-        if size(&file) != size(&binding.backing.file) {
+        if size(&opened.file) != size(&binding.backing.file) {
             return Err(EINVAL);
         }
-        let mut settings = binding.settings.clone();
-        if file.is_direct() {
-            settings.flags.set(Flags::DIRECT_IO, true);
-        }
-        let block_size = disk.logical_block_size();
-        caps.update_dio(disk.name(), &file, &mut settings);
-        let backing = Backing::new(file, private, leasing.as_ref(), caps)?;
+        let settings = binding.settings.clone();
+        let Prepared {
+            backing,
+            settings,
+            target,
+            block_size,
+            ..
+        } = opened.prepare(disk.name(), settings, disk.logical_block_size())?;
         let Backing { file, caps, .. } = &backing;
-        let target = caps.target(file.clone(), leasing, &settings, block_size);
-        sync_cache(file, &settings);
         // Taken after the last call to a file system of a backing file, and held until the snapshot
         // has the new file: see `validate`.
         let validation = self.lock_validation(file)?;
@@ -333,20 +298,6 @@ fn trace_attached(disk: &GenDisk<LoopDevice>, binding: &Binding) {
         ..
     } = binding.settings;
     disk.trace_attached(&binding.backing.file, offset, sizelimit, flags.as_raw());
-}
-
-/// Writes back the page cache of a file that is about to be used with `settings`, and drops it for
-/// direct I/O. May sleep.
-///
-/// I/O past the page cache could miss dirty pages, or be overwritten by their writeback. A
-/// writeback error is reported to the writers by their own file descriptors, and by flushes of the
-/// device. Clean pages slow direct I/O down: while a file has any, its direct writes complete
-/// through a workqueue.
-fn sync_cache(file: &File, settings: &Settings) {
-    let _ = file.fsync();
-    if settings.flags.contains(Flags::DIRECT_IO) {
-        file.drop_page_cache();
-    }
 }
 
 /// Scans for partitions if `scans`, and sends a `KOBJ_CHANGE` event of the disk, whose content has
