@@ -12,6 +12,7 @@ use super::{
         Context,
         Operations, //
     },
+    sysfs::AttributeGroup,
     tag_set::TagSet,
     trace, //
 };
@@ -83,6 +84,9 @@ impl Mode {
 pub(crate) trait DiskOperations: Send + Sync + Sized + 'static {
     /// The device that requests of the disk are for.
     type Queue: Operations;
+
+    /// The directory of attributes in sysfs that each disk has.
+    const ATTRIBUTES: &'static AttributeGroup<Self>;
 
     /// Opens the disk or a partition of it. May sleep; the disk's `open_mutex` is held.
     fn open(disk: &GenDisk<Self>, mode: Mode) -> Result;
@@ -336,9 +340,9 @@ pub(crate) struct Disk<T: DiskOperations> {
 impl<T: DiskOperations> Disk<T> {
     /// Adds the disk of `device`, whose requests have the tags of `tags` and are for `queue`.
     ///
-    /// May sleep; `T::open` may be called before this returns. Fails with `EINVAL` for a name that
-    /// is too long, with `ENOMEM`, and as `device_add_disk()` does, with `EEXIST` or `EBUSY` for
-    /// numbers or a name in use.
+    /// May sleep; `T::open` and the attributes may be called before this returns. Fails with
+    /// `EINVAL` for a name that is too long, with `ENOMEM`, and as `device_add_disk()` does, with
+    /// `EEXIST` or `EBUSY` for numbers or a name in use.
     pub(crate) fn add(
         tags: Pin<KBox<TagSet<T::Queue>>>,
         device: Arc<T>,
@@ -350,9 +354,15 @@ impl<T: DiskOperations> Disk<T> {
         // `tags`, which is dropped after local variables.
         let disk = unsafe { DiskRef::new(&tags, context, options) }?;
         let raw = disk.raw;
-        // SAFETY: The disk is set up, and was not added yet.
+        let groups: &'static [_; 2] = const { &[Some(T::ATTRIBUTES), None] };
+        // CAST: A reference to an `AttributeGroup`, which is a transparent wrapper, is a pointer to
+        // the C type, and `None` is null. The block layer takes a mutable pointer to the first, but
+        // does not change them.
+        let groups = groups.as_ptr().cast_mut().cast();
+        // SAFETY: The disk is set up, and was not added yet. The groups are static and end with
+        // null. By their type invariant their attributes are for disks of `T`.
         to_result(unsafe {
-            bindings::device_add_disk(core::ptr::null_mut(), raw.as_ptr(), core::ptr::null_mut())
+            bindings::device_add_disk(core::ptr::null_mut(), raw.as_ptr(), groups)
         })?;
         // INVARIANT: The disk was made for `tags`, and is added now.
         Ok(Self {

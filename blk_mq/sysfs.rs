@@ -62,7 +62,8 @@ pub(crate) trait Attribute<T: DiskOperations>: 'static {
 
     /// Writes the content of the file to `page`. May sleep.
     ///
-    /// Must not wait for a task that removes the group, because that task waits for this: deadlock.
+    /// Must wait neither for a task that removes the group, because that task waits for this, nor
+    /// for requests of the disk, which may be removed meanwhile: deadlock.
     fn show(device: &T, page: &mut Page<'_>) -> Result;
 }
 
@@ -70,7 +71,8 @@ pub(crate) trait Attribute<T: DiskOperations>: 'static {
 pub(crate) trait MutableAttribute<T: DiskOperations>: Attribute<T> {
     /// Stores a value that was written to the file, without a newline at its end. May sleep.
     ///
-    /// Must not wait for a task that removes the group, because that task waits for this: deadlock.
+    /// Must wait neither for a task that removes the group, because that task waits for this, nor
+    /// for requests of the disk, which may be removed meanwhile: deadlock.
     fn store(device: &T, value: &[u8]) -> Result;
 }
 
@@ -111,8 +113,8 @@ impl<T: DiskOperations> DeviceAttribute<T> {
 ///
 /// # Safety
 ///
-/// Called by sysfs alone, for an attribute of a group that [`Group::create`] added to a disk of
-/// `T`; `buf` has room for a page.
+/// Called by sysfs alone, for an attribute of an [`AttributeGroup`] of a disk of `T`; `buf` has
+/// room for a page.
 unsafe extern "C" fn show<T: DiskOperations, A: Attribute<T>>(
     dev: *mut bindings::device,
     _attr: *mut bindings::device_attribute,
@@ -121,7 +123,8 @@ unsafe extern "C" fn show<T: DiskOperations, A: Attribute<T>>(
     // SAFETY: By the function's requirements `dev` is the device of a disk.
     let disk = unsafe { ffi::rnull_loop_dev_to_disk(dev) };
     // SAFETY: By the function's requirements it is a disk of `T`. Before it is freed,
-    // `del_gendisk()` removes its attributes, and waits for this call.
+    // `del_gendisk()`, or a `device_add_disk()` that fails, removes its attributes, and waits for
+    // this call.
     let disk = unsafe { GenDisk::<T>::from_raw(disk) };
     // One byte is left, because sysfs warns of attributes that fill the page.
     // SAFETY: By the function's requirements `buf` has room for a page, which sysfs has zeroed, and
@@ -138,8 +141,8 @@ unsafe extern "C" fn show<T: DiskOperations, A: Attribute<T>>(
 ///
 /// # Safety
 ///
-/// Called by sysfs alone, for an attribute of a group that [`Group::create`] added to a disk of
-/// `T`; `buf` has `count` bytes.
+/// Called by sysfs alone, for an attribute of an [`AttributeGroup`] of a disk of `T`; `buf` has
+/// `count` bytes.
 unsafe extern "C" fn store<T: DiskOperations, A: MutableAttribute<T>>(
     dev: *mut bindings::device,
     _attr: *mut bindings::device_attribute,
@@ -149,7 +152,8 @@ unsafe extern "C" fn store<T: DiskOperations, A: MutableAttribute<T>>(
     // SAFETY: By the function's requirements `dev` is the device of a disk.
     let disk = unsafe { ffi::rnull_loop_dev_to_disk(dev) };
     // SAFETY: By the function's requirements it is a disk of `T`. Before it is freed,
-    // `del_gendisk()` removes its attributes, and waits for this call.
+    // `del_gendisk()`, or a `device_add_disk()` that fails, removes its attributes, and waits for
+    // this call.
     let disk = unsafe { GenDisk::<T>::from_raw(disk) };
     // SAFETY: By the function's requirements `buf` has `count` bytes, which do not change.
     let value = unsafe { core::slice::from_raw_parts(buf.cast::<u8>(), count) };
@@ -159,59 +163,86 @@ unsafe extern "C" fn store<T: DiskOperations, A: MutableAttribute<T>>(
     })
 }
 
-/// A directory of attributes of a disk. Dropping it removes the directory, and waits for calls of
-/// [`Attribute::show`] and [`MutableAttribute::store`].
+/// The `N - 1` attributes of a group, and the null pointer behind them.
+pub(crate) struct AttributeList<T, const N: usize>([*mut bindings::attribute; N], PhantomData<T>);
+
+impl<T: DiskOperations, const N: usize> AttributeList<T, N> {
+    /// Makes the list of `attributes`, which must be `N - 1`. Only for constants, where a panic is
+    /// an error of the compiler.
+    pub(crate) const fn new(attributes: &'static [DeviceAttribute<T>]) -> Self {
+        assert!(attributes.len() + 1 == N);
+        let mut list = [core::ptr::null_mut(); N];
+        let mut number = 0;
+        while number < attributes.len() {
+            // CAST: sysfs takes a mutable pointer, but does not change the attribute.
+            list[number] = (&raw const attributes[number].0.attr).cast_mut();
+            number += 1;
+        }
+        Self(list, PhantomData)
+    }
+}
+
+/// A directory of attributes of the disks of driver `T`: `struct attribute_group`.
 ///
 /// # Invariants
 ///
-/// `sysfs_create_group()` has added `raw` to `dev`, and it is not removed yet. Its attributes are
-/// those of `_list`.
-pub(crate) struct Group {
-    dev: ARef<Device>,
-    raw: KBox<bindings::attribute_group>,
-    _list: KVec<*mut bindings::attribute>,
+/// The name and the list of attributes are static. The list ends with null, and its attributes are
+/// each a [`DeviceAttribute`] of `T`.
+#[repr(transparent)]
+pub(crate) struct AttributeGroup<T>(bindings::attribute_group, PhantomData<T>);
+
+impl<T: DiskOperations> AttributeGroup<T> {
+    /// Makes the directory `name` with the attributes of `list`.
+    pub(crate) const fn new<const N: usize>(
+        name: &'static CStr,
+        list: &'static AttributeList<T, N>,
+    ) -> Self {
+        // INVARIANT: By its constructor the list has attributes of `T`, and ends with null.
+        Self(
+            bindings::attribute_group {
+                name: kernel::str::as_char_ptr_in_const_context(name),
+                __bindgen_anon_2: bindings::attribute_group__bindgen_ty_2 {
+                    // CAST: sysfs takes a mutable pointer, but does not change the list.
+                    attrs: list.0.as_ptr().cast_mut(),
+                },
+                ..pin_init::zeroed()
+            },
+            PhantomData,
+        )
+    }
 }
 
-// SAFETY: Any thread may remove the group. It owns `raw` and the list, and the name and the
-// attributes are static.
+/// A directory of attributes that was added to a disk. Dropping it removes the directory, and waits
+/// for calls of [`Attribute::show`] and [`MutableAttribute::store`].
+///
+/// # Invariants
+///
+/// `sysfs_create_group()` has added an [`AttributeGroup`] to `dev`, and it is not removed yet. Its
+/// static name is `name`.
+pub(crate) struct Group {
+    dev: ARef<Device>,
+    name: *const c_char,
+}
+
+// SAFETY: Any thread may remove the group, whose name is static, and does not change.
 unsafe impl Send for Group {}
 
 impl Group {
-    /// Adds the directory `name` with `attributes` to `disk`, which must be registered.
+    /// Adds the directory `group` to `disk`, which must be registered.
     ///
     /// May sleep. Fails with `EEXIST` if the directory exists, and with `ENOMEM`.
     pub(crate) fn create<T: DiskOperations>(
         disk: &GenDisk<T>,
-        name: &'static CStr,
-        attributes: &'static [DeviceAttribute<T>],
+        group: &'static AttributeGroup<T>,
     ) -> Result<Self> {
-        let mut list = KVec::with_capacity(attributes.len().saturating_add(1), GFP_KERNEL)?;
-        for attribute in attributes {
-            // CAST: sysfs takes a mutable pointer, but does not change the attribute.
-            let attr = (&raw const attribute.0.attr).cast_mut();
-            list.push(attr, GFP_KERNEL)?;
-        }
-        list.push(core::ptr::null_mut(), GFP_KERNEL)?;
-        let raw = KBox::new(
-            bindings::attribute_group {
-                name: name.as_char_ptr(),
-                __bindgen_anon_2: bindings::attribute_group__bindgen_ty_2 {
-                    attrs: list.as_mut_ptr(),
-                },
-                ..pin_init::zeroed()
-            },
-            GFP_KERNEL,
-        )?;
         let dev = disk.dev();
-        // SAFETY: `dev` keeps the device and its kobject. The group is valid, its list ends with
-        // null, and its attributes are static, and call `show::<T, _>` and `store::<T, _>` on a
-        // disk of `T`.
-        to_result(unsafe { bindings::sysfs_create_group(kobj(&dev), &*raw) })?;
+        // SAFETY: `dev` keeps the device and its kobject. By the type invariant the group is valid,
+        // and its attributes call `show::<T, _>` and `store::<T, _>` on a disk of `T`.
+        to_result(unsafe { bindings::sysfs_create_group(kobj(&dev), &group.0) })?;
         // INVARIANT: The call above has added it.
         Ok(Self {
             dev,
-            raw,
-            _list: list,
+            name: group.0.name,
         })
     }
 }
@@ -240,7 +271,14 @@ fn kobj(dev: &Device) -> *mut bindings::kobject {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the group was added to `dev`, and is not removed yet.
-        unsafe { bindings::sysfs_remove_group(kobj(&self.dev), &*self.raw) };
+        // The removal of the directory removes all that is in it. That is faster than to remove
+        // each attribute before, so the group is given without them.
+        let group = bindings::attribute_group {
+            name: self.name,
+            ..pin_init::zeroed()
+        };
+        // SAFETY: By the type invariant a group of that name was added to `dev`, and is not removed
+        // yet.
+        unsafe { bindings::sysfs_remove_group(kobj(&self.dev), &group) };
     }
 }

@@ -4,10 +4,12 @@
 
 use super::{
     device::LoopDevice,
-    legacy_info::LegacyInfo, //
+    legacy_info::LegacyInfo,
+    sysfs, //
 };
 use crate::{
     blk_mq::{
+        sysfs::AttributeGroup,
         DiskOperations,
         GenDisk,
         Mode,
@@ -40,6 +42,8 @@ use kernel::{
 
 impl DiskOperations for LoopDevice {
     type Queue = LoopQueue;
+
+    const ATTRIBUTES: &'static AttributeGroup<Self> = sysfs::TUNABLES_GROUP;
 
     fn open(disk: &GenDisk<Self>, _mode: Mode) -> Result {
         disk.device().open()

@@ -4,12 +4,10 @@
 
 use super::{
     device::LoopDevice,
-    flags::Flags,
-    sysfs, //
+    flags::Flags, //
 };
 use crate::{
     blk_mq::{
-        sysfs::Group,
         Disk,
         DiskOptions,
         DiskRef,
@@ -82,28 +80,6 @@ pub(crate) struct Parameters {
     pub(crate) tunables: Defaults,
 }
 
-/// A device that is visible to user space. Fields are dropped in the order of their declaration.
-struct Listed {
-    tunables: Option<Group>,
-    disk: Disk<LoopDevice>,
-}
-
-impl Listed {
-    /// Deletes the disk, see [`Disk::delete`].
-    fn delete(self) -> DiskRef<LoopDevice> {
-        drop(self.tunables);
-        self.disk.delete()
-    }
-}
-
-impl core::ops::Deref for Listed {
-    type Target = Disk<LoopDevice>;
-
-    fn deref(&self) -> &Disk<LoopDevice> {
-        &self.disk
-    }
-}
-
 /// All loop devices of the module.
 #[pin_data]
 pub(crate) struct Registry {
@@ -113,7 +89,7 @@ pub(crate) struct Registry {
     /// The device of each number in use; `None` while it is being added or removed. The only lock
     /// that is taken under this one is the snapshot of a device.
     #[pin]
-    table: Mutex<RBTree<u32, Option<Listed>>>,
+    table: Mutex<RBTree<u32, Option<Disk<LoopDevice>>>>,
     /// Removed devices whose disks had other references then. The outermost lock: it is held while
     /// disks are freed.
     #[pin]
@@ -167,7 +143,7 @@ impl Registry {
     }
 
     /// Makes a device visible to other callers under its number, which is reserved.
-    fn list(&self, index: u32, disk: Listed) {
+    fn list(&self, index: u32, disk: Disk<LoopDevice>) {
         match self.table.lock().get_mut(&index) {
             Some(device) => *device = Some(disk),
             // Cannot happen, because only the task that has reserved the number removes it.
@@ -196,7 +172,7 @@ impl Registry {
     }
 
     /// Makes and registers the disk of the unbound device `index`. May sleep.
-    fn make_disk(&self, index: u32) -> Result<Listed> {
+    fn make_disk(&self, index: u32) -> Result<Disk<LoopDevice>> {
         let Parameters {
             prefix,
             part_shift,
@@ -211,7 +187,7 @@ impl Registry {
         let scans = part_shift != 0;
         let minors = 1_u32.checked_shl(part_shift).ok_or(EINVAL)?;
         let queue = LoopQueue::new(prefix, index, tunables)?;
-        let disk = Disk::add(
+        Disk::add(
             tags,
             LoopDevice::new(
                 queue.clone(),
@@ -230,13 +206,7 @@ impl Registry {
                 max_hw_sectors: MAX_HW_SECTORS,
                 max_segments: MAX_SEGMENTS,
             },
-        )?;
-        let tunables = Group::create(&disk, sysfs::TUNABLES_GROUP, sysfs::TUNABLES);
-        Ok(Listed {
-            // The device works without them.
-            tunables: tunables.ok(),
-            disk,
-        })
+        )
     }
 
     /// Removes the device `index`: LOOP_CTL_REMOVE.

@@ -19,6 +19,8 @@ use crate::{
         sysfs::{
             notify,
             Attribute,
+            AttributeGroup,
+            AttributeList,
             DeviceAttribute,
             MutableAttribute,
             Page, //
@@ -37,8 +39,7 @@ use crate::{
 use core::fmt::Write;
 use kernel::prelude::*;
 
-/// The attributes in the directory `loop`.
-pub(crate) const ATTRIBUTES: &[DeviceAttribute<LoopDevice>] = &[
+const BINDING: &[DeviceAttribute<LoopDevice>] = &[
     DeviceAttribute::new::<BackingFile>(),
     DeviceAttribute::new::<Offset>(),
     DeviceAttribute::new::<SizeLimit>(),
@@ -47,11 +48,17 @@ pub(crate) const ATTRIBUTES: &[DeviceAttribute<LoopDevice>] = &[
     DeviceAttribute::new::<Dio>(),
 ];
 
-/// The directory of the attributes that only this driver has.
-pub(crate) const TUNABLES_GROUP: &CStr = c"rnull_loop";
+const BINDING_LIST: &AttributeList<LoopDevice, { BINDING.len() + 1 }> =
+    &AttributeList::new(BINDING);
 
-/// The attributes in that directory.
-pub(crate) const TUNABLES: &[DeviceAttribute<LoopDevice>] = &[
+/// The directory of the attributes of a bound device.
+pub(super) const BINDING_GROUP: &AttributeGroup<LoopDevice> =
+    &AttributeGroup::new(c"loop", BINDING_LIST);
+
+/// The name of the directory of the attributes that only this driver has.
+const TUNABLES_NAME: &CStr = c"rnull_loop";
+
+const TUNABLES: &[DeviceAttribute<LoopDevice>] = &[
     DeviceAttribute::new_mutable::<Inline>(),
     DeviceAttribute::new_mutable::<Remap>(),
     DeviceAttribute::new_mutable::<Extents>(),
@@ -62,6 +69,13 @@ pub(crate) const TUNABLES: &[DeviceAttribute<LoopDevice>] = &[
     DeviceAttribute::new::<State>(),
     DeviceAttribute::new::<Stats>(),
 ];
+
+const TUNABLES_LIST: &AttributeList<LoopDevice, { TUNABLES.len() + 1 }> =
+    &AttributeList::new(TUNABLES);
+
+/// That directory.
+pub(super) const TUNABLES_GROUP: &AttributeGroup<LoopDevice> =
+    &AttributeGroup::new(TUNABLES_NAME, TUNABLES_LIST);
 
 macro_rules! attributes {
     ($($(#[$doc:meta])* $name:ident, $file:literal: $show:expr;)*) => {$(
@@ -209,7 +223,7 @@ impl Attribute<LoopDevice> for State {
 /// change, nothing is done, because each notification takes a work item.
 pub(super) fn notify_state(disk: &GenDisk<LoopDevice>) {
     if disk.device().is_state_polled() {
-        notify(disk, TUNABLES_GROUP, State::NAME);
+        notify(disk, TUNABLES_NAME, State::NAME);
     }
 }
 

@@ -35,13 +35,13 @@ class DiskEvents(Events):
             events.append(" ".join([event["ACTION"], what.replace(self.name, "disk"), *more]))
         return events
 
-    def changed(self):
+    def changed(self, action="change"):
         """Waits for an event of the disk, to act upon it at once."""
         self.socket.settimeout(20)
         # Runs before any later change of the device.
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         message = b""
-        while not message.startswith(f"change@/devices/virtual/block/{self.name}\0".encode()):
+        while not message.startswith(f"{action}@/devices/virtual/block/{self.name}\0".encode()):
             message = self.socket.recv(65536)
         self.socket.setblocking(False)
 
@@ -536,6 +536,27 @@ def add_remove():
     events.expect("REMOVE", "remove disk")
     equal("REMOVE", control(CTL_REMOVE, 50), "-ENODEV")
     events.expect("REMOVE again")
+
+
+@check(
+    "a task that acts upon the event of a new disk finds its tunables",
+    better="the C driver has none",
+)
+def tunables_there():
+    events, found = DiskEvents("/dev/loop50"), []
+
+    def look():
+        events.changed("add")
+        found.append(os.path.exists("/sys/block/loop50/rnull_loop/enospc"))
+
+    for _ in range(20):
+        listener = threading.Thread(target=look)
+        listener.start()
+        equal("ADD", control(CTL_ADD, 50), 50)
+        listener.join()
+        equal("REMOVE", control(CTL_REMOVE, 50), 0)
+        events.take()
+    equal("found", found, [True] * 20)
 
 
 stop_udev()

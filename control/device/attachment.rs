@@ -208,7 +208,7 @@ impl LoopDevice {
     /// Adds the directory of attributes to sysfs. May sleep. Caller holds `state`, so that an
     /// opener, which waits for `state`, finds the directory.
     fn create_attributes(&self, disk: &GenDisk<Self>) {
-        match Group::create(disk, c"loop", sysfs::ATTRIBUTES) {
+        match Group::create(disk, sysfs::BINDING_GROUP) {
             Ok(group) => *self.attributes.lock() = Some(group),
             // The device works without them.
             Err(error) => pr_warn!(
