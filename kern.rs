@@ -9,6 +9,7 @@ pub(crate) mod atomic;
 pub(crate) mod bdev;
 pub(crate) mod bvec;
 pub(crate) mod compat;
+pub(crate) mod counters;
 pub(crate) mod ffi;
 pub(crate) mod file;
 pub(crate) mod gate;

@@ -147,7 +147,8 @@ impl core::ops::DerefMut for StateGuard<'_> {
 
 impl StateGuard<'_> {
     /// Publishes a snapshot of the state as it is now.
-    fn publish_snapshot(&self) {
+    fn publish_snapshot(&mut self) {
+        self.changed = false;
         let new = self.guard.map(Snapshot::of);
         let old = core::mem::replace(&mut *self.device.snapshot.lock(), new);
         // Dropped outside the spinlock, because it may have the last reference to the file.

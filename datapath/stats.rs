@@ -22,16 +22,13 @@ use crate::{
         StartedRequest,
         Status, //
     },
-    kern::compat::EOPNOTSUPP,
-};
-use core::fmt;
-use kernel::{
-    prelude::*,
-    sync::atomic::{
-        ordering::Relaxed,
-        Atomic, //
+    kern::{
+        compat::EOPNOTSUPP,
+        counters::Counters, //
     },
 };
+use core::fmt;
+use kernel::prelude::*;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $counter:ident, $name:literal;)*) => {
@@ -133,12 +130,12 @@ impl Counter {
 }
 
 /// The counters of a CPU.
-pub(super) struct Stats([Atomic<u64>; NAMES.len()]);
+pub(super) struct Stats(Counters<{ NAMES.len() }>);
 
 impl Stats {
     /// Makes counters that are 0.
     pub(super) fn new() -> Self {
-        Self([const { Atomic::new(0) }; NAMES.len()])
+        Self(Counters::new())
     }
 
     /// Counts a request that was routed. Any context, including hard IRQ.
@@ -154,16 +151,12 @@ impl Stats {
     }
 
     fn add(&self, counter: Counter) {
-        if let Some(counter) = self.0.get(counter as usize) {
-            counter.add(1, Relaxed);
-        }
+        self.0.increment(counter as usize);
     }
 
     /// Sets all counters to 0. Any context.
     pub(super) fn reset(&self) {
-        for counter in &self.0 {
-            counter.store(0, Relaxed);
-        }
+        self.0.reset();
     }
 }
 
@@ -206,10 +199,8 @@ pub(super) fn show<'a>(
     out: &mut impl fmt::Write,
 ) -> fmt::Result {
     for (index, name) in NAMES.iter().enumerate() {
-        let counters = all.clone().filter_map(|stats| stats.0.get(index));
-        let sum = counters.fold(0_u64, |sum, counter| {
-            sum.wrapping_add(counter.load(Relaxed))
-        });
+        let counters = all.clone().map(|stats| stats.0.get(index));
+        let sum = counters.fold(0_u64, u64::wrapping_add);
         writeln!(out, "{name} {sum}")?;
     }
     Ok(())

@@ -14,8 +14,7 @@ use super::{
     },
     target::{
         alignment,
-        LoopQueue,
-        Target, //
+        LoopQueue, //
     },
 };
 use crate::{
@@ -352,7 +351,7 @@ fn submit_alone(rq: StartedRequest<LoopQueue>, position: u64) {
     let suspended = leasing.as_ref().map(|leasing| leasing.suspend());
     let unsynced = leasing.as_ref().map(|leasing| leasing.close_syncs());
     // Bios to a block device do not invalidate its page cache.
-    drop_page_cache(rq.backend());
+    rq.backend().file.drop_page_cache();
     let errors = ErrseqCursor::from_now(&rq.backend().file);
     let Some((rq, mut result)) = request::transfer_buffered(rq, position) else {
         return;
@@ -365,7 +364,7 @@ fn submit_alone(rq: StartedRequest<LoopQueue>, position: u64) {
         let written = written.and_then(|()| errors.check(file));
         result = result.and_then(|bytes| written.map(|()| bytes));
     }
-    drop_page_cache(rq.backend());
+    rq.backend().file.drop_page_cache();
     // Before the map can have the blocks.
     rq.backend().note_change(&rq);
     drop(unsynced);
@@ -378,12 +377,6 @@ fn submit_alone(rq: StartedRequest<LoopQueue>, position: u64) {
         rq.queue_revalidation();
     }
     rq.operation_done(result);
-}
-
-fn drop_page_cache(target: &Target) {
-    if target.file.is_cached() {
-        target.file.drop_page_cache();
-    }
 }
 
 /// Serves a discard or a write of zeroes; other operations fail. May sleep.

@@ -471,6 +471,10 @@ impl BackingFile for File {
     }
 
     fn drop_page_cache(&self) {
+        // The call would visit what it remembers of pages that are gone.
+        if !self.is_cached() {
+            return;
+        }
         // SAFETY: An open file has a mapping, which lives as long as the file is open. Pages with
         // other users are safe: the call locks and unmaps each page, and keeps it if it is dirty or
         // if its buffers cannot be released. Then it returns an error, which is ignored.
