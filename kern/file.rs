@@ -7,8 +7,7 @@
 
 use super::{
     bdev::BlockDevice,
-    ffi,
-    task::IoWorkerScope, //
+    ffi, //
 };
 use core::ptr::NonNull;
 use kernel::{
@@ -22,6 +21,11 @@ use kernel::{
         LocalFile, //
     },
     prelude::*,
+    rbtree::{
+        Entry,
+        RBTree,
+        RBTreeNodeReservation, //
+    },
     sync::{
         aref::ARef,
         atomic::{
@@ -570,8 +574,6 @@ impl PrivateFile {
 
 /// A mapping whose GFP mask was changed.
 pub(crate) struct NoIoEntry {
-    /// The address of the mask, which identifies the mapping.
-    mask: usize,
     /// The number of [`NoIoMapping`] for the mapping.
     users: usize,
     /// The mask before the change.
@@ -579,8 +581,9 @@ pub(crate) struct NoIoEntry {
 }
 
 global_lock! {
+    /// The mappings whose masks were changed, by the address of the mask; `None` before the first.
     // SAFETY: Initialized in the module initializer before first use.
-    pub(crate) unsafe(uninit) static NO_IO_MAPPINGS: Mutex<KVec<NoIoEntry>> = KVec::new();
+    pub(crate) unsafe(uninit) static NO_IO_MAPPINGS: Mutex<Option<RBTree<usize, NoIoEntry>>> = None;
 }
 
 /// A restriction of page cache allocations for a file: while this lives, they start no I/O and
@@ -598,25 +601,27 @@ impl NoIoMapping {
     /// May sleep. Fails with `ENOMEM`.
     pub(crate) fn new(file: ARef<File>) -> Result<Self> {
         let mask = Self::mask(&file);
-        let mut table = NO_IO_MAPPINGS.lock();
-        if let Some(entry) = table.iter_mut().find(|entry| entry.mask == mask as usize) {
-            entry.users = entry.users.saturating_add(1);
-        } else {
-            // SAFETY: `file` keeps its mapping, so the mask is valid for reads. C code accesses it
-            // as a plain word, too.
-            let old = unsafe { mask.read_volatile() };
-            let entry = NoIoEntry {
-                mask: mask as usize,
-                users: 1,
-                old,
-            };
-            // Other devices need the lock. If this allocation waited for their I/O, both would
-            // deadlock.
-            let _noio = IoWorkerScope::enter();
-            table.push(entry, GFP_KERNEL)?;
-            // SAFETY: `file` keeps its mapping, so the mask is valid for writes. The lock excludes
-            // other writers of this module.
-            unsafe { mask.write_volatile(old & !(ffi::__GFP_IO | ffi::__GFP_FS)) };
+        // Before the lock, which other devices need: deadlock, if an allocation under it waited for
+        // their I/O.
+        let node = RBTreeNodeReservation::new(GFP_KERNEL)?;
+        let mut mappings = NO_IO_MAPPINGS.lock();
+        match mappings
+            .get_or_insert_with(RBTree::new)
+            .entry(mask as usize)
+        {
+            Entry::Occupied(mut entry) => {
+                let entry = entry.get_mut();
+                entry.users = entry.users.saturating_add(1);
+            }
+            Entry::Vacant(entry) => {
+                // SAFETY: `file` keeps its mapping, so the mask is valid for reads. C code accesses
+                // it as a plain word, too.
+                let old = unsafe { mask.read_volatile() };
+                entry.insert(NoIoEntry { users: 1, old }, node);
+                // SAFETY: `file` keeps its mapping, so the mask is valid for writes. The lock
+                // excludes other writers of this module.
+                unsafe { mask.write_volatile(old & !(ffi::__GFP_IO | ffi::__GFP_FS)) };
+            }
         }
         // INVARIANT: The entry was added or incremented above.
         Ok(Self(file))
@@ -632,21 +637,20 @@ impl NoIoMapping {
 impl Drop for NoIoMapping {
     fn drop(&mut self) {
         let mask = Self::mask(&self.0);
-        let mut table = NO_IO_MAPPINGS.lock();
-        table.retain(|entry| {
-            if entry.mask == mask as usize {
-                entry.users = entry.users.saturating_sub(1);
-                if entry.users == 0 {
-                    // SAFETY: The file keeps its mapping, so the mask is valid for writes. The lock
-                    // excludes other writers of this module.
-                    unsafe { mask.write_volatile(entry.old) };
-                }
-            }
-            entry.users != 0
-        });
-        // A static is never dropped, so free the memory of an empty table.
-        if table.is_empty() {
-            *table = KVec::new();
+        let mut mappings = NO_IO_MAPPINGS.lock();
+        let mappings = mappings.as_mut();
+        // By the type invariant there is an entry.
+        let Some(mut entry) = mappings.and_then(|mappings| mappings.find_mut(&(mask as usize)))
+        else {
+            return;
+        };
+        let NoIoEntry { users, old } = entry.get_mut();
+        *users = users.saturating_sub(1);
+        if *users == 0 {
+            // SAFETY: The file keeps its mapping, so the mask is valid for writes. The lock
+            // excludes other writers of this module.
+            unsafe { mask.write_volatile(*old) };
+            entry.remove();
         }
     }
 }
