@@ -231,9 +231,13 @@ pub(crate) trait BackingFile {
     /// Returns a cursor behind the writeback errors that this `struct file` has reported:
     /// `f_wb_err`.
     fn wb_err_cursor(&self) -> ErrseqCursor;
-    /// Fails if no opener of the file has seen its last writeback error. Otherwise syncs through
-    /// this `struct file` do not report that error: the device does, by a cursor of its own.
+    /// Fails if no opener of the file has seen its last writeback error. Otherwise
+    /// [skips](Self::skip_errors) it: the device reports it, by a cursor of its own.
     fn skip_seen_errors(&self) -> Result;
+    /// Does what a sync does that has nothing to write: from here on, syncs through this `struct
+    /// file` and the waits of direct I/O do not report the writeback errors of the past. Does not
+    /// sleep.
+    fn skip_errors(&self);
     /// Drops the page cache of the file, also pages that are mapped: `invalidate_inode_pages2()`.
     /// Waits for pages that are locked or under writeback. May sleep.
     ///
@@ -469,9 +473,13 @@ impl BackingFile for File {
         // A sample is 0 if the error is unseen.
         // SAFETY: `wb_err` is valid; the calls access it atomically.
         to_result(unsafe { bindings::errseq_check(wb_err, bindings::errseq_sample(wb_err)) })?;
+        self.skip_errors();
+        Ok(())
+    }
+
+    fn skip_errors(&self) {
         // SAFETY: The file is open.
         let _ = unsafe { bindings::file_check_and_advance_wb_err(self.as_ptr()) };
-        Ok(())
     }
 
     fn drop_page_cache(&self) {
