@@ -42,6 +42,15 @@ def module_text():
     return min(addresses), max(addresses) + 4096
 
 
+def kernel_text(function):
+    """Returns the range of addresses of a function of the kernel."""
+    with open("/proc/kallsyms", encoding="ascii") as file:
+        lines = [line.split() for line in file]
+    symbols = sorted((int(line[0], 16), line[2]) for line in lines if line[1] in "tT")
+    start = next(address for address, name in symbols if name == function)
+    return start, next(address for address, _ in symbols if address > start)
+
+
 def select(allocations, copies):
     """Selects the ranges of addresses whose callees may fail."""
     for kinds, (start, end) in ((KINDS, allocations), (["fail_usercopy"], copies)):
@@ -549,6 +558,9 @@ def loading():
     unload()
     # The module's code has no address yet.
     select(EVERYWHERE, NOWHERE)
+    # The kernel warns if it has no memory for the fields of a tracepoint.
+    for knob, address in zip(("reject-start", "reject-end"), kernel_text("event_define_fields")):
+        set_knob(knob, hex(address))
     with Fd(MODULE, os.O_RDONLY) as file:
         try:
             each_fault(lambda: load_module(file), loaded)
