@@ -123,7 +123,7 @@ impl Opened {
         }
         caps.update_dio(name, &file, &mut settings);
         if let Some(leasing) = &leasing {
-            leasing.init_alignment(bypass_alignment(&settings, block_size));
+            leasing.set_alignment(bypass_alignment(&settings, block_size));
         }
         // Made before the file is synced, so that flushes of the device report errors of that sync.
         let target = caps.target(file.clone(), leasing, &settings, block_size);

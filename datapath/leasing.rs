@@ -690,7 +690,8 @@ impl Leasing {
     /// leases are taken anew if it changes. No request is in flight.
     pub(crate) fn set_alignment(self: &Arc<Self>, alignment: Option<u32>) {
         let alignment = alignment.unwrap_or(u32::MAX);
-        if self.alignment.xchg(alignment, Relaxed) != alignment {
+        let changed = self.alignment.xchg(alignment, Relaxed) != alignment;
+        if changed && self.started.load(Relaxed) {
             self.renew();
         }
     }
@@ -1016,17 +1017,10 @@ impl LeasedFile {
     /// before anything is known.
     pub(crate) const MAX_SIZE: u64 = 16 << 40;
 
-    /// Makes the leasing of a file, which no request may bypass yet. May sleep. Fails with
-    /// `ENOMEM`.
+    /// Makes the leasing of a file, which no request may bypass until an
+    /// [alignment](Leasing::set_alignment) is set. May sleep. Fails with `ENOMEM`.
     pub(crate) fn new(file: BlockFile) -> Result<Self> {
         Leasing::new(file).map(Self)
-    }
-
-    /// Sets the alignment of requests in the file before the first request, see
-    /// [`Leasing::set_alignment`]. There is no lease to take anew.
-    pub(crate) fn init_alignment(&self, alignment: Option<u32>) {
-        let alignment = alignment.unwrap_or(u32::MAX);
-        self.0.alignment.store(alignment, Relaxed);
     }
 }
 
